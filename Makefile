@@ -1,0 +1,44 @@
+# make run    the embedded default, end to end        make test   lint and all tests
+# make fmt    format everything                       make rulegraph   redraw the README's picture
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= all
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.PHONY: setup run test lint fmt rulegraph clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: requirements.txt requirements-dev.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+run: setup
+	snakemake --configfile config/demo.yaml --cores $(CORES)
+	@cat results/logs/summarise.log
+	@echo "SAEs: results/saes/    evaluations: results/evaluations/    table: results/summary.csv"
+	@echo "Page to look at: $(CURDIR)/results/report.html"
+
+lint: setup
+	ruff check .
+	ruff format --check .
+	snakefmt --check workflow
+	snakemake --configfile config/demo.yaml --lint
+
+test: lint
+	python -m pytest
+
+fmt: setup
+	ruff check --fix .
+	ruff format .
+	snakefmt workflow
+
+rulegraph: setup
+	python tests/tools/rulegraph.py > docs/rulegraph.svg
+
+clean:
+	rm -rf results .snakemake

@@ -1,0 +1,382 @@
+"""The language model: load it, read activations at hooks, stop early, resume from a layer.
+
+Hooks are named as in TransformerLens. Its architecture adapter says which module of the Hugging
+Face model a name stands for, and the model's own forward (with fused attention) does the work:
+the same numbers as `TransformerBridge`, whose eager attention is slower.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sae_core.errors import SAEError
+from sae_core.naming import hook_spec
+from sae_core.train_config import ModelConfig
+
+
+class Hook(NamedTuple):
+    """An activation of the model: `hook_name` in block `layer`."""
+
+    layer: int
+    hook_name: str
+
+    @property
+    def spec(self) -> str:
+        """`blocks.<layer>.<hook_name>`"""
+        return hook_spec(self.layer, self.hook_name)
+
+    @classmethod
+    def parse(cls, spec: str) -> "Hook":
+        """The hook of a full name `blocks.<layer>.<hook_name>`."""
+        _, layer, hook_name = spec.split(".", 2)
+        return cls(int(layer), hook_name)
+
+
+class _Site(NamedTuple):
+    """Where a hook sits: the input or the output of a module."""
+
+    module: nn.Module
+    is_input: bool
+
+
+class _Reached(Exception):
+    """The last hooked module has run; the rest of the forward pass is not needed."""
+
+
+def pick_device(device: str) -> torch.device:
+    """The device of that name; `auto` is CUDA, then MPS, then the CPU.
+
+    Raises:
+        SAEError: this machine does not have it.
+    """
+    available = {
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+        "cpu": True,
+    }
+    if device == "auto":
+        device = next(name for name, there in available.items() if there)
+    if not available[device]:
+        there = ", ".join(name for name, has in available.items() if has)
+        raise SAEError(f"--device {device}: not available here; this machine has {there}")
+    return torch.device(device)
+
+
+def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """The number format of that name; `auto` is bfloat16 where the hardware multiplies it fast
+    (AVX512-BF16 or AMX on a CPU, bf16 tensor cores on CUDA) and float32 elsewhere."""
+    if dtype != "auto":
+        return getattr(torch, dtype)
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+    if device.type == "cpu":
+        can = torch.cpu.get_capabilities()
+        fast = can.get("avx512_bf16", False) or can.get("amx_bf16", False)
+        return torch.bfloat16 if fast else torch.float32
+    return torch.float32
+
+
+class LanguageModel:
+    """A causal language model without gradients of its own.
+
+    Args:
+        model: a Hugging Face causal language model.
+        tokenizer: its tokenizer.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self._component = _block_component(model.config, type(model).__name__)
+        self._blocks: nn.ModuleList = model.get_submodule(self._component.name)
+        self.n_layers = len(self._blocks)
+        self.d_model: int = model.config.get_text_config().hidden_size
+        self.device = next(model.parameters()).device
+        self.dtype: torch.dtype = model.dtype
+        self._blocks_give_tuples = False
+        self._blocks[0].register_forward_hook(self._note_block_output)
+
+    @classmethod
+    def load(cls, config: ModelConfig, device: torch.device) -> "LanguageModel":
+        """Load the model and tokenizer of a Hub id or a local directory.
+
+        Raises:
+            SAEError: it cannot be found or loaded.
+        """
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        options = _hub_options(config)
+        dtype = pick_dtype(config.model_dtype, device)
+        quantization = _four_bit(dtype, device) if config.load_in_4bit else None
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(config.model_name, **options)
+            model = AutoModelForCausalLM.from_pretrained(
+                config.model_name,
+                dtype=dtype,
+                quantization_config=quantization,
+                device_map=device,
+                **options,
+            )
+        except (OSError, ValueError) as error:
+            raise _cannot_load(config.model_name, error) from error
+        return cls(model, tokenizer)
+
+    @torch.no_grad()
+    def activations(self, tokens: Tensor, hooks: Sequence[Hook]) -> dict[Hook, Tensor]:
+        """(B, L) tokens -> (B, L, D) activations at each hook, in one pass that stops at the last.
+
+        No logits, no cache, and no padding: every token counts.
+        """
+        found: dict[Hook, Tensor] = {}
+        with self._recording(hooks, found):
+            try:
+                self.model(tokens.to(self.device), use_cache=False)
+            except _Reached:
+                pass
+        return found
+
+    @torch.no_grad()
+    def logits(
+        self, tokens: Tensor, hooks: Sequence[Hook] = ()
+    ) -> tuple[Tensor, dict[Hook, Tensor]]:
+        """(B, L) tokens -> (B, L, V) logits, and the activations at `hooks` on the way."""
+        found: dict[Hook, Tensor] = {}
+        with self._recording(hooks, found, stop=False):
+            return self.model(tokens.to(self.device), use_cache=False).logits, found
+
+    def resume(
+        self,
+        tokens: Tensor,
+        residual: Tensor,
+        hook: Hook,
+        value: Tensor,
+        hooks: Sequence[Hook] = (),
+    ) -> tuple[Tensor, dict[Hook, Tensor]]:
+        """Logits when the (B, L, D) activations at `hook` are replaced by `value`, and the
+        activations at `hooks`, without running the blocks before the hook again.
+
+        `residual` is what the clean pass had at `resume_point(hook)`. Gradients flow to `value`.
+        """
+        found: dict[Hook, Tensor] = {}
+        with ExitStack() as stack:
+            if hook.hook_name == "hook_resid_post":
+                stack.enter_context(self._skipping(hook.layer + 1, value))
+            else:
+                stack.enter_context(self._skipping(hook.layer, residual))
+                stack.enter_context(self._replacing(self._site(hook), value))
+                if hook.hook_name == "hook_resid_mid":
+                    stack.enter_context(self._replacing_skip_path(hook, value))
+            stack.enter_context(self._recording(hooks, found, stop=False))
+            return self.model(tokens.to(self.device), use_cache=False).logits, found
+
+    def _note_block_output(self, _: Any, args: tuple, output: Any) -> None:
+        self._blocks_give_tuples = isinstance(output, tuple)
+
+    def _site(self, hook: Hook) -> _Site:
+        *parts, side = _hook_paths(self._component)[hook.hook_name].split(".")
+        module, component = self._blocks[hook.layer], self._component
+        for part in parts:
+            component = component.submodules[part]
+            module = module.get_submodule(component.name)
+        return _Site(module, side == "hook_in")
+
+    @contextmanager
+    def _recording(
+        self, hooks: Sequence[Hook], found: dict[Hook, Tensor], stop: bool = True
+    ) -> Iterator[None]:
+        def record(hook: Hook, value: Tensor) -> None:
+            found[hook] = value
+            if stop and len(found) == len(set(hooks)):
+                raise _Reached
+
+        with ExitStack() as stack:
+            for hook in set(hooks):
+                site = self._site(hook)
+                if site.is_input:
+                    handle = site.module.register_forward_pre_hook(
+                        lambda _, args, kwargs, hook=hook: record(hook, _input(args, kwargs)),
+                        with_kwargs=True,
+                    )
+                else:
+                    handle = site.module.register_forward_hook(
+                        lambda _, args, output, hook=hook: record(hook, _output(output))
+                    )
+                stack.callback(handle.remove)
+            yield
+
+    @contextmanager
+    def _replacing(self, site: _Site, value: Tensor) -> Iterator[None]:
+        def new_input(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+            if args:
+                return (value.to(args[0].dtype), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": value.to(kwargs["hidden_states"].dtype)}
+
+        def new_output(_: Any, args: tuple, output: Any) -> Any:
+            if isinstance(output, tuple):
+                return (value.to(output[0].dtype), *output[1:])
+            return value.to(output.dtype)
+
+        if site.is_input:
+            handle = site.module.register_forward_pre_hook(new_input, with_kwargs=True)
+        else:
+            handle = site.module.register_forward_hook(new_output)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @contextmanager
+    def _replacing_skip_path(self, hook: Hook, value: Tensor) -> Iterator[None]:
+        """The residual in mid-block also goes past the MLP: replace it in the block's sum."""
+        block, clean = self._blocks[hook.layer], {}
+        before = self._site(hook).module.register_forward_pre_hook(
+            lambda _, args: clean.update(mid=args[0]), prepend=True
+        )
+
+        def correct(_: Any, args: tuple, output: Any) -> Any:
+            total = _output(output) + (value - clean["mid"]).to(_output(output).dtype)
+            return (total, *output[1:]) if isinstance(output, tuple) else total
+
+        after = block.register_forward_hook(correct, prepend=True)
+        try:
+            yield
+        finally:
+            before.remove()
+            after.remove()
+
+    @contextmanager
+    def _skipping(self, n_blocks: int, residual: Tensor) -> Iterator[None]:
+        """The first `n_blocks` blocks do nothing, and the residual behind them is `residual`."""
+        skipped = list(self._blocks)[:n_blocks]
+        value = residual.to(self.dtype)
+        given = (value,) if self._blocks_give_tuples else value
+        before = [block.__dict__.get("forward") for block in skipped]
+        for block in skipped:
+            block.forward = lambda *_, **__: given
+        try:
+            yield
+        finally:
+            for block, forward in zip(skipped, before, strict=True):
+                if forward is None:
+                    del block.forward
+                else:  # what a device map put there
+                    block.forward = forward
+
+
+def resume_point(hook: Hook) -> Hook:
+    """What the clean pass has to record so that `LanguageModel.resume` can start at `hook`."""
+    return hook._replace(hook_name="hook_resid_pre")
+
+
+class ModelFacts(NamedTuple):
+    """What is known of a model before its weights are loaded."""
+
+    n_layers: int
+    d_model: int
+    commit: str | None
+    """Of the Hub's repository; None for a local directory."""
+    hook_names: tuple[str, ...]
+
+
+def check_hook(hook: Hook, n_layers: int, hook_names: Sequence[str]) -> Hook:
+    """`hook`, when a model with `n_layers` layers and these hooks has it.
+
+    Raises:
+        SAEError: no such layer or hook.
+    """
+    if not 0 <= hook.layer < n_layers:
+        raise SAEError(f"--hook-layer {hook.layer}: the model's layers are 0 to {n_layers - 1}")
+    if hook.hook_name not in hook_names:
+        raise SAEError(f"--hook-name {hook.hook_name}: this model has {', '.join(hook_names)}")
+    return hook
+
+
+def model_facts(config: ModelConfig) -> ModelFacts:
+    """Read a model's configuration, from the Hub or a local directory.
+
+    Raises:
+        SAEError: there is no such model, or TransformerLens does not know its architecture.
+    """
+    from transformers import AutoConfig
+
+    name = config.model_name
+    path = Path(name).expanduser()
+    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
+        raise SAEError(f"--model-name {name}: no such directory")
+    try:
+        found = AutoConfig.from_pretrained(name, **_hub_options(config))
+        text = found.get_text_config()
+        n_layers, d_model = text.num_hidden_layers, text.hidden_size
+        architecture = found.architectures[0]
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise _cannot_load(name, error) from error
+    hook_names = _hook_paths(_block_component(found, architecture))
+    commit = None if path.is_dir() else found._commit_hash
+    return ModelFacts(n_layers, d_model, commit, tuple(sorted(hook_names)))
+
+
+def _hub_options(config: ModelConfig) -> dict[str, Any]:
+    return {
+        "revision": config.revision or "main",
+        "trust_remote_code": config.trust_remote_code,
+    }
+
+
+def _cannot_load(name: str, error: Exception) -> SAEError:
+    reason = " ".join(str(error).split())[:300]
+    return SAEError(
+        f"--model-name {name}: cannot be loaded; give a Hub id or a model's directory ({reason})"
+    )
+
+
+def _hook_paths(component: Any) -> dict[str, str]:
+    """The hooks that are the input or output of a module, and where: `ln2.hook_in`."""
+    return {
+        name: path
+        for name, path in component.hook_aliases.items()
+        if path.split(".")[-1] in ("hook_in", "hook_out")
+    }
+
+
+def _input(args: tuple, kwargs: dict) -> Tensor:
+    return args[0] if args else kwargs["hidden_states"]
+
+
+def _output(output: Any) -> Tensor:
+    return output[0] if isinstance(output, tuple) else output
+
+
+def _block_component(config: Any, architecture: str) -> Any:
+    """TransformerLens's description of a model's blocks: where each hook name points."""
+    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
+    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+
+    name = config.name_or_path
+    bridge_config = build_bridge_config_from_hf(config, architecture, name, torch.float32)
+    try:
+        adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
+    except ValueError as error:
+        raise SAEError(
+            f"--model-name {name}: TransformerLens does not know {architecture}; choose a model "
+            "that it supports"
+        ) from error
+    return adapter.component_mapping["blocks"]
+
+
+def _four_bit(dtype: torch.dtype, device: torch.device) -> Any:
+    if device.type != "cuda":
+        raise SAEError(f"--load-in-4bit: needs a CUDA GPU, and the device is {device.type}")
+    try:
+        import bitsandbytes  # noqa: F401
+    except ImportError as error:
+        raise SAEError(
+            "--load-in-4bit: needs bitsandbytes; install it with `pip install 'sae-core[4bit]'` "
+            "or leave the option out"
+        ) from error
+    from transformers import BitsAndBytesConfig
+
+    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)

@@ -1,0 +1,285 @@
+"""Where the trainer's batches come from: one pass of the model into shards, or the model itself.
+
+Both sources read the same windows in the same order through the same shuffle, so that with equal
+settings they give the same batches. One epoch is one pass over the windows in a random order;
+about `SHUFFLE_TOKENS` activations at a time are gathered from them and shuffled.
+
+A shard is a folder: `manifest.json`, and for each hook one file of raw activations
+(windows, positions, D) for training and one for validation, read back memory-mapped.
+"""
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.token_windows import TokenWindows
+from sae_core.errors import SAEError
+from sae_core.seeding import generator
+
+SHUFFLE_TOKENS = 2**18
+"""Activations that are shuffled together, at least (or all there are)."""
+
+Parts = dict[str, int]
+"""Windows in each part of a shard: `train` and `validation`."""
+
+
+class ActivationSource(ABC):
+    """Batches of activations at one hook, in an order that depends on seed and epoch alone.
+
+    Args:
+        n_train, n_validation: windows.
+        positions: activations a window gives.
+        tokens_per_step: activations in a training batch.
+        seed: of the order.
+    """
+
+    def __init__(
+        self, n_train: int, n_validation: int, positions: int, tokens_per_step: int, seed: int
+    ) -> None:
+        self.n_train, self.n_validation, self.positions = n_train, n_validation, positions
+        self.tokens_per_step, self.seed = min(tokens_per_step, n_train * positions), seed
+
+    @abstractmethod
+    def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
+        """(W, positions, D) activations of the windows `indices` (W,) of a part."""
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Whole batches in an epoch; what is left over differs from epoch to epoch."""
+        return self.n_train * self.positions // self.tokens_per_step
+
+    @property
+    def shuffle_windows(self) -> int:
+        """Windows whose activations are shuffled together."""
+        return min(self.n_train, -(-SHUFFLE_TOKENS // self.positions))
+
+    def train_batches(self, epoch: int) -> Iterator[Tensor]:
+        """(tokens_per_step, D) batches of one epoch, in the model's number format."""
+        order = torch.randperm(self.n_train, generator=generator(self.seed, "order", epoch))
+        left_over: list[Tensor] = []
+        for number, indices in enumerate(order.split(self.shuffle_windows)):
+            rows = self.read("train", epoch, indices).flatten(0, 1)
+            draw = generator(self.seed, "shuffle", epoch, number)
+            rows = rows[torch.randperm(len(rows), generator=draw)]
+            *batches, last = torch.cat([*left_over, rows]).split(self.tokens_per_step)
+            yield from batches
+            left_over = [last]
+        if len(last) == self.tokens_per_step:
+            yield last
+
+    def validation_batches(self) -> Iterator[Tensor]:
+        """(at most tokens_per_step, D) batches of the validation windows, always the same."""
+        per_batch = max(1, self.tokens_per_step // self.positions)
+        for indices in torch.arange(self.n_validation).split(per_batch):
+            if len(indices):
+                yield self.read("validation", 0, indices).flatten(0, 1)
+
+
+class StreamingSource(ActivationSource):
+    """Straight from the model: nothing on disk, new crops every epoch.
+
+    Args:
+        batch_size: windows in a forward pass.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        windows: TokenWindows,
+        hook: Hook,
+        *,
+        batch_size: int,
+        tokens_per_step: int,
+        seed: int,
+    ) -> None:
+        super().__init__(
+            windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed
+        )
+        self.model, self.windows, self.hook = model, windows, hook
+        self.batch_size = batch_size
+
+    def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
+        if part == "train":
+            tokens = self.windows.train(epoch, indices)
+        else:
+            tokens = self.windows.validation()[indices]
+        return torch.cat(
+            [
+                self.model.activations(batch, [self.hook])[self.hook][:, 1:]
+                for batch in tokens.split(self.batch_size)
+            ]
+        )
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard folder holds."""
+
+    hooks: list[str]
+    dtype: str
+    d_in: int
+    positions: int
+    passes: int
+    windows: Parts
+    """Windows of this shard, by part; training windows are numbered pass after pass."""
+    first: Parts
+    """The number of its first window, by part."""
+    windows_per_pass: int
+    bos: int | None
+    """The token that windows begin with, if any."""
+
+    def save(self, path: Path) -> None:
+        """Write the manifest as JSON."""
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read a shard's manifest.
+
+        Raises:
+            SAEError: it is missing or not one of ours.
+        """
+        try:
+            return cls(**json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise SAEError(
+                f"{folder / 'manifest.json'}: not a readable shard ({error}); harvest again"
+            ) from error
+
+
+def _file(folder: Path, hook_spec: str, part: str) -> Path:
+    return folder / f"{hook_spec}.{part}.bin"
+
+
+def harvest(
+    model: LanguageModel,
+    windows: TokenWindows,
+    hooks: Sequence[Hook],
+    folder: Path,
+    *,
+    batch_size: int,
+    passes: int = 1,
+    shard: int = 0,
+    n_shards: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest:
+    """Write the activations of every window at every hook, in one pass of the model.
+
+    Position 0 is left out: it never trains an SAE. With several shards, each takes a run of whole
+    forward batches, so that together they hold what one would.
+
+    Args:
+        progress: called with the windows done and the windows in all.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    parts = {"train": windows.n_train * passes, "validation": windows.n_validation}
+    runs = {part: _share(n, batch_size, shard, n_shards) for part, n in parts.items()}
+    done, total = 0, sum(stop - start for start, stop in runs.values())
+    for part, (start, stop) in runs.items():
+        files = {hook: _file(folder, hook.spec, part).open("wb") for hook in hooks}
+        for indices in torch.arange(start, stop).split(batch_size):
+            if not len(indices):
+                continue
+            tokens = _window_tokens(windows, part, indices)
+            for hook, activations in model.activations(tokens, hooks).items():
+                rows = activations[:, 1:].cpu().contiguous()
+                files[hook].write(rows.view(torch.uint8).numpy().data)
+            done += len(indices)
+            progress(done, total)
+        for file in files.values():
+            file.close()
+    manifest = Manifest(
+        hooks=[hook.spec for hook in hooks],
+        dtype=str(model.dtype).removeprefix("torch."),
+        d_in=model.d_model,
+        positions=windows.positions,
+        passes=passes,
+        windows={part: stop - start for part, (start, stop) in runs.items()},
+        first={part: start for part, (start, _) in runs.items()},
+        windows_per_pass=windows.n_train,
+        bos=windows.bos,
+    )
+    manifest.save(folder / "manifest.json")
+    return manifest
+
+
+def _share(n: int, batch_size: int, shard: int, n_shards: int) -> tuple[int, int]:
+    batches = -(-n // batch_size)
+    start, stop = (batches * s // n_shards * batch_size for s in (shard, shard + 1))
+    return min(start, n), min(stop, n)
+
+
+def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:
+    if part == "validation":
+        return windows.validation()[indices]
+    pass_index = indices // windows.n_train
+    return torch.cat(
+        [
+            windows.train(int(p), indices[pass_index == p] - int(p) * windows.n_train)
+            for p in pass_index.unique()
+        ]
+    )
+
+
+class CachedSource(ActivationSource):
+    """From the shards of a harvest, memory-mapped. Epoch e reads pass e modulo `passes`.
+
+    Raises:
+        SAEError: the shards are incomplete, damaged or do not hold the hook.
+    """
+
+    def __init__(
+        self, folders: Sequence[Path], hook: Hook, *, tokens_per_step: int, seed: int
+    ) -> None:
+        manifests = [Manifest.load(folder) for folder in folders]
+        first = manifests[0]
+        self.d_in, self.dtype = first.d_in, first.dtype
+        self.passes, self.bos = first.passes, first.bos
+        self._windows_per_pass = first.windows_per_pass
+        self._maps: dict[str, list[tuple[int, Tensor]]] = {"train": [], "validation": []}
+        for folder, manifest in zip(folders, manifests, strict=True):
+            if hook.spec not in manifest.hooks:
+                raise SAEError(f"{folder}: holds no activations of {hook.spec}; harvest again")
+            for part, maps in self._maps.items():
+                maps.append((manifest.first[part], _map(folder, hook.spec, part, manifest)))
+        found = sum(len(rows) for _, rows in self._maps["train"])
+        if found != first.windows_per_pass * first.passes:
+            raise SAEError(
+                f"{folders[0]}: {found} training windows in {len(folders)} shards, expected "
+                f"{first.windows_per_pass * first.passes}; give every shard of the harvest"
+            )
+        n_validation = sum(len(rows) for _, rows in self._maps["validation"])
+        super().__init__(
+            first.windows_per_pass, n_validation, first.positions, tokens_per_step, seed
+        )
+
+    def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
+        if part == "train":
+            indices = indices + epoch % self.passes * self._windows_per_pass
+        pieces = self._maps[part]
+        out = torch.empty(len(indices), *pieces[0][1].shape[1:], dtype=pieces[0][1].dtype)
+        for first, rows in pieces:
+            here = (indices >= first) & (indices < first + len(rows))
+            out[here] = rows[indices[here] - first]
+        return out
+
+
+def _map(folder: Path, hook_spec: str, part: str, manifest: Manifest) -> Tensor:
+    """(windows, positions, D) of a shard's file, memory-mapped."""
+    path = _file(folder, hook_spec, part)
+    shape = (manifest.windows[part], manifest.positions, manifest.d_in)
+    dtype: torch.dtype = getattr(torch, manifest.dtype)
+    n_entries = shape[0] * shape[1] * shape[2]
+    expected = n_entries * dtype.itemsize
+    if not path.is_file() or path.stat().st_size != expected:
+        found = path.stat().st_size if path.is_file() else 0
+        raise SAEError(f"{path}: {found} bytes, expected {expected}; harvest again")
+    if n_entries == 0:
+        return torch.empty(shape, dtype=dtype)
+    return torch.from_file(str(path), shared=False, size=n_entries, dtype=dtype).view(shape)

@@ -1,0 +1,138 @@
+"""Texts become windows of tokens: split, packed end to end, cropped at random for training.
+
+Texts are joined by the end-of-text token, so that no window holds padding. The training stream is
+a ring: pass p begins at a random offset and lays its windows end to end around it, so that a pass
+sees every token at most once, and each pass cuts the text at other places. Held-out windows are
+fixed; even ones validate (early stopping, threshold), odd ones are left for the evaluation.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_core.errors import SAEError
+from sae_core.seeding import generator
+from sae_core.train_config import DataConfig
+
+
+def split_texts(texts: list[str], val_fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """Training and held-out texts, each in the order of `texts`.
+
+    Raises:
+        SAEError: a held-out part is asked for, but there are too few texts for both parts.
+    """
+    n_held_out = round(len(texts) * val_fraction)
+    if val_fraction > 0 and (n_held_out == 0 or n_held_out == len(texts)):
+        raise SAEError(
+            f"--val-fraction {val_fraction}: {len(texts)} texts are too few to hold some out and "
+            "train on the rest; give more texts, another fraction, or 0 for no validation"
+        )
+    order = torch.randperm(len(texts), generator=generator(seed, "split")).tolist()
+    held_out = set(order[:n_held_out])
+    return (
+        [text for i, text in enumerate(texts) if i not in held_out],
+        [text for i, text in enumerate(texts) if i in held_out],
+    )
+
+
+class Tokens:
+    """How a tokenizer's texts are packed: what separates them, and whether windows begin with
+    BOS (which Gemma needs, and Qwen3 and SmolLM2 do not have)."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        first = tokenizer("a")["input_ids"][0]
+        self.bos: int | None = first if first == tokenizer.bos_token_id else None
+        end = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
+        if end is None:
+            raise SAEError(
+                f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token to join texts "
+                "with; set its eos_token"
+            )
+        self.end_of_text: int = end
+
+    def stream(self, texts: list[str]) -> Tensor:
+        """(T,) int32 token ids of the texts, each followed by the end-of-text token."""
+        ids: list[int] = []
+        for first in range(0, len(texts), 1024):
+            encoded = self.tokenizer(texts[first : first + 1024], add_special_tokens=False)
+            for text_ids in encoded["input_ids"]:
+                ids.extend(text_ids)
+                ids.append(self.end_of_text)
+        return torch.tensor(ids, dtype=torch.int32)
+
+
+class TokenWindows:
+    """Windows of `length` tokens from a training and a held-out stream.
+
+    Args:
+        tokens: the tokenizer's way of packing.
+        train, held_out: texts.
+        length: tokens in a window, BOS included.
+        seed: of the crops.
+
+    Raises:
+        SAEError: a part that is not empty is shorter than one window.
+    """
+
+    def __init__(
+        self, tokens: Tokens, train: list[str], held_out: list[str], length: int, seed: int
+    ) -> None:
+        self.length, self.seed, self.bos = length, seed, tokens.bos
+        self._step = length if tokens.bos is None else length - 1
+        self._train, self._held_out = tokens.stream(train), tokens.stream(held_out)
+        for part, stream, texts in (
+            ("training", self._train, train),
+            ("held-out", self._held_out, held_out),
+        ):
+            if texts and stream.numel() < self._step:
+                raise SAEError(
+                    f"--max-text-length {length}: the {part} texts have {stream.numel()} tokens, "
+                    "less than one window; give more text, a shorter window"
+                    + (" or a larger --val-fraction" if part == "held-out" else "")
+                )
+        self.n_train = self._train.numel() // self._step
+        n_held_out = self._held_out.numel() // self._step
+        self.n_validation = n_held_out - n_held_out // 2
+        self.n_evaluation = n_held_out // 2
+
+    @property
+    def positions(self) -> int:
+        """Positions of a window that the SAE sees: all but the first."""
+        return self.length - 1
+
+    def train(self, pass_index: int, indices: Tensor) -> Tensor:
+        """(W, length) the random crops `indices` (W,) of a pass: a pure function of the seed,
+        the pass and the index."""
+        total = self._train.numel()
+        draw = generator(self.seed, "crop", pass_index)
+        offset = int(torch.randint(total, (), generator=draw))
+        start = offset + indices * self._step
+        at = (start[:, None] + torch.arange(self._step)) % total
+        return self._with_bos(self._train[at])
+
+    def validation(self) -> Tensor:
+        """(n_validation, length) the fixed windows that validate."""
+        return self._fixed()[0::2]
+
+    def evaluation(self) -> Tensor:
+        """(n_evaluation, length) the fixed windows that nothing but the evaluation sees."""
+        return self._fixed()[1::2]
+
+    def _fixed(self) -> Tensor:
+        n = self.n_validation + self.n_evaluation
+        return self._with_bos(self._held_out[: n * self._step].view(n, self._step))
+
+    def _with_bos(self, windows: Tensor) -> Tensor:
+        windows = windows.long()
+        if self.bos is None:
+            return windows
+        return torch.cat([windows.new_full((len(windows), 1), self.bos), windows], dim=1)
+
+
+def read_windows(tokenizer: Any, texts: Sequence[str], data: DataConfig) -> TokenWindows:
+    """Split texts and pack both parts into windows, as the settings say."""
+    train, held_out = split_texts(list(texts), data.val_fraction, data.seed)
+    return TokenWindows(Tokens(tokenizer), train, held_out, data.max_text_length, data.seed)

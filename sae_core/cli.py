@@ -1,0 +1,70 @@
+"""Command lines from settings dataclasses: options, help and one-line errors in one place."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn, TypeVar
+
+import tyro
+
+from sae_core.errors import SAEError
+
+Settings = TypeVar("Settings")
+
+FLAT = (tyro.conf.OmitArgPrefixes,)
+"""Options carry no group prefix: `--topk`, not `--sae.topk`."""
+
+
+def parse(settings: type[Settings], description: str, argv: Sequence[str] | None) -> Settings:
+    """Read the command line into a settings dataclass.
+
+    Field names become options, field docstrings their help, nested dataclasses groups. A wrong
+    option or value ends the program with status 2 and a message that names it.
+    """
+    return tyro.cli(settings, description=description, args=argv, config=FLAT)
+
+
+def run(
+    body: Callable[[Settings], Any],
+    settings: type[Settings],
+    description: str,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Parse the command line, run `body` on it and exit: 0, or 1 with one line that says why."""
+    try:
+        body(parse(settings, description, argv))
+    except SAEError as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")
+    sys.exit(0)
+
+
+def options(settings: Any) -> str:
+    """The command line that `parse` reads back into `settings`, a dataclass instance.
+
+    Options at their default are left out.
+    """
+    words: list[str] = []
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            words.append(options(value))
+        elif value != _default(field):
+            words.append(_option(field.name, value))
+    return " ".join(filter(None, words))
+
+
+def _default(field: dataclasses.Field) -> Any:
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def _option(name: str, value: Any) -> str:
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{flag}" if value else f"--no-{flag}"
+    values = value if isinstance(value, (tuple, list)) else (value,)
+    return f"--{flag} {' '.join(shlex.quote(str(v)) for v in values)}"

@@ -1,0 +1,48 @@
+"""What a training run shows on the terminal."""
+
+from pathlib import Path
+
+from torch import Tensor
+from tqdm import tqdm
+
+from sae_core.checkpoint import History
+from sae_core.progress import progress_bar
+from sae_core.training import EpochRecord, Observer
+
+SHOWN = ("loss", "recon_loss", "sparsity", "dead_features", "val_loss", "val_sparsity")
+
+
+class Console(Observer):
+    """A bar an epoch, and a line after it.
+
+    Args:
+        log_freq: steps between two updates of the bar's figures.
+    """
+
+    def __init__(self, log_freq: int) -> None:
+        self.log_freq = log_freq
+        self.bar: tqdm | None = None
+
+    def on_start(self, n_epochs: int, steps_per_epoch: int) -> None:
+        self.n_epochs, self.steps_per_epoch = n_epochs, steps_per_epoch
+
+    def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
+        if self.bar is None:
+            self.bar = progress_bar(f"epoch {epoch}/{self.n_epochs}", "step", self.steps_per_epoch)
+        self.bar.update()
+        if step % self.log_freq == 0 or step == self.steps_per_epoch:
+            self.bar.set_postfix(loss=f"{float(loss):.4f}", l0=f"{l0:.1f}")
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        if self.bar is not None:
+            self.bar.close()
+            self.bar = None
+        shown = (f"{name} {record.metrics[name]:.4g}" for name in SHOWN if name in record.metrics)
+        print(f"epoch {record.epoch}/{record.n_epochs}: {', '.join(shown)}", flush=True)
+
+    def on_checkpoint(self, folder: Path, best: bool) -> None:
+        print(f"{'best so far' if best else 'checkpoint'}: {folder}", flush=True)
+
+    def on_end(self, history: History, stopped_early: bool) -> None:
+        if stopped_early:
+            print(f"stopped after epoch {history['epoch'][-1]}: the validation loss rises")

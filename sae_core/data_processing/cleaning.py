@@ -1,0 +1,358 @@
+"""From one Markdown chapter to paragraphs of prose: pure functions of the text.
+
+What `clean` does, in this order:
+
+1.  Project Gutenberg's header and footer go, the modern and the "small print" ones.
+2.  HTML: tables, scripts and comments go whole, other tags leave their content, entities become
+    characters. A table glued to a paragraph leaves the paragraph.
+3.  Characters: line ends become newlines, form feeds paragraph ends; byte-order marks, zero-width
+    characters, soft hyphens and control characters go; ligatures become letters. Nothing else is
+    normalised: m² stays m².
+4.  Images go, and Markdown tables; links are reduced to their text.
+5.  A heading glued to the end of a paragraph ("... works.# Summary") becomes a line of its own.
+6.  Line by line, what is not prose goes: headings, rules, code fences, link definitions, lines
+    without a letter or digit, page numbers, entries of a table of contents ("1.1 Something"), and
+    running headers, that is, short lines found three times or more in the chapter.
+7.  A heading that is glued to the start of a paragraph goes, the paragraph's words stay: words in
+    capitals before the start of a sentence. A heading that is a caption, or a sentence of eight
+    words or more with its full stop, stays as prose.
+8.  The lines of a paragraph (up to a blank line) become one; only a hard line break (two spaces or
+    a backslash at the end) and list items keep their line. Words hyphenated over a line break are
+    joined if the second part begins in lower case; the hyphen stays if the chapter elsewhere has
+    the word with it and never without.
+9.  A figure's or table's caption starts a paragraph of its own, and stays: it is prose.
+10. A paragraph that ends without a full stop, and the next that begins in lower case, are one
+    paragraph broken by a page, picture, formula or caption, and are joined. Not across a heading,
+    and not if the first begins in lower case too: those are the entries of a glossary.
+11. Emphasis, code marks, bullets and quotation marks of Markdown are reduced to their text; runs
+    of spaces, and the punctuation around lost formulas, are tidied.
+"""
+
+import html
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from itertools import groupby
+
+Dropped = defaultdict[str, list[str]]
+"""What was taken out: reason to pieces."""
+
+Paragraph = list[str]
+"""The lines of a paragraph: one, or several if it is a list."""
+
+LICENCE, TABLE, IMAGE, HEADING = "Gutenberg licence", "table", "image", "heading"
+OUTLINE, RUNNING, PAGE, MARKUP = "outline entry", "running header", "page number", "markup only"
+
+LICENCE_END = re.compile(
+    r"^[*\\ ]*START OF (?:THE|THIS) PROJECT GUTENBERG[^*]*\*[*\\ ]*$"
+    r"|^.*\*END ?\* ?THE SMALL PRINT.*$",
+    re.IGNORECASE | re.MULTILINE,
+)
+BOOK_END = re.compile(
+    r"^[*\\ ]*END OF (?:THE |THIS )?PROJECT GUTENBERG", re.IGNORECASE | re.MULTILINE
+)
+
+CLOSED_TABLE = re.compile(r"<table\b(?:(?!<table\b).)*?</table\s*>", re.DOTALL | re.IGNORECASE)
+OPEN_TABLE = re.compile(r"<table\b.*?(?=\n[ \t]*\n|\Z)", re.DOTALL | re.IGNORECASE)
+HTML_HIDDEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+HTML_BREAK = re.compile(r"<br\s*/?>[ \t]*\n?", re.IGNORECASE)
+HTML_HEADING = re.compile(r"<h([1-6])\b[^<>]*>(.*?)</h\1\s*>", re.IGNORECASE)
+ATTRIBUTES = r"(?:\s+[\w:-]+\s*=[^<>]*)?\s*/?>"
+HTML_BLOCK = re.compile(
+    r"</?(?:p|div|section|center|figure|figcaption|blockquote|pre|ul|ol|li|dl|dt|dd|hr|table|thead|"
+    rf"tbody|caption|tr|td|th){ATTRIBUTES}",
+    re.IGNORECASE,
+)
+HTML_INLINE = re.compile(
+    rf"</?(?:a|b|i|u|s|em|strong|small|sub|sup|span|font|cite|code){ATTRIBUTES}", re.IGNORECASE
+)
+ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]\w*);")
+
+INVISIBLE = dict.fromkeys(
+    [0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, *range(9), *range(0x0E, 0x20), 0x7F]
+)
+BREAKS = {"\v": "\n", "\x85": "\n", "\u2028": "\n", "\f": "\n\n", "\u2029": "\n\n"}
+LIGATURES = {chr(c): unicodedata.normalize("NFKC", chr(c)) for c in range(0xFB00, 0xFB07)}
+CHARACTERS = INVISIBLE | str.maketrans(BREAKS | LIGATURES)
+
+NESTED = r"[^()\n]*(?:\([^()\n]*\)[^()\n]*)*"
+IMAGES = re.compile(rf"!\[[^\]]*\](?:\({NESTED}\)|\[[^\]]*\])|<img\b[^<>]*>", re.IGNORECASE)
+LINK = re.compile(rf"\[([^\[\]]+)\]\((?=[^()\n]*[/.#:@]){NESTED}\)")
+REFERENCE = re.compile(r"\[([^\[\]]+)\]\[([^\[\]]*)\]")
+DEFINITION = re.compile(
+    r"^ {0,3}\[([^\]^]+)\]: +(?:<|https?:|mailto:|[./#]|\S+\.(?:html?|md|png|jpe?g|pdf)\b).*$",
+    re.MULTILINE,
+)
+FOOTNOTE = re.compile(r"\[\^[^\]\s]+\]:?")
+
+TABLE_RULE = re.compile(
+    r"\s*\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)+\|?\s*$|\s*\|\s*:?-+:?\s*\|\s*$"
+)
+HEADING_LINE = re.compile(r"#{1,6}(?:\s+(.*?))?[\s#]*$")
+GLUED_HEADING = re.compile(
+    r"(?<=[^\s#])(?<!\b[CF])[ \t]*(#{1,6} +(?:[A-Z]|\d+\.\d).{0,120})$", re.MULTILINE
+)
+UNDERLINE = re.compile(r"(?:={3,}|-{3,})$")
+FENCE = re.compile(r"(?:`{3,}|~{3,})[^`]*$")
+CAPTION = re.compile(
+    r"[*_]*(?:FIGURE|TABLE|FIG\.|(?:Figure|Table|Fig\.)(?=\s+[\d.-]+[.:]?[*_]*\s*(?:[A-Z(“\"]|$)))\s+\d"
+)
+OUTLINE_ENTRY = re.compile(r"\d+(?:\.\d+)+\.?\s+[A-Z“\"].{0,120}(?<![.!?,;:])$|.*(?:\. ?){4,}\d+$")
+PAGE_NUMBER = re.compile(
+    r"[-–—\[( ]*(?:[Pp](?:age|\.) )?\d{1,4}[-–—\]) ]*$"
+    r"|(?=[ivxlc]{2})(?:x[lc]|l?x{0,3})(?:i[xv]|v?i{0,3})$"
+)
+PAGE_AT_EDGE = re.compile(r"^\d{1,4}\s+|\s+\d{1,4}$")
+CAPITALS = re.compile(r"\d[\d.]*|[^\da-z]*[^\W\d_a-z][^\da-z]*")
+
+LIST_ITEM = re.compile(r"^(?:[•◦▪‣·*]|[-+](?=\s+\D))\s+")
+NUMBERED = re.compile(r"(?:\d{1,3}[.)]|\([a-z]\))\s")
+INNER_BULLET = re.compile(r"(?<=\S)[ \t]+•[ \t]+")
+QUOTATION = re.compile(r"^(?:>\s?)+(?!\s*\d)")
+HARD_BREAK = re.compile(r"(?: {2,}|\\)$")
+TERMINATED = re.compile(r"[.!?…][\"'”’)\]*_]*$")
+WORDS = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
+
+EMPHASIS = re.compile(
+    r"(?<![\w*^])(?P<star>\*{1,3})(?=[^\s*])(?P<a>[^*\n]*[^*\s])(?P=star)(?!\*)"
+    r"|(?<![\w}\])])(?P<bar>_{1,3})(?=[^\s_])(?P<b>[^_\n]*[^_\s])(?P=bar)(?![\w{])"
+    r"|(?P<wave>~~)(?=\S)(?P<c>[^~\n]*[^~\s])(?P=wave)"
+    r"|(?P<tick>`{1,2})(?=\S)(?P<d>[^`\n]*[^`\s])(?P=tick)"
+)
+TIDY = (
+    (re.compile(r"\\([*_#`.+-])"), r"\1"),
+    (re.compile(r"([(\[])\s+|\s+(?=[)\]])"), r"\1"),
+    (re.compile(r"(?<!\w)\(\)|\[\](?!\w)"), ""),
+    (re.compile(r"\s+(?=[,.;:!?]+(?:\s|$|[)\]”’]))"), ""),
+    (re.compile(r",(?:\s*,)+"), ","),
+    (re.compile(r"^[,;:](?:\s+|$)"), ""),
+)
+
+
+def clean(text: str, dropped: Dropped) -> list[Paragraph]:
+    """The paragraphs of a chapter; what was taken out is added to `dropped`."""
+    text = _without_licence(text.replace("\r\n", "\n").replace("\r", "\n"), dropped)
+    text = ENTITY.sub(lambda entity: html.unescape(entity[0]), _without_html(text, dropped))
+    text = _without_links(_take_out(IMAGES, IMAGE, text.translate(CHARACTERS), dropped, ""))
+    text = INNER_BULLET.sub("  \n• ", GLUED_HEADING.sub(r"\n\n\1", text))
+    assembly = _Assembly(text, dropped)
+    tidied = ([_tidy(line) for line in paragraph] for paragraph in assembly.paragraphs)
+    return [lines for paragraph in tidied if (lines := [line for line in paragraph if line])]
+
+
+def _take_out(pattern: re.Pattern, reason: str, text: str, dropped: Dropped, left: str) -> str:
+    def note(match: re.Match) -> str:
+        dropped[reason].append(match[0])
+        return left
+
+    return pattern.sub(note, text)
+
+
+def _without_licence(text: str, dropped: Dropped) -> str:
+    end = BOOK_END.search(text)
+    stop = end.start() if end else len(text)
+    start = max((match.end() for match in LICENCE_END.finditer(text, 0, stop)), default=0)
+    for part in filter(None, (text[:start], text[stop:])):
+        dropped[LICENCE].append(part)
+    return text[start:stop]
+
+
+def _without_html(text: str, dropped: Dropped) -> str:
+    text = HTML_HIDDEN.sub("", text)
+    for pattern in (CLOSED_TABLE, OPEN_TABLE):
+        while pattern.search(text):
+            text = _take_out(pattern, TABLE, text, dropped, "\n\n")
+    text = HTML_HEADING.sub(r"\n\n# \2\n\n", HTML_BREAK.sub("  \n", text))
+    return HTML_INLINE.sub("", HTML_BLOCK.sub("\n\n", text))
+
+
+def _without_links(text: str) -> str:
+    defined = {name.casefold() for name in DEFINITION.findall(text)}
+
+    def label(link: re.Match) -> str:
+        return link[1] if (link[2] or link[1]).casefold() in defined else link[0]
+
+    return FOOTNOTE.sub("", REFERENCE.sub(label, LINK.sub(r"\1", text)))
+
+
+def _without_tables(lines: list[str], dropped: Dropped) -> Iterator[str]:
+    for piped, run in groupby(lines, key=lambda line: "|" in line):
+        rows = list(run)
+        if piped and (any(map(TABLE_RULE.match, rows)) or all(map(_is_row, rows))):
+            dropped[TABLE].append("\n".join(rows))
+            yield ""
+        else:
+            yield from rows
+
+
+def _is_row(line: str) -> bool:
+    row = line.strip()
+    return row.startswith("|") and row.endswith("|") and row.count("|") > 2
+
+
+class _Assembly:
+    """Puts the lines of a chapter together into paragraphs."""
+
+    def __init__(self, text: str, dropped: Dropped) -> None:
+        self.paragraphs: list[Paragraph] = []
+        self._dropped = dropped
+        self._words = set(WORDS.findall(text.casefold()))
+        self._current: Paragraph | None = None  # the paragraph that the next line belongs to
+        self._broken: Paragraph | None = None  # the one that the next paragraph may go on with
+        self._wrapped = False  # whether the line before runs on into the next
+        self._lines = list(_without_tables(text.split("\n"), dropped))
+        self._running = _running_headers(self._lines)
+        for number in range(len(self._lines)):
+            self._read(number)
+
+    def _read(self, number: int) -> None:
+        raw = self._lines[number]
+        line = QUOTATION.sub("", raw.strip())
+        if not line:
+            self._current, self._wrapped = None, False
+        elif heading := HEADING_LINE.match(line):
+            self._head(heading[1] or "", number)
+        elif UNDERLINE.match(line) and self._is_underlined():
+            self._head(self.paragraphs.pop()[0], number)
+        elif reason := self._furniture(line):
+            self._dropped[reason].append(line)
+        else:
+            self._add(line)
+            self._wrapped = not HARD_BREAK.search(raw)
+
+    def _is_underlined(self) -> bool:
+        """Whether the line before the underline is a heading."""
+        current = self._current
+        if not current or current is not self.paragraphs[-1] or len(current) > 1:
+            return False
+        return _is_open(current[0]) and len(current[0].split()) <= 12
+
+    def _furniture(self, line: str) -> str | None:
+        """Why the line is no prose; None if it is."""
+        if not any(map(str.isalnum, line)) or FENCE.match(line) or DEFINITION.match(line):
+            return MARKUP
+        if PAGE_NUMBER.match(line):
+            return PAGE
+        if _without_page(line) in self._running:
+            return RUNNING
+        if OUTLINE_ENTRY.match(line) and not self._runs_on():
+            return OUTLINE
+        return None
+
+    def _runs_on(self) -> bool:
+        """Whether the next line is in the middle of a sentence."""
+        return self._wrapped and self._current is not None and _is_open(self._current[-1])
+
+    def _head(self, heading: str, number: int) -> None:
+        following = next(filter(str.strip, self._lines[number + 1 :]), "").strip()
+        prose = _prose_in_heading(heading, following)
+        if head := heading.removesuffix(prose).strip():
+            self._dropped[HEADING].append(head)
+        self._current, self._broken = None, None
+        if prose:
+            self._add(prose)
+            self._wrapped = True
+
+    def _add(self, line: str) -> None:
+        caption = CAPTION.match(line)
+        if self._current is None or (caption and not self._runs_on()):
+            self._start(line, is_caption=bool(caption))
+            return
+        last = self._current[-1]
+        item = LIST_ITEM.match(line) or (NUMBERED.match(line) and not _is_open(last))
+        if not item and (self._wrapped or _is_hyphenated(last, line)):
+            self._current[-1] = self._glue(last, line)
+        else:
+            self._current.append(line)
+
+    def _start(self, line: str, is_caption: bool) -> None:
+        if is_caption:
+            self._current = [line]
+            self.paragraphs.append(self._current)
+            return
+        head, rest = _split_capitals(line)
+        if any(word[0].islower() for word in rest.split()):
+            self._dropped[HEADING].append(head)
+            line = rest
+        if self._broken and _goes_on(self._broken, line):
+            self._broken[-1] = self._glue(self._broken[-1], line)
+        else:
+            self._broken = [line]
+            self.paragraphs.append(self._broken)
+        self._current = self._broken
+
+    def _glue(self, left: str, right: str) -> str:
+        """Two lines as one, a hyphenated word restored."""
+        if not _is_hyphenated(left, right):
+            return f"{HARD_BREAK.sub('', left)} {right}"
+        words = WORDS.findall(left)[-1:] + WORDS.findall(right)[:1]
+        parted, joined = "-".join(words).casefold(), "".join(words).casefold()
+        keeps = left[-2].isdigit() or (parted in self._words and joined not in self._words)
+        return f"{left if keeps else left[:-1]}{right}"
+
+
+def _running_headers(lines: list[str]) -> set[str]:
+    counts = Counter(_without_page(line) for line in lines if _may_run(line.strip()))
+    return {line for line, count in counts.items() if count >= 3}
+
+
+def _may_run(line: str) -> bool:
+    text = PAGE_AT_EDGE.sub("", line)
+    return text[:1].isupper() and text[-1] not in ".!?…,;:" and len(text.split()) <= 8
+
+
+def _without_page(line: str) -> str:
+    return PAGE_AT_EDGE.sub("", line.strip()).casefold()
+
+
+def _prose_in_heading(heading: str, following: str) -> str:
+    """The part of a heading that is prose: all, its end, or nothing."""
+    words = heading.split()
+    if CAPTION.match(heading) or (heading.endswith(".") and len(words) >= 8):
+        return heading
+    _, rest = _split_capitals(heading)
+    is_sentence = len(rest.split()) >= 5 and TERMINATED.search(rest)
+    return rest if is_sentence or following[:1].islower() else ""
+
+
+def _split_capitals(line: str) -> tuple[str, str]:
+    """A heading in capitals (eight letters or more) and the sentence after it, or neither."""
+    words = line.split(" ")
+    count = next((i for i, word in enumerate(words) if not CAPITALS.fullmatch(word)), 0)
+    if count and words[count - 1] in ("A", "I"):
+        count -= 1
+    head, rest = " ".join(words[:count]), " ".join(words[count:])
+    if sum(map(str.isalpha, head)) < 8 or not rest.lstrip("“\"'(")[:1].isupper():
+        return "", ""
+    return head, rest
+
+
+def _goes_on(paragraph: Paragraph, line: str) -> bool:
+    """Whether the line goes on with a paragraph that a page or a formula broke."""
+    return _is_open(paragraph[-1]) and _is_lower(line) and not _is_lower(paragraph[0])
+
+
+def _is_open(line: str) -> bool:
+    return not TERMINATED.search(line)
+
+
+def _is_lower(line: str) -> bool:
+    return line.lstrip("*_")[:1].islower()
+
+
+def _is_hyphenated(left: str, right: str) -> bool:
+    return left[-1:] == "-" and left[-2:-1].isalnum() and right[:1].islower()
+
+
+def _tidy(line: str) -> str:
+    line = " ".join(LIST_ITEM.sub("", HARD_BREAK.sub("", line)).split())
+    while (plain := EMPHASIS.sub(_emphasised, line)) != line:
+        line = plain
+    for pattern, replacement in TIDY:
+        line = pattern.sub(replacement, line)
+    return " ".join(line.split())
+
+
+def _emphasised(match: re.Match) -> str:
+    return next(filter(None, match.group("a", "b", "c", "d")))

@@ -1,0 +1,219 @@
+"""Make the texts that the language model reads, from Markdown chapters of several subjects.
+
+Run from the repository's root: `python sae_core/data_processing/textbook_process.py`. The cleaning
+is described in `cleaning`; on top of it, fragments shorter than `min_words` and repetitions are
+dropped.
+"""
+
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple, NoReturn
+
+if not __package__:  # started as a file: Python then looks for packages here, not in the root
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from sae_core import cli  # noqa: E402
+from sae_core.data_processing.cleaning import Dropped, Paragraph, clean  # noqa: E402
+from sae_core.data_processing.texts import write_texts  # noqa: E402
+from sae_core.errors import SAEError  # noqa: E402
+from sae_core.train_config import DEFAULT_DATA_PATH  # noqa: E402
+
+RAW_DATA = Path("sae_core/data/raw_data")
+SHORT, REPEATED = "too short", "duplicate"
+
+WORD = re.compile(r"[^\W\d_]{2,}")
+SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+(?=[“\"'‘(\[]*[^\W_a-z]|\([a-z]\)\s)")
+ABBREVIATIONS = set(
+    "al approx ca cf ch dr e.g eq eqs fig figs i.e mr mrs ms mt p pp prof ref refs sec st vol vs "
+    "viz".split()
+)
+INITIALS = re.compile(r"(?:[A-Z]\.)*[A-Z]")
+
+
+@dataclass(frozen=True)
+class ProcessConfig:
+    """Which chapters, into which texts."""
+
+    folders: tuple[Path, ...] = (
+        RAW_DATA / "physics_chapters",
+        RAW_DATA / "chemistry_chapters",
+        RAW_DATA / "biology_chapters",
+    )
+    """Folders of chapters, one a subject: the *.md files of each, in the order of their names."""
+
+    output: Path = DEFAULT_DATA_PATH
+    """JSON file to write, a list of texts."""
+
+    method: Literal["paragraphs", "sentences", "chunks", "lines"] = "paragraphs"
+    """What becomes a text: a paragraph, a sentence, a stretch of up to `chunk_size` characters of
+    a chapter, or a line as the chapter has it (an unwrapped paragraph or an item of a list)."""
+
+    chunk_size: int = 1000
+    """Most characters in a chunk; only a longer word makes a longer one (method chunks)."""
+
+    chunk_overlap: int = 100
+    """Most characters that a chunk repeats from the end of the one before (method chunks)."""
+
+    min_words: int = 5
+    """Shortest text that is kept (method chunks: paragraph); a word has two letters or more."""
+
+    def __post_init__(self) -> None:
+        if not self.folders:
+            raise SAEError("--folders: give at least one folder of chapters")
+        if self.chunk_size < 1:
+            raise SAEError(f"--chunk-size {self.chunk_size}: must be at least 1")
+        if self.min_words < 1:
+            raise SAEError(f"--min-words {self.min_words}: must be at least 1")
+        if not 0 <= self.chunk_overlap < self.chunk_size:
+            raise SAEError(
+                f"--chunk-overlap {self.chunk_overlap}: must be at least 0 and below "
+                f"--chunk-size {self.chunk_size}"
+            )
+
+
+class Report(NamedTuple):
+    """What `process` did."""
+
+    chapters: list[Path]
+    """The files read, in order."""
+
+    texts: list[str]
+    """The texts written."""
+
+    dropped: dict[str, list[str]]
+    """What was left out: reason to pieces."""
+
+
+def process(config: ProcessConfig) -> Report:
+    """Clean the chapters and write their texts to `config.output`."""
+    chapters = [file for folder in config.folders for file in _chapters(folder)]
+    sources = [_read(file) for file in chapters]
+    dropped: Dropped = defaultdict(list)
+    seen: set[str] = set()
+    texts: list[str] = []
+    for source in sources:
+        paragraphs = clean(source, dropped)
+        if config.method == "chunks":
+            kept = _keep((" ".join(lines) for lines in paragraphs), config, dropped, seen)
+            texts += chunks("\n".join(kept), config.chunk_size, config.chunk_overlap)
+        else:
+            texts += _keep(_units(paragraphs, config.method), config, dropped, seen)
+    if not texts:
+        raise SAEError(
+            f"--folders {' '.join(map(str, config.folders))}: nothing is left of the chapters "
+            f"after cleaning; give chapters with prose, or lower --min-words {config.min_words}"
+        )
+    write_texts(config.output, texts)
+    return Report(chapters, texts, {reason: dropped[reason] for reason in sorted(dropped)})
+
+
+def _chapters(folder: Path) -> list[Path]:
+    if not folder.is_dir():
+        raise SAEError(f"--folders {folder}: no such folder; name folders of Markdown chapters")
+    chapters = sorted(file for file in folder.glob("*.md") if file.is_file())
+    if not chapters:
+        raise SAEError(f"--folders {folder}: holds no .md file; put the chapters there as *.md")
+    return chapters
+
+
+def _read(chapter: Path) -> str:
+    try:
+        return chapter.read_bytes().decode()
+    except UnicodeDecodeError as error:
+        raise SAEError(f"{chapter}: not UTF-8 (byte {error.start}); save it as UTF-8") from error
+    except OSError as error:
+        raise SAEError(
+            f"{chapter}: cannot be read ({error.strerror}); make it readable or move it away"
+        ) from error
+
+
+def _units(paragraphs: list[Paragraph], method: str) -> Iterator[str]:
+    for lines in paragraphs:
+        if method == "paragraphs":
+            yield " ".join(lines)
+        elif method == "lines":
+            yield from lines
+        else:
+            for line in lines:
+                yield from sentences(line)
+
+
+def _keep(
+    texts: Iterator[str], config: ProcessConfig, dropped: Dropped, seen: set[str]
+) -> Iterator[str]:
+    """The texts that are long enough and new."""
+    for text in texts:
+        key = text.casefold()
+        if len(WORD.findall(text)) < config.min_words:
+            dropped[SHORT].append(text)
+        elif key in seen:
+            dropped[REPEATED].append(text)
+        else:
+            seen.add(key)
+            yield text
+
+
+def sentences(text: str) -> Iterator[str]:
+    """Split prose into sentences; abbreviations, initials and list numbers end none."""
+    start = 0
+    for end in SENTENCE_END.finditer(text):
+        if text[end.start()] != "." or not _is_abbreviated(text[start : end.start()]):
+            yield text[start : end.end()].strip()
+            start = end.end()
+    if start < len(text):
+        yield text[start:]
+
+
+def _is_abbreviated(sentence: str) -> bool:
+    """Whether the full stop after these words belongs to the last of them."""
+    word = sentence.rpartition(" ")[2].lstrip("([“\"'‘")
+    is_list_mark = len(sentence) == 1 or sentence.isdigit()
+    return is_list_mark or word.casefold() in ABBREVIATIONS or bool(INITIALS.fullmatch(word))
+
+
+def chunks(text: str, size: int, overlap: int) -> Iterator[str]:
+    """Stretches of at most `size` characters; none cuts a word, each repeats up to `overlap`."""
+    words = [match.span() for match in re.finditer(r"\S+", text)]
+    first = 0
+    while first < len(words):
+        last = first
+        while last + 1 < len(words) and words[last + 1][1] - words[first][0] <= size:
+            last += 1
+        yield text[words[first][0] : words[last][1]]
+        if last + 1 == len(words):
+            return
+        following = last + 1
+        while following - 1 > first and words[last][1] - words[following - 1][0] <= overlap:
+            following -= 1
+        first = following
+
+
+def main(argv: Sequence[str] | None = None) -> NoReturn:
+    """The command line."""
+    cli.run(_run, ProcessConfig, "Make one JSON list of texts from Markdown chapters.", argv)
+
+
+def _run(config: ProcessConfig) -> None:
+    report = process(config)
+    print(config.output)
+    for name, count in (
+        ("chapters", len(report.chapters)),
+        ("texts", len(report.texts)),
+        ("words", _words(report.texts)),
+    ):
+        print(f"  {name:<18}{count:>10,}")
+    print(f"{'left out':<20}{'pieces':>10}{'words':>10}")
+    for reason, pieces in report.dropped.items():
+        print(f"  {reason:<18}{len(pieces):>10,}{_words(pieces):>10,}")
+
+
+def _words(texts: list[str]) -> int:
+    return sum(len(text.split()) for text in texts)
+
+
+if __name__ == "__main__":
+    main()

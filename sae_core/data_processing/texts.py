@@ -1,0 +1,83 @@
+"""The file of texts: a JSON list of strings, the only form in which training reads them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from sae_core.errors import SAEError
+
+MAKE_IT = "python sae_core/data_processing/textbook_process.py"
+"""The command that makes a file of texts from chapters."""
+
+
+def read_texts(path: Path, option: str = "--data-path") -> list[str]:
+    """Read a file of texts; `option` is the one that named it, for the error messages."""
+    texts = _load(path, option)
+    if not isinstance(texts, list):
+        raise SAEError(
+            f"{option} {path}: holds a JSON {_kind(texts)}, not a list of texts; "
+            f"make the file with `{MAKE_IT}`"
+        )
+    if not texts:
+        raise SAEError(f"{option} {path}: the list is empty; give a file with at least one text")
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise SAEError(
+                f"{option} {path}: item {index} (counted from 0) is a JSON {_kind(text)}, not a "
+                "text; make every item of the list a string"
+            )
+    return texts
+
+
+def write_texts(path: Path, texts: list[str]) -> None:
+    """Write a file of texts, one to a line; whatever fails, an earlier file stays as it was."""
+    content = json.dumps(texts, ensure_ascii=False, indent=0) + "\n"
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise SAEError(
+            f"{path}: cannot be written ({error.strerror}); name one in a folder you can write to"
+        ) from error
+
+
+def _load(path: Path, option: str) -> Any:
+    where = f"{option} {path}"
+    try:
+        return json.loads(path.read_bytes().decode("utf-8-sig"))
+    except FileNotFoundError as error:
+        raise SAEError(
+            f"{where}: no such file; make it with `{MAKE_IT}` or give {option} another file"
+        ) from error
+    except OSError as error:
+        raise SAEError(
+            f"{where}: cannot be read ({error.strerror}); give a JSON file that you can read"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise SAEError(
+            f"{where}: not UTF-8 (byte {error.start}); save it as UTF-8 or make it again with "
+            f"`{MAKE_IT}`"
+        ) from error
+    except json.JSONDecodeError as error:
+        raise SAEError(
+            f"{where}: not JSON, or cut off (line {error.lineno}: {error.msg}); make it again "
+            f"with `{MAKE_IT}`"
+        ) from error
+    except RecursionError as error:
+        raise SAEError(
+            f"{where}: nested too deeply for a list of texts; make it again with `{MAKE_IT}`"
+        ) from error
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "object", list: "list", str: "string", bool: "boolean", type(None): "null"}
+    return names.get(type(value), "number")

@@ -1,0 +1,260 @@
+"""The figures of one SAE on held-out windows, each with its formula.
+
+Cross-entropies (nats a token, over the predictions of every token but a window's first), of the
+model as it is (`ce_clean`) and with the activation at the hook replaced, at every position, by
+the SAE's reconstruction (`ce_sae`), by its mean over the evaluated windows (`ce_mean_ablation`)
+and by zero (`ce_zero_ablation`).
+
+    loss_recovered = (ce_zero_ablation - ce_sae) / (ce_zero_ablation - ce_clean)
+
+(Cunningham et al., arXiv 2309.08600, as SAEBench has it), 1 being the model as it is.
+
+    kl = mean over the same predictions of KL(p_clean || p_sae), in nats
+
+from the clean to the spliced model. On the SAE's own activations, position 0 left out:
+
+    fvu = sum ||x - x_hat||^2 / sum ||x - mean(x)||^2
+
+pooled over tokens and dimensions (not a mean of per-token ratios), once without the tokens whose
+norm exceeds ten times the median (`fvu`) and once with them (`fvu_with_outliers`); `l0`, the
+mean number of active features a token, and its quantiles; a feature's density, the share of
+tokens it is active on; `dead_fraction`, the share of features active on no evaluated token;
+`block_mse`, per layer behind the hook, the mean squared difference a dimension between the
+residuals of the clean and the spliced model, outliers left out.
+"""
+
+from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae_core.activations.language_model import Hook, LanguageModel, resume_point
+from sae_core.activations.token_windows import read_windows
+from sae_core.errors import SAEError
+from sae_core.losses import fraction_of_variance_unexplained
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_config import SAESpec
+from sae_core.train_config import DataConfig
+from sae_core.training import OUTLIER_FACTOR
+
+DATA_KEYS = tuple(field.name for field in fields(DataConfig))
+
+LOGIT_ROWS = 512
+"""Predictions whose probabilities are in memory at once."""
+
+QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+DENSITY_BINS = 40
+"""Bins of the histogram of log10 densities, from one in a million to one."""
+
+
+class Reference(NamedTuple):
+    """What the evaluated activations are like, from a first pass over them."""
+
+    mean: Tensor
+    """(D,) over all positions."""
+    max_norm: float
+    """Above it a token counts as an outlier."""
+
+
+class Batch(NamedTuple):
+    """One batch of windows, run through the clean model."""
+
+    tokens: Tensor
+    """(B, L)"""
+    x: Tensor
+    """(B, L, D) float32 activations at the hook."""
+    logits: Tensor
+    """(B, L, V)"""
+    residual: Tensor
+    """(B, L, D) where a spliced pass resumes."""
+    later: dict[Hook, Tensor]
+    """(B, L, D) residuals behind the hook, by layer."""
+
+
+class _Sums:
+    """Named sums over batches."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def add(self, **terms: Any) -> None:
+        for name, term in terms.items():
+            self.values[name] = self.values[name] + term if name in self.values else term
+
+    def __getitem__(self, name: str) -> Any:
+        return self.values[name]
+
+
+def held_out_windows(spec: SAESpec, tokenizer: Any, texts: list[str], most: int) -> Tensor:
+    """(W, L) the windows of `texts` that neither trained nor validated this SAE, `most` at most.
+
+    Split, window length and seed are those that the SAE was trained with.
+
+    Raises:
+        SAEError: there are none.
+    """
+    known = {key: spec.metadata[key] for key in DATA_KEYS if key in spec.metadata}
+    windows = read_windows(tokenizer, texts, DataConfig(**known)).evaluation()[:most]
+    if len(windows) == 0:
+        raise SAEError(
+            "--val-fraction: the held-out texts give less than two windows, and the evaluation "
+            "needs one that did not validate; hold out more or use a shorter --max-text-length"
+        )
+    return windows
+
+
+def identity(run_name: str, spec: SAESpec) -> dict[str, Any]:
+    """Which SAE an evaluation is of, as its JSON begins."""
+    return {
+        "run_name": run_name,
+        "model_name": spec.metadata.get("model_name"),
+        "hook_spec": spec.hook_spec,
+        "sae_type": spec.sae_type,
+        "d_in": spec.d_in,
+        "d_sae": spec.d_sae,
+        "top_k": spec.top_k,
+    }
+
+
+@torch.no_grad()
+def evaluate(
+    model: LanguageModel, sae: SparseAutoencoder, windows: Tensor, batch_size: int
+) -> dict[str, Any]:
+    """The metrics of this module for `sae` on `windows` (W, L), as JSON values.
+
+    `batch_size` windows are in memory at once; it does not change the result.
+    """
+    hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)
+    later = [Hook(layer, "hook_resid_post") for layer in range(hook.layer, model.n_layers)]
+    later = [point for point in later if point != hook]
+    sae = sae.to(model.device)
+    reference = _reference(model, hook, windows, batch_size)
+    sums, l0 = _Sums(), []
+    for batch in _clean_passes(model, hook, later, windows, batch_size):
+        x_hat, features = _reconstruct(sae, batch.x)
+        counted = torch.zeros(batch.tokens.shape, dtype=torch.bool, device=model.device)
+        counted[:, 1:] = batch.x[:, 1:].norm(dim=-1) <= reference.max_norm
+        _add_own_figures(sums, batch.x, x_hat, features, counted)
+        l0.append((features > 0).sum(-1)[counted])
+        logits, spliced = model.resume(batch.tokens, batch.residual, hook, x_hat, later)
+        _add_predictions(sums, "sae", batch, logits)
+        for point in later:
+            error = (spliced[point].float() - batch.later[point].float())[counted]
+            sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).double().sum()})
+        mean = reference.mean.expand_as(batch.x)
+        for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(batch.x))):
+            logits, _ = model.resume(batch.tokens, batch.residual, hook, value)
+            _add_predictions(sums, name, batch, logits)
+        _add_predictions(sums, "clean", batch, batch.logits)
+    return _figures(sums, torch.cat(l0), [point.layer for point in later], windows, sae)
+
+
+def _reference(model: LanguageModel, hook: Hook, windows: Tensor, batch_size: int) -> Reference:
+    total, norms = torch.zeros((), device=model.device, dtype=torch.double), []
+    for tokens in windows.split(batch_size):
+        x = model.activations(tokens, [hook])[hook].float()
+        total = total + x.double().sum((0, 1))
+        norms.append(x[:, 1:].norm(dim=-1).flatten())
+    max_norm = OUTLIER_FACTOR * float(torch.cat(norms).median())
+    return Reference((total / windows.numel()).float(), max_norm)
+
+
+def _clean_passes(
+    model: LanguageModel, hook: Hook, later: list[Hook], windows: Tensor, batch_size: int
+) -> Iterator[Batch]:
+    start = resume_point(hook)
+    for tokens in windows.split(batch_size):
+        tokens = tokens.to(model.device)
+        logits, found = model.logits(tokens, [hook, start, *later])
+        yield Batch(tokens, found[hook].float(), logits, found[start], {p: found[p] for p in later})
+
+
+def _reconstruct(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, L, D) reconstructions and (B, L, F) features."""
+    features = sae.encode(x)
+    return sae.decode(features).float(), features
+
+
+def _add_own_figures(
+    sums: _Sums, x: Tensor, x_hat: Tensor, features: Tensor, counted: Tensor
+) -> None:
+    seen = torch.zeros_like(counted)
+    seen[:, 1:] = True
+    for suffix, mask in (("", counted), ("_with_outliers", seen)):
+        rows = x[mask].double()
+        sums.add(
+            **{
+                f"n{suffix}": int(mask.sum()),
+                f"error{suffix}": (rows - x_hat[mask].double()).pow(2).sum(),
+                f"squared{suffix}": rows.pow(2).sum(),
+                f"total{suffix}": rows.sum(0),
+            }
+        )
+    sums.add(active=(features > 0)[counted].sum(0))
+
+
+def _add_predictions(sums: _Sums, name: str, batch: Batch, logits: Tensor) -> None:
+    """Add the cross-entropy of `logits` (B, L, V), and its KL from the clean model."""
+    target = batch.tokens[:, 1:].flatten()
+    rows, clean = logits[:, :-1].flatten(0, 1), batch.logits[:, :-1].flatten(0, 1)
+    for part in torch.arange(len(target), device=target.device).split(LOGIT_ROWS):
+        log_p = F.log_softmax(rows[part].float(), dim=-1)
+        sums.add(**{f"ce_{name}": F.nll_loss(log_p, target[part], reduction="sum").double()})
+        if name == "sae":
+            log_clean = F.log_softmax(clean[part].float(), dim=-1)
+            kl = F.kl_div(log_p, log_clean, reduction="sum", log_target=True)
+            sums.add(kl=kl.double())
+
+
+def _figures(
+    sums: _Sums, l0: Tensor, layers: list[int], windows: Tensor, sae: SparseAutoencoder
+) -> dict[str, Any]:
+    n_predictions = windows.shape[0] * (windows.shape[1] - 1)
+    ce = {
+        name: float(sums[f"ce_{name}"]) / n_predictions
+        for name in ("clean", "sae", "mean_ablation", "zero_ablation")
+    }
+    fvu = {
+        suffix: fraction_of_variance_unexplained(
+            sums[f"error{suffix}"], sums[f"squared{suffix}"], sums[f"total{suffix}"],
+            sums[f"n{suffix}"],
+        )
+        for suffix in ("", "_with_outliers")
+    }  # fmt: skip
+    n_tokens = sums["n"]
+    block_mse = {str(layer): float(sums[f"mse_{layer}"]) / n_tokens for layer in layers}
+    errors = list(block_mse.values())
+    lost = ce["zero_ablation"] - ce["clean"]
+    return {
+        "l0": float(l0.double().mean()),
+        "l0_quantiles": {str(q): float(torch.quantile(l0.double(), q)) for q in QUANTILES},
+        "fvu": fvu[""],
+        "fvu_with_outliers": fvu["_with_outliers"],
+        **{f"ce_{name}": value for name, value in ce.items()},
+        "loss_recovered": (ce["zero_ablation"] - ce["sae"]) / lost,
+        "kl": float(sums["kl"]) / n_predictions,
+        "dead_fraction": float((sums["active"] == 0).double().mean()),
+        "density_histogram": density_histogram(sums["active"] / n_tokens),
+        "block_mse": block_mse,
+        "block_mse_mean": sum(errors) / len(errors) if errors else None,
+        "block_mse_min": min(errors, default=None),
+        "block_mse_max": max(errors, default=None),
+        "n_tokens": n_tokens,
+        "n_windows": windows.shape[0],
+        "n_outlier_tokens": sums["n_with_outliers"] - n_tokens,
+    }
+
+
+def density_histogram(density: Tensor) -> dict[str, Any]:
+    """Histogram of the log10 of features' densities (F,); features that never fired apart."""
+    alive = density[density > 0].double().cpu().log10()
+    counts, edges = torch.histogram(alive, bins=DENSITY_BINS, range=(-6.0, 0.0))
+    return {
+        "log10_edges": [round(edge, 6) for edge in edges.tolist()],
+        "counts": [int(count) for count in counts.tolist()],
+        "never": int((density == 0).sum()),
+    }

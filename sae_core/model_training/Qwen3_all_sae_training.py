@@ -1,0 +1,168 @@
+"""Train one BatchTopK SAE on each of several Qwen3 models: a loop over the single run."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+if not __package__:  # run as a file: import the package from the repository it lies in
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+import tyro
+
+from sae_core import cli
+from sae_core.errors import SAEError
+from sae_core.sae_config import SAEConfig
+from sae_core.train_config import (
+    DataConfig,
+    HookConfig,
+    ModelConfig,
+    OutputConfig,
+    PublishingConfig,
+    RunConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+
+
+class MemoryPlan(NamedTuple):
+    """What fits a common GPU."""
+
+    batch_size: int
+    max_text_length: int
+
+
+PLANS = {
+    "Qwen/Qwen3-0.6B": MemoryPlan(8, 512),
+    "Qwen/Qwen3-1.7B": MemoryPlan(4, 512),
+    "Qwen/Qwen3-4B": MemoryPlan(2, 384),
+    "Qwen/Qwen3-8B": MemoryPlan(1, 256),
+    "Qwen/Qwen3-14B": MemoryPlan(1, 192),
+    "Qwen/Qwen3-32B": MemoryPlan(1, 128),
+}
+
+
+@dataclass(frozen=True)
+class BatchModelConfig(ModelConfig):
+    """The language models."""
+
+    model_name: tyro.conf.Suppress[str] = ""
+    models: tuple[str, ...] = tuple(PLANS)
+    """Hub ids or local directories of the models to train on, one after the other."""
+
+
+@dataclass(frozen=True)
+class BatchSAEConfig(SAEConfig):
+    """The SAEs: BatchTopK only."""
+
+    sae_type: tyro.conf.Suppress[Literal["batch_topk"]] = "batch_topk"
+
+
+@dataclass(frozen=True)
+class BatchHookConfig(HookConfig):
+    """Where in each model the SAE sits: the middle layer."""
+
+    hook_layer: tyro.conf.Suppress[None] = None
+
+
+@dataclass(frozen=True)
+class BatchOutputConfig(OutputConfig):
+    """Where the data comes from and the results go."""
+
+    run_name: tyro.conf.Suppress[None] = None
+
+
+@dataclass(frozen=True)
+class BatchDataConfig(DataConfig):
+    """The texts, and how they become windows of tokens."""
+
+    max_text_length: int | None = None  # type: ignore[assignment]
+    """Length of a window in tokens; by default what suits the model's size."""
+
+
+@dataclass(frozen=True)
+class BatchRuntimeConfig(RuntimeConfig):
+    """What the machine does at once. None of these changes the trained SAEs."""
+
+    batch_size: int | None = None  # type: ignore[assignment]
+    """Windows in one forward pass of the language model; by default what suits its size."""
+
+
+@dataclass(frozen=True)
+class BatchConfig:
+    """The options of the batch pipeline."""
+
+    model: BatchModelConfig = field(default_factory=BatchModelConfig)
+    output: BatchOutputConfig = field(default_factory=BatchOutputConfig)
+    data: BatchDataConfig = field(default_factory=BatchDataConfig)
+    hook: BatchHookConfig = field(default_factory=BatchHookConfig)
+    sae: BatchSAEConfig = field(default_factory=BatchSAEConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    runtime: BatchRuntimeConfig = field(default_factory=BatchRuntimeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    publishing: PublishingConfig = field(default_factory=PublishingConfig)
+
+    def run(self, model_name: str) -> RunConfig:
+        """The single run for one of the models; what was given on the command line wins."""
+        plan = PLANS.get(
+            model_name, MemoryPlan(RuntimeConfig.batch_size, DataConfig.max_text_length)
+        )
+        return RunConfig(
+            model=_as(ModelConfig, self.model, model_name=model_name),
+            output=_as(OutputConfig, self.output),
+            data=_as(
+                DataConfig,
+                self.data,
+                max_text_length=self.data.max_text_length or plan.max_text_length,
+            ),
+            hook=_as(HookConfig, self.hook),
+            sae=_as(SAEConfig, self.sae),
+            training=self.training,
+            runtime=_as(
+                RuntimeConfig, self.runtime, batch_size=self.runtime.batch_size or plan.batch_size
+            ),
+            tracking=self.tracking,
+            publishing=self.publishing,
+        )
+
+
+def _as(group: type, settings: object, **changes: object) -> object:
+    """`settings` as the plain `group` that it extends, with `changes`."""
+    values = {field.name: getattr(settings, field.name) for field in fields(group)}
+    return group(**values | changes)
+
+
+def train_all(config: BatchConfig) -> None:
+    """Train on one model after the other; a model that fails does not stop the rest.
+
+    Raises:
+        SAEError: some model failed; the table that is printed says which and why.
+    """
+    from sae_core.console import Console
+    from sae_core.sae_train import train_from_model
+
+    outcomes: dict[str, str] = {}
+    failed = 0
+    for name in config.model.models:
+        print(f"\n== {name}", flush=True)
+        run = config.run(name)
+        try:
+            outcomes[name] = str(train_from_model(run, Console(run.runtime.log_freq), batch=True))
+        except (SAEError, RuntimeError, OSError) as error:
+            failed += 1
+            outcomes[name] = f"FAILED: {' '.join(str(error).split())}"
+            print(outcomes[name], file=sys.stderr, flush=True)
+    width = max(map(len, outcomes))
+    print("\n" + "\n".join(f"{name:<{width}}  {outcome}" for name, outcome in outcomes.items()))
+    if failed:
+        raise SAEError(f"{failed} of {len(outcomes)} models failed; see the table above")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    cli.run(train_all, BatchConfig, "Train one BatchTopK SAE on each of several models.", argv)
+
+
+if __name__ == "__main__":
+    main()

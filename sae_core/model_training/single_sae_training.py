@@ -1,0 +1,28 @@
+"""Train one SAE on one language model."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+if not __package__:  # run as a file: import the package from the repository it lies in
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+
+from sae_core import cli
+from sae_core.train_config import RunConfig
+
+
+def train(config: RunConfig) -> None:
+    """Train the SAE and say where it is."""
+    from sae_core.console import Console
+    from sae_core.sae_train import train_from_model
+
+    folder = train_from_model(config, Console(config.runtime.log_freq))
+    print(f"SAE: {folder}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    cli.run(train, RunConfig, "Train one sparse autoencoder on one language model.", argv)
+
+
+if __name__ == "__main__":
+    main()

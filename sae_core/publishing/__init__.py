@@ -1,0 +1,1 @@
+"""SAEs for others: the formats that other tools read."""

@@ -1,0 +1,304 @@
+"""The plots, as SVG files: the same input gives the same bytes, and no global state is kept.
+
+Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Text stays text, so
+that a page can set it in its own typeface; names are shown as they are, never as mathematics.
+"""
+
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import compress, product
+from textwrap import fill
+
+import matplotlib
+import numpy as np
+from matplotlib import style
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.textpath import TextPath
+from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
+
+from sae_core.reporting.summary import Evaluation, History
+
+INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e8ec"
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
+TRAINING, VALIDATION = COLOURS[:2]
+MARKERS = {"batch_topk": "o", "standard": "s"}
+
+WIDTH, WIDE = 5.6, 7.6
+"""Widths of a plot, in inches: one of a pair, and one alone."""
+
+LABEL_SIZE, NEAR = 8.5, 6
+"""Of a point's label: the size of its type, and how far from the point it needs no line, in
+points."""
+
+LABEL_BOX = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.5}
+
+LOOK = {
+    "figure.dpi": 72,  # a pixel is a point, as in the SVG
+    "svg.fonttype": "none",
+    "svg.hashsalt": "sae_core",
+    "text.parse_math": False,
+    "text.color": INK,
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 8,
+    "axes.labelcolor": MUTED,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": GRID,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "lines.linewidth": 1.8,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.handlelength": 1.4,
+}
+
+plot = style.context(["default", LOOK])
+"""Decorates a function that draws: what it sets is set back when the function is done."""
+
+
+@plot
+def loss_curves(history: History, title: str) -> bytes:
+    """Training and validation loss over the epochs; below it, mean L0 and dead features.
+
+    Args:
+        history: `history.json`; without `val_*` lists only training is drawn.
+        title: of the plot, such as the run name.
+    """
+    figure = _figure(title, WIDTH, 4.6)
+    grid = figure.add_gridspec(2, 2, height_ratios=(5, 3))
+    loss = figure.add_subplot(grid[0, :], title="Loss")
+    l0 = figure.add_subplot(grid[1, 0], title="Mean L0", xlabel="epoch")
+    dead = figure.add_subplot(grid[1, 1], title="Dead features, %", xlabel="epoch")
+    _over_epochs(loss, history, "loss")
+    _over_epochs(l0, history, "sparsity")
+    _over_epochs(dead, history, "dead_feature_percentage")
+    for axes in (l0, dead):
+        _from_zero(axes)
+    loss.legend(loc="upper right", ncols=2)
+    return _svg(figure)
+
+
+@plot
+def density(evaluation: Evaluation) -> bytes:
+    """Histogram of the features' densities; those that never fired are counted in its heading."""
+    histogram = evaluation["density_histogram"]
+    never, d_sae = histogram["never"], evaluation["d_sae"]
+    figure = _figure(evaluation["run_name"], WIDTH, 4.6)
+    axes = figure.add_subplot(
+        title="Feature density",
+        xlabel="share of tokens on which a feature fires, log10",
+        ylabel="features",
+    )
+    axes.stairs(histogram["counts"], histogram["log10_edges"], fill=True, color=COLOURS[0])
+    _note(axes, f"never fired: {never:,} of {d_sae:,} ({never / d_sae:.1%})")
+    axes.margins(x=0)
+    _from_zero(axes)
+    return _svg(figure)
+
+
+@plot
+def block_mse(evaluation: Evaluation) -> bytes:
+    """Mean squared error of the activations after each layer behind the hook."""
+    errors = {int(k): v for k, v in evaluation["block_mse"].items() if _is_finite(v) and v > 0}
+    figure = _figure(evaluation["run_name"], WIDTH, 3.2)
+    axes = figure.add_subplot(title="Error after the hook", xlabel="layer", ylabel="MSE, log scale")
+    axes.plot(list(errors), list(errors.values()), "-o", color=COLOURS[0])
+    axes.set_yscale("log")
+    axes.set_ylim(min(errors.values(), default=1) / 2, max(errors.values(), default=1) * 2)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    return _svg(figure)
+
+
+@plot
+def l0_against_loss_recovered(evaluations: Sequence[Evaluation]) -> bytes:
+    """One point an SAE, with its label: colour says the hook, marker the kind of SAE."""
+    drawn = [e for e in evaluations if _is_finite(e["l0"]) and _is_finite(e["loss_recovered"])]
+    points = np.array([(e["l0"], e["loss_recovered"]) for e in drawn]).reshape(-1, 2)
+    colours = _hook_colours(drawn)
+    left_out = len(evaluations) - len(drawn)
+    title = f"{left_out} without a finite value, not drawn" if left_out else ""
+    figure = _figure(title, WIDE, 4.6 + 0.2 * math.ceil(len(colours) / 3))
+    axes = figure.add_subplot(
+        title="Loss recovered against sparsity",
+        xlabel="mean L0 (log scale)",
+        ylabel="loss recovered",
+    )
+    axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    for evaluation, (x, y) in zip(drawn, points, strict=True):
+        colour, marker = colours[evaluation["hook_spec"]], _marker(evaluation["sae_type"])
+        axes.plot(x, y, marker, color=colour, markersize=7, markeredgecolor="white")
+    _frame_points(axes, points)
+    _legends(axes, drawn, colours)
+    _place_labels(axes, points, _labels(drawn))
+    return _svg(figure)
+
+
+def _figure(title: str, width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), layout="constrained")
+    if title:
+        lines = fill(title, 76, break_on_hyphens=False)
+        figure.suptitle(lines, x=0.02, ha="left", fontsize=9, color=MUTED)
+    return figure
+
+
+def _svg(figure: Figure) -> bytes:
+    file = io.BytesIO()
+    metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(file, format="svg", metadata=metadata)
+    return file.getvalue()
+
+
+def _note(axes: Axes, note: str) -> None:
+    axes.set_title(note, loc="right", fontsize=9, fontweight="normal", color=MUTED)
+
+
+def _from_zero(axes: Axes) -> None:
+    """Let the y axis begin at zero, with room above the data."""
+    axes.set_ylim(0, 1.15 * axes.dataLim.ymax if axes.dataLim.ymax > 0 else 1)
+
+
+def _over_epochs(axes: Axes, history: History, key: str) -> None:
+    epochs = history["epoch"]
+    series = (("training", key, TRAINING, "-o"), ("validation", f"val_{key}", VALIDATION, "--s"))
+    for label, name, colour, form in series:
+        if name in history:
+            axes.plot(epochs, history[name], form, color=colour, label=label)
+    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _is_finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
+
+
+def _marker(sae_type: str) -> str:
+    return MARKERS.get(sae_type, "D")
+
+
+def _layer(hook_spec: str) -> tuple[int, str]:
+    """`blocks.9.hook_resid_post` -> (9, "hook_resid_post"); other names get layer -1."""
+    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", hook_spec)
+    return (int(match[1]), match[2]) if match else (-1, hook_spec)
+
+
+def _hook_colours(evaluations: Sequence[Evaluation]) -> dict[str, str]:
+    """A colour a hook, in the order of the layers; many hooks get shades from dark to light."""
+    hooks = sorted({e["hook_spec"] for e in evaluations}, key=_layer)
+    if len(hooks) <= len(COLOURS):
+        return dict(zip(hooks, COLOURS, strict=False))
+    shades = matplotlib.colormaps["viridis"](np.linspace(0, 0.9, len(hooks)))
+    return dict(zip(hooks, map(to_hex, shades), strict=True))
+
+
+def _legends(axes: Axes, evaluations: Sequence[Evaluation], colours: Mapping[str, str]) -> None:
+    """The kinds of SAE above the plot, the hooks below it."""
+    kinds = sorted({e["sae_type"] for e in evaluations})
+    look = {"linestyle": "", "markersize": 6}
+    axes.legend(
+        handles=[Line2D([], [], marker=_marker(k), color=MUTED, label=k, **look) for k in kinds],
+        loc="lower right",
+        bbox_to_anchor=(1, 1),
+        ncols=len(kinds),
+        fontsize=9,
+    )
+    axes.figure.legend(
+        handles=[Line2D([], [], marker="o", color=c, label=h, **look) for h, c in colours.items()],
+        loc="outside lower left",
+        ncols=3,
+        fontsize=9,
+    )
+
+
+def _frame_points(axes: Axes, points: np.ndarray) -> None:
+    """Set the axes' limits: room around the points, and the line of a perfect SAE in sight."""
+    l0, recovered = points.T if len(points) else (np.array([1]), np.array([1]))
+    axes.set_xscale("symlog", base=2, linthresh=1)
+    axes.set_xlim(max(0, l0.min() / 2.2), l0.max() * 2.2 + 0.1)
+    axes.xaxis.set_major_formatter("{x:g}")
+    low, high = min(recovered.min(), 1), max(recovered.max(), 1)
+    room = max(0.15 * (high - low), 0.005)
+    axes.set_ylim(low - room, high + room)
+
+
+def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
+    """What tells each SAE from the others; its run name where that does not."""
+    traits = [_traits(evaluation) for evaluation in evaluations]
+    differ = [len(set(values)) > 1 for values in zip(*traits, strict=True)]
+    labels = [" ".join(filter(None, compress(values, differ))) for values in traits]
+    count = Counter(labels)
+    return [
+        label if label and count[label] == 1 else evaluation["run_name"]
+        for label, evaluation in zip(labels, evaluations, strict=True)
+    ]
+
+
+def _traits(evaluation: Evaluation) -> tuple[str, ...]:
+    layer, hook = _layer(evaluation["hook_spec"])
+    return (
+        evaluation["model_name"].rsplit("/", 1)[-1],
+        f"layer {layer}" if layer >= 0 else "",
+        hook,
+        f"k {evaluation['top_k']}" if evaluation["top_k"] else evaluation["sae_type"],
+        f"×{evaluation['d_sae'] / evaluation['d_in']:g}",
+    )
+
+
+def _place_labels(axes: Axes, points: np.ndarray, labels: Sequence[str]) -> None:
+    """Write each label near its point, where it covers least; a line leads to those further off."""
+    axes.figure.draw_without_rendering()  # settles the layout
+    frame = axes.get_window_extent()
+    at = axes.transData.transform(points)
+    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    for point, (x, y), label in zip(points, at, labels, strict=True):
+        size = TextPath((0, 0), label, size=LABEL_SIZE).get_extents().size + (4, 3)
+        boxes = {offset: _box(x, y, offset, size) for offset in _offsets(size)}
+        offset = min(boxes, key=lambda o: _covered(boxes[o], taken, frame.extents))
+        taken.append(boxes[offset])
+        where = {"xy": point, "xytext": offset, "textcoords": "offset points"}
+        look = {"ha": "center", "va": "center", "fontsize": LABEL_SIZE, "in_layout": False}
+        if max(np.abs(offset) - size / 2) > NEAR + 1:
+            line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkB": 0}
+            axes.annotate("", **where, **look, arrowprops=line, zorder=1)
+        axes.annotate(label, **where, **look, bbox=LABEL_BOX)
+
+
+def _offsets(size: np.ndarray) -> Iterator[tuple[float, float]]:
+    """Where the middle of a label may lie, seen from its point: the nearest places first."""
+    sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
+    for distance, (right, up) in product((NEAR, 14, 24, 36, 50, 66), sides):
+        yield right * (distance + size[0] / 2), up * (distance + size[1] / 2)
+
+
+def _box(x: float, y: float, offset: tuple[float, float], size: np.ndarray) -> np.ndarray:
+    middle = np.array((x, y)) + offset
+    return np.concatenate((middle - size / 2, middle + size / 2))
+
+
+def _covered(box: np.ndarray, taken: Sequence[np.ndarray], frame: np.ndarray) -> float:
+    """The area of `taken` that a box (left, bottom, right, top) covers, and ten times that of the
+    part of it outside the frame."""
+    inside = _overlap(box, np.array([frame]))
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    return round(_overlap(box, np.array(taken)) + 10 * (area - inside), 3)
+
+
+def _overlap(box: np.ndarray, others: np.ndarray) -> float:
+    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
+    return float(sides.clip(min=0).prod(axis=1).sum())

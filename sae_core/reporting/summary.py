@@ -1,0 +1,186 @@
+"""The results of many SAEs: read from their JSON files, and put side by side as CSV and as text."""
+
+import csv
+import io
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sae_core.errors import SAEError
+
+Evaluation = dict[str, Any]
+"""The contents of one `results/evaluations/<run_name>.json`."""
+
+History = dict[str, list[float]]
+"""The contents of one `history.json`: one list a metric, one entry an epoch."""
+
+SUMMARY_COLUMNS = (
+    "run_name",
+    "model_name",
+    "hook_spec",
+    "sae_type",
+    "d_sae",
+    "top_k",
+    "l0",
+    "fvu",
+    "ce_clean",
+    "ce_sae",
+    "ce_mean_ablation",
+    "ce_zero_ablation",
+    "loss_recovered",
+    "kl",
+    "dead_fraction",
+    "n_tokens",
+)
+
+EVALUATION_KEYS = (
+    *SUMMARY_COLUMNS,
+    "d_in",
+    "l0_quantiles",
+    "fvu_with_outliers",
+    "density_histogram",
+    "block_mse",
+    "block_mse_mean",
+    "block_mse_min",
+    "block_mse_max",
+    "n_windows",
+    "n_outlier_tokens",
+)
+
+HISTORY_KEYS = ("epoch", "loss", "sparsity", "dead_feature_percentage")
+
+TABLE_WIDTH = 120
+TABLE_KEYS = ("l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction")
+
+
+class Column(NamedTuple):
+    """How one number of an evaluation is shown to people."""
+
+    heading: str
+    spec: str
+    """Its format specification."""
+    meaning: str
+
+
+COLUMNS = {
+    "d_sae": Column("features", ",d", "the width of the SAE's code."),
+    "top_k": Column("k", "d", "mean active features a token in training; 0 for a standard SAE."),
+    "l0": Column("L0", ".1f", "mean number of features that are active on a token."),
+    "fvu": Column(
+        "FVU",
+        ".4f",
+        "fraction of the activations' variance left unexplained, pooled over tokens, attention "
+        "sinks (outlier tokens) left out; lower is better.",
+    ),
+    "ce_clean": Column("CE clean", ".3f", "the model's cross-entropy, in nats a token."),
+    "ce_sae": Column("CE SAE", ".3f", "the same with the SAE's output in place of the activation."),
+    "ce_mean_ablation": Column("CE mean", ".3f", "the same with the activation's mean."),
+    "ce_zero_ablation": Column("CE zero", ".3f", "the same with zeros."),
+    "loss_recovered": Column(
+        "loss recovered",
+        ".4f",
+        "(CE zero − CE SAE) / (CE zero − CE clean): 1 if the model does not notice the SAE, 0 if "
+        "the SAE is no better than zeros.",
+    ),
+    "kl": Column(
+        "KL", ".4f", "KL(clean ‖ spliced) of the next-token distributions, in nats a token."
+    ),
+    "dead_fraction": Column("dead", ".2%", "share of features that fired on no evaluated token."),
+    "n_tokens": Column("tokens", ",d", "tokens the SAE was evaluated on."),
+}
+"""Every number of the summary, in its order."""
+
+
+def read_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
+    """Read evaluations, in the order of `paths`.
+
+    Raises:
+        SAEError: a file is missing, not JSON, or lacks a key.
+    """
+    return [_read(path, "evaluation", EVALUATION_KEYS) for path in paths]
+
+
+def read_histories(paths: Iterable[Path]) -> list[History]:
+    """Read training histories, in the order of `paths`.
+
+    Raises:
+        SAEError: a file is missing, not JSON, or lacks a key.
+    """
+    return [_read(path, "training history", HISTORY_KEYS) for path in paths]
+
+
+def write_output(path: Path, content: str | bytes) -> None:
+    """Write a result, making its folder; whatever fails, an earlier file stays as it was.
+
+    Raises:
+        SAEError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise SAEError(
+            f"{path}: cannot be written ({error.strerror}); name one in a folder you can write to"
+        ) from error
+
+
+def summary_csv(evaluations: Iterable[Evaluation]) -> str:
+    """`SUMMARY_COLUMNS` of every SAE as CSV, sorted by run name, numbers in full precision."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, SUMMARY_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(sorted(evaluations, key=lambda evaluation: evaluation["run_name"]))
+    return text.getvalue()
+
+
+def summary_table(evaluations: Iterable[Evaluation]) -> str:
+    """The key figures of every SAE as a text table for a terminal, `TABLE_WIDTH` wide at most.
+
+    A run name that is too long keeps its end, which tells SAEs apart.
+    """
+    rows = [["run", *(COLUMNS[key].heading for key in TABLE_KEYS)]]
+    for evaluation in sorted(evaluations, key=lambda e: reading_order(e["run_name"])):
+        shown = (show(evaluation[key], COLUMNS[key].spec) for key in TABLE_KEYS)
+        rows.append([evaluation["run_name"], *shown])
+    name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
+    name_width = min(name_width, TABLE_WIDTH - sum(widths) - 2 * len(widths))
+    rows.insert(1, ["-" * width for width in (name_width, *widths)])
+    return "".join(f"{_line(row, name_width, widths)}\n" for row in rows)
+
+
+def reading_order(name: str) -> list[str | int]:
+    """Sorts names as people expect it, by the numbers in them: layer 9 before layer 20."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def show(value: float | None, spec: str) -> str:
+    """A number as people read it; a dash if there is none."""
+    return "–" if value is None or not math.isfinite(value) else format(value, spec)
+
+
+def _read(path: Path, what: str, keys: Sequence[str]) -> dict[str, Any]:
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise SAEError(f"{path}: not a readable {what} ({error}); make it again") from error
+    missing = [key for key in keys if not isinstance(stored, dict) or key not in stored]
+    if missing:
+        raise SAEError(f"{path}: not a whole {what}, it lacks {', '.join(missing)}; make it again")
+    return stored
+
+
+def _line(row: list[str], name_width: int, widths: list[int]) -> str:
+    name, *numbers = row
+    if len(name) > name_width:
+        name = f"...{name[3 - name_width :]}"
+    cells = (number.rjust(width) for number, width in zip(numbers, widths, strict=True))
+    return "  ".join((name.ljust(name_width), *cells))

@@ -1,0 +1,165 @@
+"""The sparse autoencoder: what all kinds share. Shapes: N tokens, D = d_in, F = d_sae.
+
+A kind says how a training batch is encoded (`training_code`) and which pre-activations count at
+inference (`encode`, by default those above the threshold). While training, activations are
+centred and scaled; `folded` moves both into the weights, and only folded SAEs are stored.
+"""
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sae_core import losses, sparse_ops
+from sae_core.sae_config import SAESpec
+
+
+class Reconstruction(NamedTuple):
+    """A training batch, encoded and decoded."""
+
+    x_hat: Tensor
+    """(N, D) reconstruction."""
+    l1: Tensor
+    """Scalar: mean L1 norm of the code."""
+    l0: float
+    """Mean number of active features a token."""
+    fired: Tensor
+    """(F,) bool: the features that are active on some token."""
+
+
+class SparseAutoencoder(nn.Module, ABC):
+    """`x_hat = encode(x) @ W_dec + b_dec`, with rows of `W_dec` of unit norm."""
+
+    ever_fired: Tensor
+    num_batches_not_active: Tensor
+    threshold: Tensor
+
+    def __init__(self, spec: SAESpec) -> None:
+        super().__init__()
+        self.spec = spec
+        d_in, d_sae = spec.d_in, spec.d_sae
+        # (D, F) as every SAE library has it, but laid out so that a feature is contiguous.
+        self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
+        self.b_enc = nn.Parameter(torch.zeros(d_sae))
+        self.W_dec = nn.Parameter(torch.zeros(d_sae, d_in))
+        self.b_dec = nn.Parameter(torch.zeros(d_in))
+        self.register_buffer("threshold", torch.zeros(()))
+        self.register_buffer("ever_fired", torch.zeros(d_sae, dtype=torch.bool))
+        self.register_buffer("num_batches_not_active", torch.zeros(d_sae, dtype=torch.long))
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Random unit decoder rows, and the encoder tied to them at the start."""
+        rows = torch.randn(self.spec.d_sae, self.spec.d_in, generator=generator)
+        self.W_dec.copy_(F.normalize(rows, dim=1))
+        self.W_enc.copy_(self.W_dec.T)
+
+    @property
+    def weights(self) -> sparse_ops.Weights:
+        return sparse_ops.Weights(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
+
+    # Inference
+
+    def pre_activations(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., F): `(x - b_dec) @ W_enc + b_enc`."""
+        return (x.to(self.W_enc.dtype) - self.b_dec) @ self.W_enc + self.b_enc
+
+    def encode(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., F) features: `relu(pre)` where `pre` exceeds the threshold.
+
+        A token's features depend on that token alone.
+        """
+        pre = self.pre_activations(x)
+        return torch.relu(pre) * (pre > self.threshold)
+
+    def decode(self, features: Tensor) -> Tensor:
+        """(..., F) -> (..., D)."""
+        return features @ self.W_dec + self.b_dec
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(..., D) -> (..., D) reconstruction at inference."""
+        return self.decode(self.encode(x))
+
+    # Training
+
+    @abstractmethod
+    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+        """Encode and decode a training batch (N, D), with gradients to the weights.
+
+        `row_block` bounds the tokens whose pre-activations are in memory at once.
+        """
+
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Set the inference threshold from held-out activations, where the kind needs one."""
+
+    def auxiliary_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
+        """How badly the dead features explain what the live ones left over.
+
+        The `top_k_aux` largest dead pre-activations a token, by one threshold for the batch,
+        reconstruct the residual (arXiv 2406.04093, section A.2). 0 without dead features.
+        """
+        dead = self.dead_features.nonzero().squeeze(1)
+        if dead.numel() == 0:
+            return x.new_zeros(())
+        weights = sparse_ops.Weights(
+            self.W_enc.T[dead].T, self.b_enc[dead], self.W_dec[dead], self.b_dec.detach()
+        )
+        total = x.shape[0] * min(self.spec.top_k_aux, dead.numel())
+        code = sparse_ops.encode(x, weights, total)
+        prediction = sparse_ops.decode(code, weights) - weights.b_dec
+        return losses.normalised_residual_loss(x - x_hat, prediction)
+
+    @property
+    def dead_features(self) -> Tensor:
+        """(F,) bool: silent for more than `n_batches_to_dead` batches."""
+        return self.num_batches_not_active > self.spec.n_batches_to_dead
+
+    @torch.no_grad()
+    def record_activity(self, fired: Tensor) -> None:
+        """Count one more batch in which the features `fired` (F,) bool were active."""
+        self.ever_fired |= fired
+        self.num_batches_not_active += 1
+        self.num_batches_not_active[fired] = 0
+
+    @torch.no_grad()
+    def project_decoder_gradient(self) -> None:
+        """Remove from each decoder row's gradient the part along the row, which the unit norm
+        would undo."""
+        gradient = self.W_dec.grad
+        assert gradient is not None
+        along = (gradient * self.W_dec).sum(1, keepdim=True)
+        gradient.addcmul_(along, self.W_dec, value=-1)
+
+    @torch.no_grad()
+    def normalise_decoder(self) -> None:
+        """Bring the decoder rows back to unit norm."""
+        self.W_dec.div_(self.W_dec.norm(dim=1, keepdim=True).clamp_(min=1e-12))
+
+    # Storing
+
+    @torch.no_grad()
+    def folded(self, mean: Tensor, scale: float, dtype: torch.dtype) -> "SparseAutoencoder":
+        """A copy on the CPU that takes raw activations, when this one takes `(x - mean) / scale`.
+
+        `b_dec = mean + scale b_dec'`, `b_enc = scale b_enc'`, `threshold = scale threshold'`:
+        the same reconstruction from features `scale` times as large.
+        """
+        folded = copy.deepcopy(self).cpu()
+        for parameter in folded.parameters():
+            parameter.grad = None
+        folded.b_dec.mul_(scale).add_(mean.cpu())
+        folded.b_enc.mul_(scale)
+        folded.threshold.mul_(scale)
+        return folded.to(dtype)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state as contiguous tensors, as `weights.pt` holds it."""
+        return {name: value.detach().contiguous() for name, value in self.state_dict().items()}
+
+    def saelens_config(self) -> dict[str, Any]:
+        """The part of SAELens's `cfg.json` that depends on the kind."""
+        return {"architecture": "jumprelu"}

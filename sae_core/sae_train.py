@@ -1,0 +1,236 @@
+"""One training run from settings to SAE directory: source, model, SAE, loop and observer wired."""
+
+import hashlib
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_core.activations.language_model import (
+    Hook,
+    LanguageModel,
+    ModelFacts,
+    check_hook,
+    model_facts,
+    pick_device,
+)
+from sae_core.activations.store import ActivationSource, StreamingSource
+from sae_core.activations.token_windows import read_windows, split_texts
+from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
+from sae_core.data_processing.texts import read_texts
+from sae_core.kinds import build
+from sae_core.naming import (
+    BEST_CHECKPOINT,
+    batch_checkpoint_name,
+    ensure_writable,
+    epoch_checkpoint,
+    middle_layer,
+    path_component,
+    run_name,
+)
+from sae_core.publishing.saelens import saelens_files
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_config import SAEConfig, SAESpec
+from sae_core.seeding import generator
+from sae_core.train_config import DataConfig, HookConfig, RunConfig, RuntimeConfig, TrainingConfig
+from sae_core.training import Observer, Trainer
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an SAE was made from, as its `config.json` records it."""
+
+    model_name: str
+    model_commit: str | None
+    model_dtype: str
+    data_file: str
+    data_sha256: str
+    prepend_bos: bool
+
+
+class SAETrainer:
+    """Trains one SAE and exports it.
+
+    Args:
+        source: activations at `hook`.
+        origin: where they come from.
+        checkpoints: folder that this run's checkpoints go into.
+    """
+
+    def __init__(
+        self,
+        source: ActivationSource,
+        hook: Hook,
+        d_in: int,
+        origin: Origin,
+        *,
+        sae: SAEConfig,
+        data: DataConfig,
+        training: TrainingConfig,
+        runtime: RuntimeConfig,
+        checkpoints: Path,
+        observer: Observer,
+    ) -> None:
+        self.training, self.runtime, self.observer = training, runtime, observer
+        self.checkpoints = checkpoints
+        self.dtype: torch.dtype = getattr(torch, sae.sae_dtype)
+        device = pick_device(runtime.device)
+        metadata = asdict(origin) | asdict(data) | {"training": asdict(training)}
+        spec = sae_spec(sae, hook, d_in, device, metadata)
+        self.sae = build(spec)
+        self.sae.initialise(generator(data.seed, "weights"))
+        self.sae.to(device)
+        rows = runtime.activation_batch_size
+        self.loop = Trainer(
+            self.sae, source, training, observer, row_block=None if rows == "auto" else rows
+        )
+
+    def train(self) -> None:
+        """Run the loop, writing checkpoints as it goes."""
+        frequency = self.runtime.checkpoint_freq
+        for record in self.loop.train():
+            if record.improved:
+                self._checkpoint(BEST_CHECKPOINT)
+            if frequency and record.epoch % frequency == 0:
+                self._checkpoint(epoch_checkpoint(record.epoch))
+
+    def export(self, folder: Path) -> Path:
+        """Write the final SAE directory: the best checkpoint, or the last state without one."""
+        best = self.checkpoints / BEST_CHECKPOINT
+        if "val_loss" in self.loop.history:
+            sae = load_sae(best)
+        else:
+            sae = self._folded()
+        write_files(folder, sae_files(sae, self.loop.history) | saelens_files(sae))
+        return folder
+
+    def _checkpoint(self, name: str) -> None:
+        folder = self.checkpoints / name
+        save_sae(folder, self._folded(), self.loop.history)
+        self.observer.on_checkpoint(folder, best=name == BEST_CHECKPOINT)
+
+    def _folded(self) -> SparseAutoencoder:
+        """The SAE as it takes raw activations, with what is known of its training so far."""
+        loop = self.loop
+        normalise = loop.normalise
+        sae = self.sae.folded(normalise.mean, normalise.scale, self.dtype)
+        sae.spec.metadata |= {
+            "epochs": len(loop.history["epoch"]),
+            "tokens": loop.tokens,
+            "outlier_tokens": loop.outliers,
+            "outlier_norm": normalise.max_norm,
+            "activation_scale": normalise.scale,
+            "shuffle_tokens": loop.source.shuffle_windows * loop.source.positions,
+            "torch_version": torch.__version__.split("+")[0],
+        }
+        return sae
+
+
+def sae_spec(
+    sae: SAEConfig, hook: Hook, d_in: int, device: torch.device, metadata: dict[str, Any]
+) -> SAESpec:
+    """The stored configuration of the SAE that `sae` asks for, on activations of width `d_in`."""
+    return SAESpec(
+        d_in=d_in,
+        d_sae=d_in * sae.sae_expansion,
+        l1_coefficient=sae.sparsity_penalty,
+        dtype=sae.sae_dtype,
+        device=str(device),
+        hook_layer=hook.layer,
+        hook_name=hook.hook_name,
+        hook_spec=hook.spec,
+        top_k=sae.topk if sae.sae_type == "batch_topk" else 0,
+        top_k_aux=sae.topk_aux or max(1, d_in // 2),
+        n_batches_to_dead=sae.n_batches_to_dead,
+        aux_penalty=sae.aux_penalty,
+        sae_type=sae.sae_type,
+        metadata=metadata,
+    )
+
+
+def choose_hook(config: HookConfig, facts: ModelFacts) -> Hook:
+    """The hook that the settings name, checked against the model.
+
+    Raises:
+        SAEError: no such layer or hook.
+    """
+    layer = config.hook_layer
+    if layer is None:
+        layer = middle_layer(facts.n_layers, config.middle_layer_strategy)
+    return check_hook(Hook(layer, config.hook_name), facts.n_layers, facts.hook_names)
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256 as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def train_from_model(config: RunConfig, observer: Observer, batch: bool = False) -> Path:
+    """A whole training run that streams its activations from the model.
+
+    Everything that can be checked is checked before the model is loaded.
+
+    Args:
+        batch: name the checkpoints' folder as the batch pipeline does, not by the run name.
+
+    Returns:
+        The final SAE directory.
+    """
+    texts = read_texts(config.output.data_path)
+    split_texts(texts, config.data.val_fraction, config.data.seed)
+    device = pick_device(config.runtime.device)
+    facts = model_facts(config.model)
+    hook = choose_hook(config.hook, facts)
+    name = path_component(
+        config.output.run_name
+        or run_name(config.model.model_name, *hook, config.sae.tag, config.sae.sae_expansion),
+        "--run-name",
+    )
+    output = ensure_writable(config.output.output_root, "--output-root") / name
+    checkpoint_root = ensure_writable(config.output.checkpoint_root, "--checkpoint-root")
+    batch_name = batch_checkpoint_name(
+        config.model.model_name, hook.layer, config.sae.sae_expansion
+    )
+    print(f"texts: {len(texts)} from {config.output.data_path}")
+    print(f"model: {config.model.model_name} on {device}", flush=True)
+    model = LanguageModel.load(replace(config.model, revision=facts.commit), device)
+    windows = read_windows(model.tokenizer, texts, config.data)
+    print(
+        f"hook: {hook.spec}, width {facts.d_model}; SAE: {config.sae.sae_type} with "
+        f"{facts.d_model * config.sae.sae_expansion} features",
+        f"windows: {windows.n_train} to train, {windows.n_validation} to validate, "
+        f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",
+        sep="\n",
+        flush=True,
+    )
+    source = StreamingSource(
+        model,
+        windows,
+        hook,
+        batch_size=config.runtime.batch_size,
+        tokens_per_step=config.training.tokens_per_step,
+        seed=config.data.seed,
+    )
+    trainer = SAETrainer(
+        source,
+        hook,
+        facts.d_model,
+        Origin(
+            model_name=config.model.model_name,
+            model_commit=facts.commit,
+            model_dtype=str(model.dtype).removeprefix("torch."),
+            data_file=config.output.data_path.name,
+            data_sha256=file_sha256(config.output.data_path),
+            prepend_bos=windows.bos is not None,
+        ),
+        sae=config.sae,
+        data=config.data,
+        training=config.training,
+        runtime=config.runtime,
+        checkpoints=checkpoint_root / (batch_name if batch else name),
+        observer=observer,
+    )
+    trainer.train()
+    return trainer.export(output)

@@ -1,0 +1,297 @@
+"""Every setting of a training run, grouped; each field's docstring is its command-line help.
+
+The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`, `DataConfig`,
+`TrainingConfig`) stand apart from those that do not (`RuntimeConfig`, `OutputConfig`,
+`TrackingConfig`, `PublishingConfig`): the workflow retrains for the former only.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from sae_core.errors import SAEError
+from sae_core.naming import MiddleLayerStrategy
+from sae_core.sae_config import SAEConfig
+
+DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.json")
+
+
+def _at_least(owner: object, least: float, *names: str) -> None:
+    for name in names:
+        value = getattr(owner, name)
+        if value is not None and value < least:
+            raise SAEError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+
+
+@dataclass(frozen=True)
+class LoadConfig:
+    """How the language model is loaded."""
+
+    model_dtype: Literal["auto", "float16", "bfloat16", "float32"] = "auto"
+    """Number format of the language model; `auto` takes bfloat16 where the hardware is fast at it
+    and float32 elsewhere."""
+
+    load_in_4bit: bool = False
+    """Quantise the model to 4 bits while loading (CUDA, needs bitsandbytes)."""
+
+    trust_remote_code: bool = False
+    """Run Python code that the model's repository brings along."""
+
+
+@dataclass(frozen=True)
+class ModelConfig(LoadConfig):
+    """The language model."""
+
+    model_name: str = "Qwen/Qwen3-0.6B"
+    """Hugging Face Hub id or local directory of the language model."""
+
+    revision: str | None = None
+    """Branch, tag or commit of the model on the Hub."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """The texts, and how they become windows of tokens."""
+
+    max_text_length: int = 512
+    """Length of a window in tokens."""
+
+    val_fraction: float = 0.1
+    """Share of the texts that is held out: half of its windows validate, half evaluate."""
+
+    seed: int = 420
+    """Seed of everything random: split, crops, order, initial weights."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 2, "max_text_length")
+        _at_least(self, 0, "seed")
+        if not 0 <= self.val_fraction < 1:
+            raise SAEError(f"--val-fraction {self.val_fraction}: must be at least 0 and below 1")
+
+
+@dataclass(frozen=True)
+class HookConfig:
+    """Where in the model the SAE sits."""
+
+    hook_layer: int | None = None
+    """0-based layer; the middle one when omitted."""
+
+    middle_layer_strategy: MiddleLayerStrategy = "lower"
+    """Which of the two middle layers, when the number of layers is even."""
+
+    hook_name: str = "hook_resid_post"
+    """TransformerLens name of the activation: hook_resid_pre, hook_resid_mid, hook_resid_post,
+    hook_attn_out or hook_mlp_out."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "hook_layer")
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How the SAE is trained."""
+
+    num_epochs: int = 10
+    """Passes over the training windows."""
+
+    tokens_per_step: int = 4096
+    """Tokens in one optimizer step, which is also the pool of the batch top-k."""
+
+    lr: float = 1e-3
+    """Peak learning rate of Adam."""
+
+    recon_weight: float = 1.0
+    """Weight of the reconstruction error in the loss."""
+
+    early_stopping_patience: int = 2
+    """Epochs without a better validation loss before training stops; 0 never stops early."""
+
+    early_stopping_min_delta: float = 0.0
+    """By how much the validation loss must fall to count as better."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "num_epochs", "tokens_per_step")
+        _at_least(self, 0, "recon_weight", "early_stopping_patience", "early_stopping_min_delta")
+        if self.lr <= 0:
+            raise SAEError(f"--lr {self.lr}: must be above 0")
+
+
+@dataclass(frozen=True)
+class RuntimeConfig:
+    """What the machine does at once. None of these changes the trained SAE."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where to compute; `auto` takes CUDA, then Apple's MPS, then the CPU."""
+
+    batch_size: int = 8
+    """Windows in one forward pass of the language model."""
+
+    activation_batch_size: int | Literal["auto"] = "auto"
+    """Tokens of SAE work at once: the rows of the encoder product that are in memory."""
+
+    log_freq: int = 100
+    """Steps between two updates of the progress bar's figures."""
+
+    checkpoint_freq: int = 2
+    """Epochs between two checkpoints; 0 keeps the best one only."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "batch_size", "log_freq")
+        _at_least(self, 0, "checkpoint_freq")
+        if self.activation_batch_size != "auto":
+            _at_least(self, 1, "activation_batch_size")
+
+
+@dataclass(frozen=True)
+class HarvestConfig:
+    """The workflow's store of activations."""
+
+    passes: int = 1
+    """Different random crops of the corpus that are stored; epochs take them in turn."""
+
+    harvest_jobs: int = 1
+    """Jobs that share one model's pass."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "passes", "harvest_jobs")
+
+
+@dataclass(frozen=True)
+class EvaluationConfig:
+    """How an SAE is evaluated."""
+
+    max_windows: int = 256
+    """Held-out windows that are evaluated, at most."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "max_windows")
+
+
+@dataclass(frozen=True)
+class OutputConfig:
+    """Where the data comes from and the results go."""
+
+    data_path: Path = DEFAULT_DATA_PATH
+    """JSON file with a list of texts."""
+
+    output_root: Path = Path("sae_core/pretrained_models")
+    """Folder of the final SAE directories."""
+
+    checkpoint_root: Path = Path("sae_core/checkpoints")
+    """Folder of the checkpoints."""
+
+    run_name: str | None = None
+    """Name of the SAE's folder; made from model, hook and SAE when omitted."""
+
+
+@dataclass(frozen=True)
+class EndToEndConfig:
+    """Losses on what the language model does with the reconstruction."""
+
+    use_end_to_end: bool = False
+    """Add end-to-end losses."""
+
+    use_logit_kl: bool = True
+    """The KL divergence of the model's predictions (end-to-end)."""
+
+    use_block_mse: bool = False
+    """The squared error of the later layers' residuals (end-to-end)."""
+
+    logit_kl_weight: float = 1e-2
+    """Weight of the KL divergence."""
+
+    block_mse_weight: float = 1e-3
+    """Weight of the later layers' error."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 0, "logit_kl_weight", "block_mse_weight")
+        if not self.use_end_to_end:
+            return
+        if not (self.use_logit_kl or self.use_block_mse):
+            raise SAEError(
+                "--use-end-to-end needs --use-logit-kl or --use-block-mse; "
+                "switch one of them on, or use --no-use-end-to-end"
+            )
+        raise SAEError("--use-end-to-end is not available yet; leave it out")
+
+
+def _environment(name: str, default: str | None = None) -> str | None:
+    return os.environ.get(name) or default
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Weights & Biases."""
+
+    wandb: bool = False
+    """Track the run with Weights & Biases."""
+
+    wandb_project: str = field(
+        default_factory=lambda: _environment("WANDB_PROJECT", "sae-training") or ""
+    )
+    """Project (default: $WANDB_PROJECT, else sae-training)."""
+
+    wandb_entity: str | None = field(default_factory=lambda: _environment("WANDB_ENTITY"))
+    """Team or user (default: $WANDB_ENTITY)."""
+
+    wandb_mode: Literal["online", "offline", "disabled"] = "online"
+    """Send as it happens, store for `wandb sync`, or neither."""
+
+    wandb_group: str | None = None
+    """Group that the run belongs to."""
+
+    wandb_tags: tuple[str, ...] = ()
+    """Tags of the run."""
+
+    wandb_notes: str | None = None
+    """A note on the run."""
+
+    wandb_log_final_artifact: bool = False
+    """Also store the final SAE directory as an artifact; checkpoints never."""
+
+    def __post_init__(self) -> None:
+        if self.wandb:
+            raise SAEError("--wandb is not available yet; leave it out")
+        if self.wandb_log_final_artifact:
+            raise SAEError("--wandb-log-final-artifact needs --wandb, which is not available yet")
+
+
+@dataclass(frozen=True)
+class PublishingConfig:
+    """The Hugging Face Hub."""
+
+    upload_to_hf: bool = False
+    """Upload the final SAE directory."""
+
+    hf_repo_id: str | None = field(default_factory=lambda: _environment("SAE_HF_REPO_ID"))
+    """Repository to upload to, `owner/name` (default: $SAE_HF_REPO_ID)."""
+
+    hf_private: bool = False
+    """Make the repository private when it is created."""
+
+    def __post_init__(self) -> None:
+        if not self.upload_to_hf:
+            return
+        if not self.hf_repo_id:
+            raise SAEError(
+                "--upload-to-hf needs a repository: give --hf-repo-id owner/name or set "
+                "SAE_HF_REPO_ID"
+            )
+        raise SAEError("--upload-to-hf is not available yet; leave it out")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """Everything that one training run needs: the options of `single_sae_training.py`."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    output: OutputConfig = field(default_factory=OutputConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    hook: HookConfig = field(default_factory=HookConfig)
+    sae: SAEConfig = field(default_factory=SAEConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    publishing: PublishingConfig = field(default_factory=PublishingConfig)

@@ -1,0 +1,268 @@
+"""The training loop: what is minimised, in what order, and what is recorded.
+
+Per step, on a batch x of N activations, centred and scaled to `E||x||^2 = 1`:
+
+    loss = recon_weight * ||x - x_hat||^2 + sparsity_penalty * ||f||_1 + aux_penalty * aux
+
+with f the code and aux the auxiliary loss on dead features; Adam, a short warm-up, and a linear
+decay to zero over the last fifth of the steps; decoder rows are kept at unit norm.
+
+The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import chain, islice
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_core import losses
+from sae_core.activations.store import ActivationSource
+from sae_core.checkpoint import History
+from sae_core.errors import SAEError
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.train_config import TrainingConfig
+
+WARM_UP = 0.05
+"""Share of the steps in which the learning rate rises to its peak."""
+
+DECAY = 0.2
+"""Share of the steps, the last ones, in which it falls to zero."""
+
+MAX_GRADIENT_NORM = 1.0
+
+MEASURED_BATCHES = 8
+"""Batches that the mean, the scale and the median norm are measured on."""
+
+OUTLIER_FACTOR = 10.0
+"""Tokens with an activation norm this many times the median are left out of training: attention
+sinks, whose few directions would take up the whole loss."""
+
+
+class EpochRecord(NamedTuple):
+    """One entry of the history."""
+
+    epoch: int
+    """Counted from 1."""
+    n_epochs: int
+    tokens: int
+    """Tokens trained on so far."""
+    metrics: dict[str, float]
+    improved: bool
+    """The validation loss is the best so far."""
+
+
+class Observer:
+    """What the loop tells the outside; every method may be left as it is."""
+
+    def on_start(self, n_epochs: int, steps_per_epoch: int) -> None:
+        """Training begins."""
+
+    def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
+        """Step `step` (from 1) of an epoch (from 1) is done."""
+
+    def on_epoch(self, record: EpochRecord) -> None:
+        """An epoch and its validation are done."""
+
+    def on_checkpoint(self, folder: Path, best: bool) -> None:
+        """An SAE directory was written."""
+
+    def on_end(self, history: History, stopped_early: bool) -> None:
+        """Training is over."""
+
+
+class Normalisation(NamedTuple):
+    """How raw activations enter the SAE: `(x - mean) / scale`, outliers left out."""
+
+    mean: Tensor
+    """(D,) float32, on the SAE's device."""
+    scale: float
+    max_norm: float
+
+    @classmethod
+    def measure(cls, x: Tensor) -> "Normalisation":
+        """From a sample (N, D) of training activations."""
+        norms = x.norm(dim=1)
+        max_norm = OUTLIER_FACTOR * float(norms.median())
+        x = x[norms <= max_norm]
+        mean = x.mean(0)
+        scale = float((x - mean).pow(2).sum(1).mean().sqrt())
+        if not math.isfinite(scale) or scale == 0:
+            raise SAEError(
+                f"the activations at this hook have scale {scale}: they are all alike, or overflow "
+                "the model's number format (try --model-dtype bfloat16 or float32)"
+            )
+        return cls(mean, scale, max_norm)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(N, D) raw activations -> (at most N, D) float32."""
+        x = x.to(self.mean.device, torch.float32)
+        return (x[x.norm(dim=1) <= self.max_norm] - self.mean) / self.scale
+
+
+class Terms(NamedTuple):
+    """The loss and what it is made of, scalar tensors."""
+
+    loss: Tensor
+    recon_loss: Tensor
+    l1_loss: Tensor
+    recon_contribution: Tensor
+    l1_contribution: Tensor
+    aux_loss: Tensor
+
+
+def learning_rate(step: int, n_steps: int, peak: float) -> float:
+    """The learning rate of step `step` (from 0) of `n_steps`: a trapezium."""
+    rise = (step + 1) / max(1.0, WARM_UP * n_steps)
+    fall = (n_steps - step) / max(1.0, DECAY * n_steps)
+    return peak * min(1.0, rise, fall)
+
+
+class Trainer:
+    """Trains one SAE on one source of activations.
+
+    Args:
+        sae: initialised, on the device to train on.
+        source: batches of raw activations.
+        row_block: tokens of SAE work at once; None chooses.
+    """
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        source: ActivationSource,
+        config: TrainingConfig,
+        observer: Observer,
+        row_block: int | None = None,
+    ) -> None:
+        self.sae, self.source, self.config = sae, source, config
+        self.observer, self.row_block = observer, row_block
+        self.history: History = {}
+        self.normalise: Normalisation
+        self._last_batch: Tensor
+        self.tokens = self.outliers = 0
+        self._best_loss, self._epochs_since_best = math.inf, 0
+
+    def train(self) -> Iterator[EpochRecord]:
+        """Train, and hand over a record after each epoch, when the SAE may be stored."""
+        config, source = self.config, self.source
+        optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, fused=True)
+        n_steps = config.num_epochs * source.steps_per_epoch
+        step = 0
+        self.observer.on_start(config.num_epochs, source.steps_per_epoch)
+        for epoch in range(1, config.num_epochs + 1):
+            means = _Means()
+            for raw in self._batches(epoch):
+                x = self.normalise(raw)
+                self.outliers += len(raw) - len(x)
+                for group in optimizer.param_groups:
+                    group["lr"] = learning_rate(step, n_steps, config.lr)
+                step += 1
+                if len(x) == 0:
+                    continue
+                reconstruction = self.sae.reconstruct(x, self.row_block)
+                terms = self._terms(x, reconstruction.x_hat, reconstruction.l1)
+                terms.loss.backward()
+                self.sae.project_decoder_gradient()
+                torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRADIENT_NORM)
+                optimizer.step()
+                optimizer.zero_grad()
+                self.sae.normalise_decoder()
+                self.sae.record_activity(reconstruction.fired)
+                self.tokens += len(x)
+                self._last_batch = x
+                means.add(terms, reconstruction.l0, len(x))
+                self.observer.on_step(
+                    epoch,
+                    step - (epoch - 1) * source.steps_per_epoch,
+                    terms.loss,
+                    reconstruction.l0,
+                )
+            record = self._record(epoch, means)
+            self.observer.on_epoch(record)
+            yield record
+            if self._patience_is_out():
+                break
+        self.observer.on_end(self.history, stopped_early=epoch < config.num_epochs)
+
+    def _batches(self, epoch: int) -> Iterator[Tensor]:
+        batches = self.source.train_batches(epoch - 1)
+        if epoch > 1:
+            return batches
+        sample = list(islice(batches, MEASURED_BATCHES))
+        device = self.sae.b_dec.device
+        self.normalise = Normalisation.measure(torch.cat(sample).to(device, torch.float32))
+        return chain(sample, batches)
+
+    def _terms(self, x: Tensor, x_hat: Tensor, l1: Tensor) -> Terms:
+        recon = losses.reconstruction_loss(x, x_hat)
+        aux = self.sae.auxiliary_loss(x, x_hat)
+        recon_part = self.config.recon_weight * recon
+        l1_part = self.sae.spec.l1_coefficient * l1
+        loss = recon_part + l1_part + self.sae.spec.aux_penalty * aux
+        return Terms(loss, recon, l1, recon_part, l1_part, aux)
+
+    def _record(self, epoch: int, means: "_Means") -> EpochRecord:
+        metrics = means.values()
+        if not math.isfinite(metrics["loss"]):
+            raise SAEError(
+                f"the loss is {metrics['loss']} after epoch {epoch} at {self.sae.spec.hook_spec}: "
+                "lower --lr, or use --model-dtype float32"
+            )
+        dead = int(self.sae.dead_features.sum())
+        metrics["dead_features"] = dead
+        metrics["dead_feature_percentage"] = 100 * dead / self.sae.spec.d_sae
+        metrics |= {f"val_{name}": value for name, value in self._validate().items()}
+        val_loss = metrics.get("val_loss", math.nan)
+        improved = val_loss < self._best_loss - self.config.early_stopping_min_delta
+        if improved:
+            self._best_loss, self._epochs_since_best = val_loss, 0
+        else:
+            self._epochs_since_best += 1
+        for name, value in {"epoch": epoch, "tokens": self.tokens, **metrics}.items():
+            self.history.setdefault(name, []).append(value)
+        return EpochRecord(epoch, self.config.num_epochs, self.tokens, metrics, improved)
+
+    def _patience_is_out(self) -> bool:
+        patience = self.config.early_stopping_patience
+        return 0 < patience <= self._epochs_since_best and self.source.n_validation > 0
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        """Calibrate the inference threshold and measure the SAE as it is used afterwards."""
+        if self.source.n_validation == 0:
+            self.sae.calibrate([self._last_batch])
+            return {}
+        self.sae.calibrate(map(self.normalise, self.source.validation_batches()))
+        means = _Means()
+        for x in map(self.normalise, self.source.validation_batches()):
+            for rows in x.split(self.row_block or len(x) or 1):
+                code = self.sae.encode(rows)
+                terms = self._terms(rows, self.sae.decode(code), losses.l1_loss(code, len(rows)))
+                means.add(terms, float((code > 0).sum()) / len(rows), len(rows))
+        return means.values()
+
+
+class _Means:
+    """Means over tokens of the terms of many batches."""
+
+    def __init__(self) -> None:
+        self.tokens, self.l0, self.sums = (
+            0,
+            0.0,
+            torch.zeros(len(Terms._fields), dtype=torch.double),
+        )
+
+    def add(self, terms: Terms, l0: float, n_tokens: int) -> None:
+        self.tokens += n_tokens
+        self.l0 += l0 * n_tokens
+        self.sums += torch.stack([term.detach() for term in terms]).cpu().double() * n_tokens
+
+    def values(self) -> dict[str, float]:
+        means = (self.sums / max(self.tokens, 1)).tolist()
+        return dict(zip(Terms._fields, means, strict=True)) | {
+            "sparsity": self.l0 / max(self.tokens, 1)
+        }

@@ -1,0 +1,279 @@
+"""The workflow's configuration: checked against the schema, resolved into models and SAEs.
+
+No Snakemake and no torch here: the `.smk` files ask this module what to make, and from what.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from jsonschema import Draft202012Validator, ValidationError
+from jsonschema.exceptions import best_match
+
+from sae_core.cli import options
+from sae_core.data_processing.textbook_process import ProcessConfig
+from sae_core.errors import SAEError
+from sae_core.model_sources import FetchConfig, SourceConfig
+from sae_core.naming import hook_spec, middle_layer, model_id, path_component, run_name
+from sae_core.sae_config import SAEConfig
+from sae_core.train_config import (
+    DataConfig,
+    EvaluationConfig,
+    HarvestConfig,
+    HookConfig,
+    LoadConfig,
+    ModelConfig,
+    PublishingConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    TrainingConfig,
+)
+
+Group = TypeVar("Group")
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A language model, and the SAEs to train on it."""
+
+    name: str
+    source: SourceConfig
+    model: ModelConfig
+    layers: tuple[int | str, ...]
+    """0-based layers, or the word `middle`."""
+    hook: HookConfig
+    data: DataConfig
+    runtime: RuntimeConfig
+    saes: tuple[SAEConfig, ...]
+
+    @property
+    def model_id(self) -> str:
+        return model_id(self.name)
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether its layers are known only when the model's number of layers is."""
+        return "middle" in self.layers
+
+    def batch_of(self, layer: int | str, harvested: Iterable[str]) -> str:
+        """The batch of layers that one pass of the model serves, and that holds `layer`.
+
+        A layer stays in the batch it was first harvested in: `harvested` are the names of the
+        batches that exist. The layers in none of them make up a new one. So a layer that is added
+        later is harvested alone, and nothing that hangs on the old activations runs again.
+        """
+        held = {label: batch for batch in harvested for label in batch.split("+")}
+        label = str(layer)
+        if label in held:
+            return held[label]
+        return "+".join(str(layer) for layer in self.layers if str(layer) not in held)
+
+    def resolve(self, layer: int | str, n_layers: int | None) -> int:
+        """The layer as a number; `n_layers` is needed for `middle` only."""
+        if layer == "middle":
+            assert n_layers is not None
+            return middle_layer(n_layers, self.hook.middle_layer_strategy)
+        return int(layer)
+
+    def hook_specs(self, batch: str, n_layers: int | None) -> list[str]:
+        """The full names of the hooks of a batch of layers."""
+        layers = [self.resolve(label, n_layers) for label in batch.split("+")]
+        return [hook_spec(layer, self.hook.hook_name) for layer in layers]
+
+    def runs(self, n_layers: int | None) -> Iterator["RunPlan"]:
+        """The SAEs of this model."""
+        for label in self.layers:
+            layer = self.resolve(label, n_layers)
+            for sae in self.saes:
+                name = run_name(self.name, layer, self.hook.hook_name, sae.tag, sae.sae_expansion)
+                yield RunPlan(name, self, label, layer, sae)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One SAE to train."""
+
+    name: str
+    model: ModelPlan
+    label: int | str
+    """The layer as the configuration has it: a number, or `middle`."""
+    layer: int
+    sae: SAEConfig
+
+    @property
+    def hook_spec(self) -> str:
+        return hook_spec(self.layer, self.model.hook.hook_name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a configuration asks for."""
+
+    process: ProcessConfig
+    training: TrainingConfig
+    harvest: HarvestConfig
+    evaluation: EvaluationConfig
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+    publishing: PublishingConfig
+    models: dict[str, ModelPlan] = field(default_factory=dict)
+    """By model id."""
+
+    def model_of(self, run: str) -> ModelPlan:
+        """The model that the SAE named `run` belongs to."""
+        owners = [m for m in self.models.values() if run.startswith(f"{m.model_id}.blocks.")]
+        return max(owners, key=lambda m: len(m.model_id))
+
+    def run(self, name: str, n_layers: int | None) -> RunPlan:
+        """The SAE of that name."""
+        return next(run for run in self.model_of(name).runs(n_layers) if run.name == name)
+
+    def chapters(self) -> list[Path]:
+        """The chapters that are there now, in the order in which they are processed."""
+        return [path for folder in self.process.folders for path in sorted(folder.glob("*.md"))]
+
+    def process_options(self) -> str:
+        """The command line of the processing."""
+        return options(self.process)
+
+    def fetch_options(self, model: ModelPlan) -> str:
+        """Which model to fetch, and from where."""
+        settings = model.model
+        return options(
+            FetchConfig(model.name, settings.revision, settings.trust_remote_code, model.source)
+        )
+
+    def evaluate_options(self, model: ModelPlan) -> str:
+        """How a model's SAEs are evaluated."""
+        return f"{options(self._load_settings(model))} {options(self.evaluation)}".strip()
+
+    def harvest_options(self, model: ModelPlan) -> str:
+        """What a model's activations are made of, but for the hooks."""
+        passes = f"--passes {self.harvest.passes}"
+        settings = self._load_settings(model)
+        return " ".join(filter(None, [options(settings), options(model.data), passes]))
+
+    def train_options(self, run: RunPlan) -> str:
+        """What an SAE is made of, besides its activations."""
+        return " ".join(
+            filter(
+                None,
+                [
+                    f"--hook {run.hook_spec}",
+                    options(run.sae),
+                    options(self.training),
+                    options(run.model.data),
+                ],
+            )
+        )
+
+    @staticmethod
+    def _load_settings(model: ModelPlan) -> LoadConfig:
+        return LoadConfig(**{f.name: getattr(model.model, f.name) for f in fields(LoadConfig)})
+
+
+def load_plan(config: dict[str, Any], schema: Path) -> Plan:
+    """Check a configuration and resolve it.
+
+    Raises:
+        SAEError: it does not fit the schema, contradicts itself, or names an SAE twice.
+    """
+    _check_schema(config, yaml.safe_load(schema.read_text(encoding="utf-8")))
+    chapters = dict(config["chapters"])
+    chapters["folders"] = tuple(Path(folder) for folder in chapters["folders"].values())
+    section = config.get
+    plan = Plan(
+        process=_group(ProcessConfig, "chapters", chapters),
+        training=_group(TrainingConfig, "training", section("training", {})),
+        harvest=_group(HarvestConfig, "harvest", section("harvest", {})),
+        evaluation=_group(EvaluationConfig, "evaluation", section("evaluation", {})),
+        runtime=_group(RuntimeConfig, "runtime", section("runtime", {})),
+        tracking=_group(TrackingConfig, "tracking", section("tracking", {})),
+        publishing=_group(PublishingConfig, "publishing", section("publishing", {})),
+    )
+    for index, entry in enumerate(config["models"]):
+        model = _model(entry, f"models[{index}]", config)
+        if model.model_id in plan.models:
+            raise SAEError(f"models[{index}].name: {model.name!r} stands in the list twice")
+        plan.models[model.model_id] = model
+    return plan
+
+
+def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
+    """Check that no two SAEs of a model share a name.
+
+    Raises:
+        SAEError: two do.
+    """
+    seen: set[str] = set()
+    for run in model.runs(n_layers):
+        if run.name in seen:
+            raise SAEError(
+                f"models: two SAEs are named {run.name}; let their kind, topk or sae_expansion "
+                "differ, or remove one"
+            )
+        seen.add(run.name)
+
+
+def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPlan:
+    def group(kind: type[Group], base: str | None = None) -> Group:
+        known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+        base_values = config.get(base, {}) if base else {}
+        own = {key: value for key, value in entry.items() if key in known}
+        return _group(kind, where, {**base_values, **own})
+
+    path_component(model_id(entry["name"]), f"{where}.name")
+    layers = entry.get("layers", "middle")
+    source = dict(entry.get("source", {}))
+    if "path" in source:
+        source["path"] = Path(source["path"])
+    base = config.get("sae", {})
+    model = ModelPlan(
+        name=entry["name"],
+        source=_group(SourceConfig, f"{where}.source", source),
+        model=group(ModelConfig),
+        layers=(layers,) if isinstance(layers, str) else tuple(layers),
+        hook=group(HookConfig),
+        data=group(DataConfig, "windows"),
+        runtime=group(RuntimeConfig, "runtime"),
+        saes=tuple(
+            _group(SAEConfig, f"{where}.saes[{i}]", {**base, **sae})
+            for i, sae in enumerate(entry.get("saes", [{}]))
+        ),
+    )
+    if not model.needs_depth:
+        check_run_names(model, None)
+    return model
+
+
+def _group(kind: Callable[..., Group], where: str, values: dict[str, Any]) -> Group:
+    """A settings group; its messages name keys where the command line's name options."""
+    try:
+        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+    except SAEError as error:
+        message = re.sub(r"--([a-z0-9-]+)", lambda m: m[1].replace("-", "_"), str(error))
+        raise SAEError(f"config: {where}: {message}") from error
+
+
+def _check_schema(config: dict[str, Any], schema: dict[str, Any]) -> None:
+    error = best_match(Draft202012Validator(schema).iter_errors(config))
+    if error is not None:
+        raise SAEError(f"config: {_location(error)}: {_reason(error)}")
+
+
+def _location(error: ValidationError) -> str:
+    path = ""
+    for part in error.absolute_path:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}"
+    return path.lstrip(".") or "top level"
+
+
+def _reason(error: ValidationError) -> str:
+    if error.validator == "additionalProperties":
+        known = error.schema["properties"]
+        unknown = sorted(set(error.instance) - set(known))
+        return f"unknown key {', '.join(map(str, unknown))}; the keys are {', '.join(known)}"
+    return error.message

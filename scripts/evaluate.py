@@ -1,0 +1,51 @@
+"""One SAE directory -> its figures on held-out windows, as JSON."""
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sae_core import cli
+from sae_core.train_config import EvaluationConfig, LoadConfig, ModelConfig, RuntimeConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """The SAE to evaluate."""
+
+    sae: Path
+    """SAE directory."""
+    texts: Path
+    """Processed JSON file that it was trained on; its held-out windows are evaluated."""
+    record: Path
+    """The model's record."""
+    output: Path
+    """JSON file to write."""
+    device: str = RuntimeConfig.device
+    """Where to compute."""
+    batch_size: int = RuntimeConfig.batch_size
+    """Windows in one forward pass."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+
+def run(job: Job) -> None:
+    from sae_core.activations.language_model import LanguageModel, pick_device
+    from sae_core.checkpoint import load_sae
+    from sae_core.data_processing.texts import read_texts
+    from sae_core.evaluation.metrics import evaluate, held_out_windows, identity
+    from sae_core.model_sources import ModelRecord
+
+    sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
+    record = ModelRecord.load(job.record)
+    config = ModelConfig(model_name=record.path, **asdict(job.load))
+    model = LanguageModel.load(config, pick_device(job.device))
+    windows = held_out_windows(sae.spec, model.tokenizer, texts, job.evaluation.max_windows)
+    figures = identity(job.sae.name, sae.spec) | evaluate(model, sae, windows, job.batch_size)
+    job.output.parent.mkdir(parents=True, exist_ok=True)
+    job.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    for name in ("l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction"):
+        print(f"{name:>15} {figures[name]:.4f}")
+
+
+if __name__ == "__main__":
+    cli.run(run, Job, __doc__)

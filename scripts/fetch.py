@@ -1,0 +1,26 @@
+"""Bring a language model onto this machine and record what it is."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_core import cli
+from sae_core.model_sources import FetchConfig, fetch
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to fetch, and where to note it."""
+
+    model: FetchConfig
+    output: Path
+    """JSON file to write: the model's record."""
+
+
+def run(job: Job) -> None:
+    record = fetch(job.model)
+    record.save(job.output)
+    print(f"{record.name}: {record.n_layers} layers of width {record.d_model} in {record.path}")
+
+
+if __name__ == "__main__":
+    cli.run(run, Job, __doc__)

@@ -1,0 +1,74 @@
+"""One pass of a language model over the windows -> its activations at every hook."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from sae_core import cli
+from sae_core.train_config import DataConfig, LoadConfig, ModelConfig, RuntimeConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """The activations to store."""
+
+    texts: Path
+    """Processed JSON file."""
+    record: Path
+    """The model's record."""
+    hooks: tuple[str, ...]
+    """Full names of the hooks, blocks.<layer>.<hook_name>."""
+    output: Path
+    """Folder to write: a shard."""
+    receipt: Path
+    """JSON file to write: what the shard holds, for when its data is deleted."""
+    device: str = RuntimeConfig.device
+    """Where to compute."""
+    batch_size: int = RuntimeConfig.batch_size
+    """Windows in one forward pass."""
+    passes: int = 1
+    """Different random crops of the corpus."""
+    shard: int = 0
+    """Number of this job among those that share the pass."""
+    shards: int = 1
+    """How many share it."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def run(job: Job) -> None:
+    from sae_core.activations.language_model import Hook, LanguageModel, check_hook, pick_device
+    from sae_core.activations.store import harvest
+    from sae_core.activations.token_windows import read_windows
+    from sae_core.data_processing.texts import read_texts
+    from sae_core.model_sources import ModelRecord
+    from sae_core.progress import progress_bar
+
+    texts = read_texts(job.texts, "--texts")
+    record = ModelRecord.load(job.record)
+    hooks = [check_hook(Hook.parse(spec), record.n_layers, record.hook_names) for spec in job.hooks]
+    config = ModelConfig(model_name=record.path, **asdict(job.load))
+    model = LanguageModel.load(config, pick_device(job.device))
+    windows = read_windows(model.tokenizer, texts, job.data)
+    with progress_bar("harvest", "window") as bar:
+
+        def progress(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        manifest = harvest(
+            model,
+            windows,
+            hooks,
+            job.output,
+            batch_size=job.batch_size,
+            passes=job.passes,
+            shard=job.shard,
+            n_shards=job.shards,
+            progress=progress,
+        )
+    manifest.save(job.receipt)
+    print(f"{manifest.windows} windows of {windows.length} tokens at {', '.join(job.hooks)}")
+
+
+if __name__ == "__main__":
+    cli.run(run, Job, __doc__)

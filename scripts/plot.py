@@ -1,0 +1,37 @@
+"""Draw one SAE's loss curves and feature densities, from its history and its evaluation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_core import cli
+from sae_core.reporting import plots
+from sae_core.reporting.summary import read_evaluations, read_histories, write_output
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to read, and where the plots go."""
+
+    evaluation: Path
+    """The SAE's evaluation, JSON."""
+
+    history: Path
+    """The SAE's `history.json`."""
+
+    loss_curves: Path
+    """Where the loss curves go, SVG."""
+
+    density: Path
+    """Where the histogram of feature densities goes, SVG."""
+
+
+def draw(options: Options) -> None:
+    """Read both files, then write both plots."""
+    [evaluation] = read_evaluations([options.evaluation])
+    [history] = read_histories([options.history])
+    write_output(options.loss_curves, plots.loss_curves(history, evaluation["run_name"]))
+    write_output(options.density, plots.density(evaluation))
+
+
+if __name__ == "__main__":
+    cli.run(draw, Options, __doc__)

@@ -1,0 +1,75 @@
+"""What several tests share: a tiny model on disk, some texts, and the way to run a command."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT / "tests" / "tools"))
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+TIMEOUT = 300
+"""Seconds that a command of the tests may take."""
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def texts() -> list[str]:
+    """Paragraphs of one of the sample chapters."""
+    chapter = ROOT / "sae_core/data/raw_data/physics_chapters/chapter_01.md"
+    paragraphs = chapter.read_text(encoding="utf-8").split("\n\n")
+    return [p for p in paragraphs if len(p) > 200][:24]
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """The directory of a tiny random Qwen3 model."""
+    from tiny_model import make_tiny_model
+
+    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", " ".join(texts))
+
+
+@pytest.fixture
+def data_path(tmp_path: Path, texts: list[str]) -> Path:
+    """A processed data file."""
+    path = tmp_path / "texts.json"
+    path.write_text(json.dumps(texts))
+    return path
+
+
+@pytest.fixture(scope="session")
+def run() -> Run:
+    """Run `python ARGUMENTS...` from a folder (the repository by default) and return what it
+    printed; `ok=False` when it should fail."""
+
+    def runner(
+        *arguments: object, cwd: Path = ROOT, ok: bool = True, env: dict[str, str] | None = None
+    ) -> subprocess.CompletedProcess[str]:
+        done = subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+            env={**os.environ, "COLUMNS": "200", **(env or {})},
+        )
+        if ok is not None:
+            assert (done.returncode == 0) == ok, done.stdout + done.stderr
+        return done
+
+    return runner

@@ -1,0 +1,103 @@
+# The configuration, resolved by sae_core.workflow_config, and what the rules ask of it.
+
+import json
+import sys
+from pathlib import Path
+
+from snakemake.exceptions import WorkflowError
+
+ROOT = Path(workflow.basedir).parent
+sys.path.insert(0, str(ROOT))
+
+from sae_core.code_hash import code_hash
+from sae_core.errors import SAEError
+from sae_core.naming import EXPORT_FILES
+from sae_core.workflow_config import check_run_names, load_plan
+
+# Where jobs find the package and the scripts; Snakemake strips PYTHONPATH from conda jobs.
+shell.prefix(f"set -euo pipefail; export PYTHONPATH='{ROOT}' SCRIPTS='{ROOT}/scripts'; ")
+
+try:
+    PLAN = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
+except SAEError as error:
+    raise WorkflowError(str(error))
+
+TEXTS = "results/data/processed_textbooks_all.json"
+MODEL = "results/models/{model_id}.json"
+SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
+PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg"]
+
+# What changes no result (device, units of memory, reporting) stands in `resources`, not in
+# `params`: a change of it reruns nothing.
+
+
+wildcard_constraints:
+    model_id="|".join(map(re.escape, PLAN.models)),
+    run=r"[^/]+",
+    hook_name=r"\w+",
+    batch=r"(\d+|middle)(\+(\d+|middle))*",
+    shard=r"\d+",
+
+
+def depth(model):
+    """The model's number of layers, where its settings need it: `middle` waits for the fetch."""
+    if not model.needs_depth:
+        return None
+    record = checkpoints.fetch.get(model_id=model.model_id).output.record
+    n_layers = json.loads(Path(record).read_text())["n_layers"]
+    try:
+        check_run_names(model, n_layers)
+    except SAEError as error:
+        raise WorkflowError(str(error))
+    return n_layers
+
+
+def for_all_runs(patterns):
+    """An input function: the patterns filled in for every SAE of the configuration."""
+    return lambda wildcards: [
+        pattern.format(run=run.name)
+        for model in PLAN.models.values()
+        for run in model.runs(depth(model))
+        for pattern in patterns
+    ]
+
+
+def model_plan(wildcards):
+    """The plan of the model that a job is about."""
+    if "run" in wildcards.keys():
+        return PLAN.model_of(wildcards.run)
+    return PLAN.models[wildcards.model_id]
+
+
+def run_plan(wildcards):
+    """The plan of the SAE that a job is about."""
+    return PLAN.run(wildcards.run, depth(PLAN.model_of(wildcards.run)))
+
+
+def model_record(wildcards):
+    """The record of the model that an SAE belongs to."""
+    return MODEL.format(model_id=model_plan(wildcards).model_id)
+
+
+def shards(wildcards):
+    """The activations that an SAE is trained on, one folder a harvest job."""
+    run = run_plan(wildcards)
+    folder = f"{run.model.model_id}/{run.model.hook.hook_name}"
+    receipts = Path("results/harvests", folder).glob("*/0.json")
+    return expand(
+        "results/activations/{folder}/{batch}/{shard}",
+        folder=folder,
+        batch=run.model.batch_of(run.label, [path.parent.name for path in receipts]),
+        shard=range(PLAN.harvest.harvest_jobs),
+    )
+
+
+def batch_hooks(wildcards):
+    """The hooks that a harvest job reads."""
+    model = model_plan(wildcards)
+    return model.hook_specs(wildcards.batch, depth(model))
+
+
+def caption_labels(plot):
+    """What a plot is called in Snakemake's report."""
+    return {"SAE": "{run}", "plot": plot}

@@ -1,0 +1,92 @@
+# SAE directories -> evaluations, plots, the summary and the page.
+
+
+rule evaluate:
+    input:
+        texts=TEXTS,
+        record=model_record,
+        weights="results/saes/{run}/weights.pt",
+        config="results/saes/{run}/config.json",
+    output:
+        evaluation="results/evaluations/{run}.json",
+    log:
+        "results/logs/evaluate/{run}.log",
+    benchmark:
+        "results/benchmarks/evaluate/{run}.tsv"
+    conda:
+        "../../envs/evaluate.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        device=PLAN.runtime.device,
+        batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
+    params:
+        folder=subpath(input.weights, parent=True),
+        options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
+        code=code_hash("scripts/evaluate.py"),
+    shell:
+        "python $SCRIPTS/evaluate.py --sae {params.folder} --texts {input.texts}"
+        " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
+        " --output {output.evaluation} > {log} 2>&1"
+
+
+rule plot:
+    input:
+        evaluation="results/evaluations/{run}.json",
+        history="results/saes/{run}/history.json",
+    output:
+        loss_curves=report(
+            "results/plots/{run}.loss_curves.svg",
+            caption="../report/loss_curves.rst",
+            category="Training",
+            labels=caption_labels("loss curves"),
+        ),
+        density=report(
+            "results/plots/{run}.density.svg",
+            caption="../report/density.rst",
+            category="Features",
+            labels=caption_labels("feature density"),
+        ),
+    log:
+        "results/logs/plot/{run}.log",
+    benchmark:
+        "results/benchmarks/plot/{run}.tsv"
+    conda:
+        "../../envs/evaluate.yaml"
+    params:
+        code=code_hash("scripts/plot.py"),
+    shell:
+        "python $SCRIPTS/plot.py --evaluation {input.evaluation} --history {input.history}"
+        " --loss-curves {output.loss_curves} --density {output.density} > {log} 2>&1"
+
+
+rule summarise:
+    input:
+        evaluations=for_all_runs(["results/evaluations/{run}.json"]),
+        histories=for_all_runs(["results/saes/{run}/history.json"]),
+    output:
+        summary=report(
+            "results/summary.csv",
+            caption="../report/summary.rst",
+            category="Summary",
+            labels={"SAE": "all", "plot": "table"},
+        ),
+        pareto=report(
+            "results/plots/l0_against_loss_recovered.svg",
+            caption="../report/pareto.rst",
+            category="Summary",
+            labels={"SAE": "all", "plot": "L0 against loss recovered"},
+        ),
+        page="results/report.html",
+    log:
+        "results/logs/summarise.log",
+    benchmark:
+        "results/benchmarks/summarise.tsv"
+    conda:
+        "../../envs/evaluate.yaml"
+    params:
+        code=code_hash("scripts/summarise.py"),
+    shell:
+        "python $SCRIPTS/summarise.py --evaluations {input.evaluations}"
+        " --histories {input.histories} --summary {output.summary} --pareto {output.pareto}"
+        " --report {output.page} > {log} 2>&1"

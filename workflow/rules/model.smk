@@ -1,0 +1,18 @@
+# A model's name -> its files on this machine, and a record of them. A checkpoint, because the
+# number of layers says which one is the middle.
+
+
+checkpoint fetch:
+    output:
+        record=MODEL,
+    log:
+        "results/logs/fetch/{model_id}.log",
+    benchmark:
+        "results/benchmarks/fetch/{model_id}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    params:
+        options=lambda wildcards: PLAN.fetch_options(model_plan(wildcards)),
+        code=code_hash("scripts/fetch.py"),
+    shell:
+        "python $SCRIPTS/fetch.py {params.options} --output {output.record} > {log} 2>&1"

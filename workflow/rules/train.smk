@@ -1,0 +1,34 @@
+# Activations -> one SAE directory.
+
+
+rule train:
+    input:
+        texts=TEXTS,
+        record=model_record,
+        shards=shards,
+    output:
+        **{Path(path).stem: path for path in SAE_FILES},
+    log:
+        "results/logs/train/{run}.log",
+    benchmark:
+        "results/benchmarks/train/{run}.tsv"
+    conda:
+        "../../envs/train.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        device=PLAN.runtime.device,
+        activation_batch_size=lambda wildcards: model_plan(wildcards).runtime.activation_batch_size,
+        log_freq=PLAN.runtime.log_freq,
+        checkpoint_freq=PLAN.runtime.checkpoint_freq,
+    params:
+        folder=subpath(output.weights, parent=True),
+        options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
+        code=code_hash("scripts/train.py"),
+    shell:
+        "python $SCRIPTS/train.py --texts {input.texts} --record {input.record}"
+        " --shards {input.shards} {params.options} --device {resources.device}"
+        " --activation-batch-size {resources.activation_batch_size}"
+        " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"
+        " --checkpoints results/checkpoints/{wildcards.run} --output {params.folder}"
+        " > {log} 2>&1"
