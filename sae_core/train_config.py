@@ -206,14 +206,15 @@ class EndToEndConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "logit_kl_weight", "block_mse_weight")
-        if not self.use_end_to_end:
-            return
-        if not (self.use_logit_kl or self.use_block_mse):
+        if self.use_end_to_end and not (self.use_logit_kl or self.use_block_mse):
             raise SAEError(
                 "--use-end-to-end needs --use-logit-kl or --use-block-mse; "
                 "switch one of them on, or use --no-use-end-to-end"
             )
-        raise SAEError("--use-end-to-end is not available yet; leave it out")
+        for option in ("use_end_to_end", "use_block_mse", "logit_kl_weight", "block_mse_weight"):
+            if getattr(self, option) != getattr(type(self), option):
+                name = option.replace("_", "-")
+                raise SAEError(f"--{name} is not available yet; leave it out")
 
 
 def _environment(name: str, default: str | None = None) -> str | None:

@@ -197,7 +197,7 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
     for index, entry in enumerate(config["models"]):
         model = _model(entry, f"models[{index}]", config)
         if model.model_id in plan.models:
-            raise SAEError(f"models[{index}].name: {model.name!r} stands in the list twice")
+            raise SAEError(f"config: models[{index}].name: {model.name!r} stands in the list twice")
         plan.models[model.model_id] = model
     return plan
 
@@ -212,7 +212,7 @@ def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
     for run in model.runs(n_layers):
         if run.name in seen:
             raise SAEError(
-                f"models: two SAEs are named {run.name}; let their kind, topk or sae_expansion "
+                f"config: models: two SAEs are named {run.name}; let their kind, topk or sae_expansion "
                 "differ, or remove one"
             )
         seen.add(run.name)
@@ -225,7 +225,7 @@ def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPl
         own = {key: value for key, value in entry.items() if key in known}
         return _group(kind, where, {**base_values, **own})
 
-    path_component(model_id(entry["name"]), f"{where}.name")
+    path_component(model_id(entry["name"]), f"config: {where}.name")
     layers = entry.get("layers", "middle")
     source = dict(entry.get("source", {}))
     if "path" in source:

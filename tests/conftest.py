@@ -2,9 +2,7 @@
 
 import json
 import os
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,10 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-Run = Callable[..., subprocess.CompletedProcess[str]]
-
-TIMEOUT = 300
-"""Seconds that a command of the tests may take."""
+from running import Run, run_python  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -54,22 +49,5 @@ def data_path(tmp_path: Path, texts: list[str]) -> Path:
 
 @pytest.fixture(scope="session")
 def run() -> Run:
-    """Run `python ARGUMENTS...` from a folder (the repository by default) and return what it
-    printed; `ok=False` when it should fail."""
-
-    def runner(
-        *arguments: object, cwd: Path = ROOT, ok: bool = True, env: dict[str, str] | None = None
-    ) -> subprocess.CompletedProcess[str]:
-        done = subprocess.run(
-            [sys.executable, *map(str, arguments)],
-            cwd=cwd,
-            capture_output=True,
-            text=True,
-            timeout=TIMEOUT,
-            env={**os.environ, "COLUMNS": "200", **(env or {})},
-        )
-        if ok is not None:
-            assert (done.returncode == 0) == ok, done.stdout + done.stderr
-        return done
-
-    return runner
+    """The way to run a command; see `running.run_python`."""
+    return run_python

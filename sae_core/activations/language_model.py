@@ -7,6 +7,7 @@ the same numbers as `TransformerBridge`, whose eager attention is slower.
 
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -307,16 +308,28 @@ def model_facts(config: ModelConfig) -> ModelFacts:
     path = Path(name).expanduser()
     if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
         raise SAEError(f"--model-name {name}: no such directory")
+    commit = None if path.is_dir() else _commit(config)
+    pinned = replace(config, revision=commit)
     try:
-        found = AutoConfig.from_pretrained(name, **_hub_options(config))
+        found = AutoConfig.from_pretrained(name, **_hub_options(pinned))
         text = found.get_text_config()
         n_layers, d_model = text.num_hidden_layers, text.hidden_size
         architecture = found.architectures[0]
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise _cannot_load(name, error) from error
     hook_names = _hook_paths(_block_component(found, architecture))
-    commit = None if path.is_dir() else found._commit_hash
     return ModelFacts(n_layers, d_model, commit, tuple(sorted(hook_names)))
+
+
+def _commit(config: ModelConfig) -> str:
+    """The commit that a revision of a Hub repository stands for, from the Hub or its cache."""
+    from huggingface_hub import hf_hub_download
+
+    try:
+        file = hf_hub_download(config.model_name, "config.json", revision=config.revision)
+    except Exception as error:  # the client's failures have no common base class
+        raise _cannot_load(config.model_name, error) from error
+    return Path(file).parent.name
 
 
 def _hub_options(config: ModelConfig) -> dict[str, Any]:

@@ -50,9 +50,11 @@ class BatchTopKSAE(SparseAutoencoder):
         """Set the threshold so that `batches` have `top_k` active features a token on average."""
         x = torch.cat(list(islice(batches, CALIBRATION_BATCHES)))
         total = x.shape[0] * self.spec.top_k
-        # One more than are wanted: those above the smallest of them are exactly `total`.
+        # One more than are wanted. The threshold lies halfway between the two smallest of them, so
+        # that `encode`, which rounds in another order, finds the same `total` above it.
         code = sparse_ops.batch_topk(
             x, self.weights, total + 1, lower_bound=BOUND_MARGIN * float(self.threshold)
         )
         enough = code.value.numel() > total
-        self.threshold.copy_(code.value.min() if enough else torch.zeros(()))
+        least = code.value.topk(2, largest=False).values.mean() if enough else torch.zeros(())
+        self.threshold.copy_(least)

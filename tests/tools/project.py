@@ -1,0 +1,104 @@
+"""A copy of the project with a tiny model and short chapters, and what Snakemake would do in it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+PARTS = ("sae_core", "scripts", "workflow", "envs", "config")
+SUBJECTS = ("physics", "chemistry", "biology")
+WORDS_A_CHAPTER = 700
+TIMEOUT = 600
+"""Seconds that a run of the workflow may take."""
+
+JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):$")
+
+
+@dataclass
+class Jobs:
+    """What a dry run would do."""
+
+    rules: Counter[str]
+    runs: dict[str, set[str]]
+    """By rule, the SAEs it would run for, shortened to `<layer>.k<topk>`."""
+
+
+@dataclass
+class Project:
+    """A copy of the project in a folder of its own."""
+
+    folder: Path
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return yaml.safe_load((self.folder / "config/tiny.yaml").read_text())
+
+    def configure(self, config: dict[str, Any]) -> None:
+        (self.folder / "config/tiny.yaml").write_text(yaml.safe_dump(config))
+
+    def snakemake(self, *arguments: str, ok: bool | None = True) -> str:
+        """Run Snakemake here and return all that it printed."""
+        command = ["-m", "snakemake", "--configfile", "config/tiny.yaml", "--cores", "2"]
+        done = subprocess.run(
+            [sys.executable, *command, *arguments],
+            cwd=self.folder,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=TIMEOUT,
+            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+        )
+        assert ok is None or (done.returncode == 0) == ok, done.stdout
+        return done.stdout
+
+    def planned(self, *arguments: str) -> Jobs:
+        """The jobs of a dry run."""
+        jobs = Jobs(Counter(), {})
+        rule = ""
+        for line in self.snakemake("--dry-run", *arguments).splitlines():
+            if found := JOB.match(line):
+                rule = found[1]
+                jobs.rules[rule] += 1
+            elif rule and (found := re.match(r"    wildcards: .*run=(\S+?)(,|$)", line)):
+                layer, k = re.search(r"blocks\.(\d+)\..*btop(\d+)sae", found[1]).groups()
+                jobs.runs.setdefault(rule, set()).add(f"{layer}.k{k}")
+        return jobs
+
+
+def make_project(folder: Path, root: Path, tiny_model: Path) -> Project:
+    """Copy the project, with short chapters and a configuration for the tiny model."""
+    for part in PARTS:
+        shutil.copytree(
+            root / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.md")
+        )
+    for subject in SUBJECTS:
+        name = f"sae_core/data/raw_data/{subject}_chapters"
+        words = (root / name / "chapter_01.md").read_text(encoding="utf-8").split(" ")
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        (folder / name / "chapter_01.md").write_text(" ".join(words[:WORDS_A_CHAPTER]))
+    project = Project(folder)
+    project.configure(
+        {
+            "chapters": {"folders": {s: f"sae_core/data/raw_data/{s}_chapters" for s in SUBJECTS}},
+            "windows": {"max_text_length": 32, "val_fraction": 0.2},
+            "sae": {"sae_expansion": 2},
+            "training": {"num_epochs": 2, "tokens_per_step": 256},
+            "runtime": {"device": "cpu"},
+            "models": [
+                {
+                    "name": "tiny",
+                    "source": {"path": str(tiny_model)},
+                    "layers": [2, "middle"],
+                    "saes": [{"topk": 4}, {"topk": 8}],
+                }
+            ],
+        }
+    )
+    return project

@@ -1,0 +1,170 @@
+"""Faults that a user can make: one message that names the file, option or key, a status that is
+not 0, and earlier outputs as they were."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from project import Project
+from running import Run
+
+SINGLE = "sae_core/model_training/single_sae_training.py"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(trainng={}), "top level: unknown key trainng"),
+        (lambda c: c["training"].update(lrate=1), "training: unknown key lrate"),
+        (lambda c: c["models"][0].update(layer=3), "models[0]: unknown key layer"),
+        (lambda c: c["training"].update(num_epochs="many"), "training.num_epochs: 'many'"),
+        (lambda c: c["models"][0].update(layers=[2, -1]), "models[0].layers[1]: -1"),
+        (lambda c: c["models"][0].update(layers="center"), "models[0].layers: 'center'"),
+        (lambda c: c["models"][0].update(layers=[]), "models[0].layers"),
+        (lambda c: c["models"].append(dict(c["models"][0])), "models[1].name: 'tiny'"),
+        (
+            lambda c: c["models"][0].update(layers=[2], saes=[{"topk": 4}, {"topk": 4}]),
+            "two SAEs are named tiny.blocks.2.hook_resid_post.btop4sae.exp2",
+        ),
+        (lambda c: c["models"][0].update(name="../up"), "models[0].name"),
+        (lambda c: c["models"][0].update(source={"wheel": "a==1"}), "models[0].source"),
+        (lambda c: c["sae"].update(topk=0), "sae.topk: 0"),
+        (lambda c: c.update(tracking={"wandb": True}), "tracking: wandb is not available yet"),
+        (
+            lambda c: c.update(publishing={"upload_to_hf": True, "hf_repo_id": None}),
+            "publishing: upload_to_hf needs a repository: give hf_repo_id",
+        ),
+        (lambda c: c.pop("chapters"), "'chapters' is a required property"),
+    ],
+)
+def test_a_wrong_configuration_is_one_clear_line(
+    project: Project, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
+    config = project.config
+    change(config)
+    project.configure(config)
+    printed = project.snakemake("--dry-run", ok=False)
+    lines = [line for line in printed.splitlines() if message in line]
+    assert len(lines) == 1, printed
+    assert lines[0].startswith("config: "), printed
+    assert "Traceback" not in printed
+    assert not (project.folder / "results").exists()
+
+
+def failed_log(project: Project, printed: str, rule: str) -> str:
+    """What the one job that failed said."""
+    assert f"Error in rule {rule}" in printed
+    logs = [path for path in (project.folder / "results/logs").rglob("*.log")]
+    return "\n".join(path.read_text() for path in logs)
+
+
+def test_middle_that_is_also_a_number_is_found_when_the_model_is_known(project: Project) -> None:
+    config = project.config
+    config["models"][0]["layers"] = [1, "middle"]
+    project.configure(config)
+    printed = project.snakemake(ok=False)
+    assert "two SAEs are named tiny.blocks.1.hook_resid_post.btop4sae.exp2" in printed
+
+
+def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Project) -> None:
+    config = project.config
+    config["models"][0]["layers"] = [2, 4]
+    project.configure(config)
+    printed = project.snakemake(ok=False)
+    assert "--hook-layer 4: the model's layers are 0 to 3" in printed
+    assert "Loading weights" not in failed_log(project, printed, "harvest")
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda folder: [p.unlink() for p in folder.glob("*.md")], "chemistry_chapters"),
+        (lambda folder: (folder / "chapter_02.md").write_bytes(b"ab\xff\xfe"), "chapter_02.md"),
+    ],
+)
+def test_spoilt_chapters_are_named(
+    project: Project, spoil: Callable[[Path], Any], message: str
+) -> None:
+    spoil(project.folder / "sae_core/data/raw_data/chemistry_chapters")
+    printed = project.snakemake("results/data/processed_textbooks_all.json", ok=False)
+    errors = [line for line in printed.splitlines() if line.strip().startswith("error: ")]
+    assert any(message in line for line in errors), printed
+
+
+@pytest.fixture
+def single(run: Run, tmp_path: Path, tiny_model: Path, data_path: Path):
+    """Run a short single training, which fails, and return its one line; a SAE of an earlier run
+    stays as it was."""
+    argv = [SINGLE, "--model-name", tiny_model, "--data-path", data_path, "--num-epochs", 1]
+    argv += ["--max-text-length", 32, "--tokens-per-step", 256, "--topk", 4, "--run-name", "x"]
+    argv += ["--output-root", tmp_path / "saes", "--checkpoint-root", tmp_path / "points"]
+    earlier = tmp_path / "saes/x/weights.pt"
+    earlier.parent.mkdir(parents=True)
+    earlier.write_bytes(b"earlier")
+
+    def fail(*options: object) -> str:
+        done = run(*argv, *options, ok=False)
+        assert done.returncode == 1
+        assert earlier.read_bytes() == b"earlier"
+        lines = [line for line in done.stderr.splitlines() if line.strip()]
+        (line,) = (line for line in lines if not line.startswith("Loading weights"))
+        return line
+
+    return fail
+
+
+def write(path: Path, content: str) -> Path:
+    path.write_text(content)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "no such file"),
+        ('["a text", "cut o', "cut off"),
+        ('{"a": 1}', "list"),
+        ('["a", 3]', "1"),
+        ("[]", "empty"),
+        (json.dumps(["one text"] * 3), "--val-fraction"),
+        (json.dumps(["short", "texts"] * 10), "--max-text-length"),
+    ],
+)
+def test_spoilt_texts_are_named(content: str | None, words: str, single, tmp_path: Path) -> None:
+    path = tmp_path / "spoilt.json"
+    if content is not None:
+        path.write_text(content)
+    line = single("--data-path", path, "--max-text-length", 512 if "short" in str(content) else 32)
+    assert line.startswith("error: ") and words.lower() in line.lower(), line
+
+
+def test_a_missing_model_is_named(single, tmp_path: Path) -> None:
+    assert str(tmp_path / "nothing") in single("--model-name", tmp_path / "nothing")
+    assert "--model-name no/body" in single("--model-name", "no/body")
+    assert "config.json" in single("--model-name", tmp_path)
+
+
+def test_wrong_hooks_names_and_devices_are_named(single) -> None:
+    assert "--hook-layer 4" in single("--hook-layer", 4)
+    assert "hook_resid_post" in single("--hook-name", "hook_nowhere")
+    assert "--run-name" in single("--run-name", "../up")
+    assert "--device cuda" in single("--device", "cuda")
+    assert "--load-in-4bit" in single("--load-in-4bit")
+
+
+def test_a_folder_that_cannot_be_written_is_named(single, tmp_path: Path) -> None:
+    blocked = write(tmp_path / "file", "")
+    assert f"--output-root: cannot write to {blocked}/saes" in single(
+        "--output-root", blocked / "saes"
+    )
+    assert "--checkpoint-root" in single("--checkpoint-root", blocked / "points")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_read_only_folder_is_named(single, tmp_path: Path) -> None:
+    read_only = tmp_path / "read_only"
+    read_only.mkdir(mode=0o500)
+    assert f"--output-root: cannot write to {read_only}" in single("--output-root", read_only)

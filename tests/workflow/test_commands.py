@@ -1,0 +1,182 @@
+"""Every command of docs/commands.md, run as written; the Hub's cache holds tiny models in place
+of the large ones."""
+
+import json
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+from running import ROOT, Run
+
+HUB_MODELS = {
+    **{f"Qwen/Qwen3-{size}": "qwen3" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B")},
+    "google/gemma-2-2b": "gemma2",
+}
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+N_LAYERS = 14
+WORDS_A_CHAPTER = 900
+
+
+def commands() -> list[str]:
+    """The `python` commands of the page, continuation lines joined."""
+    page = (ROOT / "docs/commands.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [" ".join(line.split()) for line in lines if line.strip()]
+
+
+def is_available(command: str) -> bool:
+    return not {"--wandb", "--upload-to-hf"} & set(shlex.split(command))
+
+
+@pytest.fixture(scope="session")
+def hub_home(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
+    """A Hugging Face home whose cache holds a tiny model under each large one's name."""
+    from tiny_model import make_tiny_model
+
+    home = tmp_path_factory.mktemp("hf_home")
+    for name, family in HUB_MODELS.items():
+        repository = home / "hub" / f"models--{name.replace('/', '--')}"
+        make_tiny_model(
+            repository / "snapshots" / COMMIT,
+            " ".join(texts),
+            family,
+            bos=family == "gemma2",
+            n_layers=N_LAYERS,
+        )
+        (repository / "refs").mkdir()
+        for revision in ("main", "v1"):
+            (repository / "refs" / revision).write_text(COMMIT)
+    return home
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the package with short chapters, where the commands are run."""
+    ignore = shutil.ignore_patterns("__pycache__", "pretrained_models", "checkpoints", "*_data")
+    shutil.copytree(ROOT / "sae_core", tmp_path / "sae_core", ignore=ignore)
+    for subject in ("physics", "chemistry", "biology"):
+        name = f"sae_core/data/raw_data/{subject}_chapters/chapter_01.md"
+        words = (ROOT / name).read_text(encoding="utf-8").split(" ")[:WORDS_A_CHAPTER]
+        (tmp_path / name).parent.mkdir(parents=True)
+        (tmp_path / name).write_text(" ".join(words))
+    return tmp_path
+
+
+def arguments(command: str) -> list[str]:
+    program, *rest = shlex.split(command)
+    assert program == "python"
+    return rest
+
+
+@pytest.fixture
+def run_here(run: Run, checkout: Path, hub_home: Path):
+    """Run a command of the page in the copy; its texts are there, also under another name."""
+    environment = {"HF_HOME": str(hub_home), "SAE_HF_REPO_ID": "someone/saes", "PYTHONPATH": ""}
+    run("sae_core/data_processing/textbook_process.py", cwd=checkout)
+    (checkout / "path/to").mkdir(parents=True)
+    shutil.copy(
+        checkout / "sae_core/data/processed_data/processed_textbooks_all.json",
+        checkout / "path/to/your_dataset.json",
+    )
+    return lambda command, ok=True: run(*arguments(command), cwd=checkout, ok=ok, env=environment)
+
+
+def test_the_page_has_the_commands() -> None:
+    assert len([c for c in commands() if is_available(c)]) >= 14
+    assert len([c for c in commands() if not is_available(c)]) >= 10
+
+
+@pytest.mark.parametrize(
+    "command", [c for c in commands() if is_available(c) and "eval_sae" not in c]
+)
+def test_command_runs_as_written(command: str, run_here, checkout: Path) -> None:
+    done = run_here(command)
+    saes = list((checkout / "sae_core/pretrained_models").glob("*"))
+    if "--help" in command or "textbook_process" in command:
+        assert not saes
+        return
+    models = re.findall(r"(?:Qwen|google)/\S+", command) or ["Qwen/Qwen3-0.6B"]
+    if command.endswith("Qwen3_all_sae_training.py"):
+        models = [name for name in HUB_MODELS if name.startswith("Qwen")]
+    assert len(saes) == len(models)
+    for sae in saes:
+        assert f"{sae.name}" in done.stdout
+        config = json.loads((sae / "config.json").read_text())
+        assert config["metadata"]["model_name"] in models
+        assert config["metadata"]["model_commit"] == COMMIT
+        assert config["metadata"]["prepend_bos"] == ("gemma" in command)
+        assert (sae / "weights.pt").is_file() and (sae / "history.json").is_file()
+
+
+@pytest.mark.parametrize("command", [c for c in commands() if not is_available(c)])
+def test_what_is_not_available_says_so(command: str, run_here, checkout: Path) -> None:
+    done = run_here(command, ok=False)
+    assert "not available yet" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (checkout / "sae_core/pretrained_models").exists()
+
+
+def test_side_by_side_evaluation_and_module_form(run_here, checkout: Path) -> None:
+    smoke, evaluation = (
+        next(c for c in commands() if word in c and is_available(c))
+        for word in ("smoke_test_sae", "eval_sae_minibatch")
+    )
+    # Long enough texts for two held-out windows; run as a module.
+    run_here(
+        smoke.replace("sae_core/model_training/single_sae_training.py",
+                      "-m sae_core.model_training.single_sae_training")
+        + " --val-fraction 0.3"
+    )  # fmt: skip
+    table = run_here(evaluation).stdout
+    assert "smoke_test_sae" in table and "best_model.pt" in table
+    results = json.loads(run_here(f"{evaluation} --json").stdout)
+    final, best = (dict(result, run_name="") for result in results)
+    assert final == best, "the final SAE is the best checkpoint"
+    assert set(final["block_mse"]) == {str(layer) for layer in range(7, N_LAYERS)}
+
+
+def test_batch_goes_on_when_a_model_fails(run_here, checkout: Path) -> None:
+    done = run_here(
+        "python sae_core/model_training/Qwen3_all_sae_training.py --num-epochs 1"
+        " --models nobody/nothing Qwen/Qwen3-0.6B",
+        ok=False,
+    )
+    table = done.stdout.splitlines()[-2:]
+    assert "FAILED" in table[0] and "nobody/nothing" in table[0]
+    assert "Qwen_Qwen3-0.6B.blocks.6.hook_resid_post.btop128sae.exp4" in table[1]
+    assert "1 of 2 models failed" in done.stderr
+    assert (checkout / "sae_core/checkpoints/Qwen_Qwen3-0.6B_layer6_exp4/best_model.pt").is_dir()
+
+
+def test_batch_settings_suit_the_model_unless_given() -> None:
+    from sae_core import cli
+    from sae_core.model_training.Qwen3_all_sae_training import BatchConfig
+
+    expected = {
+        "0.6B": (8, 512), "1.7B": (4, 512), "4B": (2, 384), "8B": (1, 256), "14B": (1, 192),
+        "32B": (1, 128),
+    }  # fmt: skip
+    plain = cli.parse(BatchConfig, "", [])
+    given = cli.parse(BatchConfig, "", ["--batch-size", "3", "--max-text-length", "64"])
+    assert plain.model.models == tuple(f"Qwen/Qwen3-{size}" for size in expected)
+    for size, (batch_size, length) in expected.items():
+        run = plain.run(f"Qwen/Qwen3-{size}")
+        assert (run.runtime.batch_size, run.data.max_text_length) == (batch_size, length)
+        assert run.sae.sae_type == "batch_topk" and run.model.model_name == f"Qwen/Qwen3-{size}"
+        run = given.run(f"Qwen/Qwen3-{size}")
+        assert (run.runtime.batch_size, run.data.max_text_length) == (3, 64)
+
+
+def test_a_revision_is_resolved_and_recorded(run_here, checkout: Path) -> None:
+    command = (
+        "python sae_core/model_training/single_sae_training.py --num-epochs 1 --run-name x "
+        "--max-text-length 64 --revision "
+    )
+    run_here(command + "v1")
+    config = json.loads((checkout / "sae_core/pretrained_models/x/config.json").read_text())
+    assert config["metadata"]["model_commit"] == COMMIT
+    done = run_here(command + "v2", ok=False)
+    assert "--model-name Qwen/Qwen3-0.6B" in done.stderr
