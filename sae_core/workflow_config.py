@@ -158,17 +158,8 @@ class Plan:
 
     def train_options(self, run: RunPlan) -> str:
         """What an SAE is made of, besides its activations."""
-        return " ".join(
-            filter(
-                None,
-                [
-                    f"--hook {run.hook_spec}",
-                    options(run.sae),
-                    options(self.training),
-                    options(run.model.data),
-                ],
-            )
-        )
+        groups = [options(group) for group in (run.sae, self.training, run.model.data)]
+        return " ".join(filter(None, [f"--hook {run.hook_spec}", *groups]))
 
     @staticmethod
     def _load_settings(model: ModelPlan) -> LoadConfig:
@@ -212,8 +203,8 @@ def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
     for run in model.runs(n_layers):
         if run.name in seen:
             raise SAEError(
-                f"config: models: two SAEs are named {run.name}; let their kind, topk or sae_expansion "
-                "differ, or remove one"
+                f"config: models: two SAEs are named {run.name}; let their kind, topk or "
+                "sae_expansion differ, or remove one"
             )
         seen.add(run.name)
 

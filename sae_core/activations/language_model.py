@@ -122,7 +122,7 @@ class LanguageModel:
                 device_map=device,
                 **options,
             )
-        except (OSError, ValueError) as error:
+        except Exception as error:  # damaged files raise all kinds
             raise _cannot_load(config.model_name, error) from error
         return cls(model, tokenizer)
 
@@ -387,7 +387,7 @@ def _four_bit(dtype: torch.dtype, device: torch.device) -> Any:
         import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise SAEError(
-            "--load-in-4bit: needs bitsandbytes; install it with `pip install 'sae-core[4bit]'` "
+            "--load-in-4bit: needs bitsandbytes; install it with `pip install '.[4bit]'` "
             "or leave the option out"
         ) from error
     from transformers import BitsAndBytesConfig

@@ -13,6 +13,9 @@ from typing import Any
 import yaml
 
 PARTS = ("sae_core", "scripts", "workflow", "envs", "config")
+MADE = ("__pycache__", "processed_data", "pretrained_models", "checkpoints")
+"""What runs leave in these folders."""
+
 SUBJECTS = ("physics", "chemistry", "biology")
 WORDS_A_CHAPTER = 700
 TIMEOUT = 600
@@ -35,17 +38,18 @@ class Project:
     """A copy of the project in a folder of its own."""
 
     folder: Path
+    config_file: str = "config/tiny.yaml"
 
     @property
     def config(self) -> dict[str, Any]:
-        return yaml.safe_load((self.folder / "config/tiny.yaml").read_text())
+        return yaml.safe_load((self.folder / self.config_file).read_text())
 
     def configure(self, config: dict[str, Any]) -> None:
-        (self.folder / "config/tiny.yaml").write_text(yaml.safe_dump(config))
+        (self.folder / self.config_file).write_text(yaml.safe_dump(config))
 
     def snakemake(self, *arguments: str, ok: bool | None = True) -> str:
         """Run Snakemake here and return all that it printed."""
-        command = ["-m", "snakemake", "--configfile", "config/tiny.yaml", "--cores", "2"]
+        command = ["-m", "snakemake", "--configfile", self.config_file, "--cores", "2"]
         done = subprocess.run(
             [sys.executable, *command, *arguments],
             cwd=self.folder,
@@ -72,18 +76,21 @@ class Project:
         return jobs
 
 
-def make_project(folder: Path, root: Path, tiny_model: Path) -> Project:
-    """Copy the project, with short chapters and a configuration for the tiny model."""
+def copy_project(folder: Path, root: Path, config: str) -> Project:
+    """A copy of the project as it is."""
     for part in PARTS:
-        shutil.copytree(
-            root / part, folder / part, ignore=shutil.ignore_patterns("__pycache__", "*.md")
-        )
+        shutil.copytree(root / part, folder / part, ignore=shutil.ignore_patterns(*MADE))
+    return Project(folder, config)
+
+
+def make_project(folder: Path, root: Path, tiny_model: Path) -> Project:
+    """A copy of the project with short chapters and a configuration for the tiny model."""
+    project = copy_project(folder, root, "config/tiny.yaml")
     for subject in SUBJECTS:
-        name = f"sae_core/data/raw_data/{subject}_chapters"
-        words = (root / name / "chapter_01.md").read_text(encoding="utf-8").split(" ")
-        (folder / name).mkdir(parents=True, exist_ok=True)
-        (folder / name / "chapter_01.md").write_text(" ".join(words[:WORDS_A_CHAPTER]))
-    project = Project(folder)
+        chapters = folder / f"sae_core/data/raw_data/{subject}_chapters"
+        words = (chapters / "chapter_01.md").read_text(encoding="utf-8").split(" ")
+        (chapters / "chapter_01.md").write_text(" ".join(words[:WORDS_A_CHAPTER]))
+        (chapters / "chapter_02.md").unlink()
     project.configure(
         {
             "chapters": {"folders": {s: f"sae_core/data/raw_data/{s}_chapters" for s in SUBJECTS}},

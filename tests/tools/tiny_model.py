@@ -55,23 +55,26 @@ def tokenizer(text: str, bos: bool = False) -> PreTrainedTokenizerFast:
     )
 
 
-def configuration(family: str) -> PretrainedConfig:
+def configuration(family: str, n_layers: int = N_LAYERS) -> PretrainedConfig:
     """A small configuration of a model family."""
+    shape = {**SHAPE, "num_hidden_layers": n_layers}
     if family == "qwen3":
-        return Qwen3Config(**SHAPE, tie_word_embeddings=True)
+        return Qwen3Config(**shape, tie_word_embeddings=True)
     if family == "llama":
-        return LlamaConfig(**SHAPE)
+        return LlamaConfig(**shape)
     if family == "gemma2":
-        return Gemma2Config(**SHAPE, query_pre_attn_scalar=8, sliding_window=64)
+        return Gemma2Config(**shape, query_pre_attn_scalar=8, sliding_window=64)
     return GPT2Config(
-        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=N_LAYERS, n_head=4, n_positions=1024
+        vocab_size=VOCABULARY, n_embd=WIDTH, n_layer=n_layers, n_head=4, n_positions=1024
     )
 
 
-def make_tiny_model(folder: Path, text: str, family: str = "qwen3", bos: bool = False) -> Path:
+def make_tiny_model(
+    folder: Path, text: str, family: str = "qwen3", bos: bool = False, n_layers: int = N_LAYERS
+) -> Path:
     """Write a random model of `family` and its tokenizer to `folder`, always the same one."""
     torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(configuration(family))
+    model = AutoModelForCausalLM.from_config(configuration(family, n_layers))
     with torch.no_grad():  # embeddings as large as a trained model's, so that tokens differ
         model.get_input_embeddings().weight.mul_(20)
     model.save_pretrained(folder)
