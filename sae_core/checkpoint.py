@@ -41,7 +41,12 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
                 os.fsync(file.fileno())
         if folder.exists():
             folder.rename(retired)
-        staging.rename(folder)
+        try:
+            staging.rename(folder)
+        except OSError:
+            if retired.exists():
+                retired.rename(folder)
+            raise
         shutil.rmtree(retired, ignore_errors=True)
     except OSError as error:
         shutil.rmtree(staging, ignore_errors=True)
@@ -75,8 +80,11 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     """
     if not folder.is_dir():
         raise SAEError(f"{folder}: no such SAE directory")
-    path = folder / "weights.pt"
-    sae = build(SAESpec.load(folder / "config.json"))
+    path, config = folder / "weights.pt", folder / "config.json"
+    try:
+        sae = build(SAESpec.load(config))
+    except SAEError as error:
+        raise SAEError(str(error) if str(config) in str(error) else f"{config}: {error}") from error
     stored = _read_tensors(path)
     expected = sae.state_dict()
     for name, tensor in expected.items():
@@ -89,6 +97,8 @@ def load_sae(folder: Path) -> SparseAutoencoder:
                 f"{path}: {name} has shape {tuple(stored[name].shape)}, but config.json says "
                 f"{tuple(tensor.shape)}"
             )
+        elif stored[name].is_floating_point() != tensor.is_floating_point():
+            raise SAEError(f"{path}: {name} holds numbers of type {stored[name].dtype}")
         elif not torch.isfinite(stored[name]).all():
             raise SAEError(f"{path}: {name} holds NaN or infinite values")
     sae = sae.to(stored["W_dec"].dtype)

@@ -108,4 +108,15 @@ class SAESpec:
         if not isinstance(stored, dict) or required - set(stored):
             missing = sorted(required - set(stored if isinstance(stored, dict) else ()))
             raise SAEError(f"{path}: not an SAE configuration; missing {', '.join(missing)}")
+        for f in fields(cls):
+            if f.name in stored and not _fits(stored[f.name], f.type):
+                raise SAEError(f"{path}: {f.name} is {stored[f.name]!r}, which is no {f.type}")
+        if min(stored["d_in"], stored["d_sae"]) < 1:
+            raise SAEError(f"{path}: d_in and d_sae must be at least 1")
         return cls(**{key: value for key, value in stored.items() if key in known})
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is float:
+        return isinstance(value, int | float)
+    return isinstance(value, dict if kind not in (int, str) else kind)

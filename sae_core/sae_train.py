@@ -3,7 +3,7 @@
 import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -167,39 +167,62 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+class _Checked(NamedTuple):
+    """A run whose settings are known to fit together and the machine."""
+
+    texts: list[str]
+    device: torch.device
+    facts: ModelFacts
+    hook: Hook
+    output: Path
+    """The final SAE directory."""
+    checkpoints: Path
+
+
+def _check(config: RunConfig, batch: bool) -> _Checked:
+    """Check everything that can be checked before the model is loaded."""
+    texts = read_texts(config.output.data_path)
+    split_texts(texts, config.data.val_fraction, config.data.seed)
+    device = pick_device(config.runtime.device)
+    facts = model_facts(config.model)
+    hook = choose_hook(config.hook, facts)
+    model_name, expansion = config.model.model_name, config.sae.sae_expansion
+    name = path_component(
+        config.output.run_name or run_name(model_name, *hook, config.sae.tag, expansion),
+        "--run-name",
+    )
+    points = batch_checkpoint_name(model_name, hook.layer, expansion) if batch else name
+    return _Checked(
+        texts,
+        device,
+        facts,
+        hook,
+        ensure_writable(config.output.output_root, "--output-root") / name,
+        ensure_writable(config.output.checkpoint_root, "--checkpoint-root") / points,
+    )
+
+
 def train_from_model(config: RunConfig, observer: Observer, batch: bool = False) -> Path:
     """A whole training run that streams its activations from the model.
-
-    Everything that can be checked is checked before the model is loaded.
 
     Args:
         batch: name the checkpoints' folder as the batch pipeline does, not by the run name.
 
     Returns:
         The final SAE directory.
+
+    Raises:
+        SAEError: a setting is wrong; most are found before the model is loaded.
     """
-    texts = read_texts(config.output.data_path)
-    split_texts(texts, config.data.val_fraction, config.data.seed)
-    device = pick_device(config.runtime.device)
-    facts = model_facts(config.model)
-    hook = choose_hook(config.hook, facts)
-    name = path_component(
-        config.output.run_name
-        or run_name(config.model.model_name, *hook, config.sae.tag, config.sae.sae_expansion),
-        "--run-name",
-    )
-    output = ensure_writable(config.output.output_root, "--output-root") / name
-    checkpoint_root = ensure_writable(config.output.checkpoint_root, "--checkpoint-root")
-    batch_name = batch_checkpoint_name(
-        config.model.model_name, hook.layer, config.sae.sae_expansion
-    )
-    print(f"texts: {len(texts)} from {config.output.data_path}")
-    print(f"model: {config.model.model_name} on {device}", flush=True)
-    model = LanguageModel.load(replace(config.model, revision=facts.commit), device)
-    windows = read_windows(model.tokenizer, texts, config.data)
+    run = _check(config, batch)
+    print(f"texts: {len(run.texts)} from {config.output.data_path}")
+    print(f"model: {config.model.model_name} on {run.device}", flush=True)
+    model = LanguageModel.load(replace(config.model, revision=run.facts.commit), run.device)
+    windows = read_windows(model.tokenizer, run.texts, config.data)
+    d_sae = run.facts.d_model * config.sae.sae_expansion
     print(
-        f"hook: {hook.spec}, width {facts.d_model}; SAE: {config.sae.sae_type} with "
-        f"{facts.d_model * config.sae.sae_expansion} features",
+        f"hook: {run.hook.spec}, width {run.facts.d_model}; "
+        f"SAE: {config.sae.sae_type} with {d_sae} features",
         f"windows: {windows.n_train} to train, {windows.n_validation} to validate, "
         f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",
         sep="\n",
@@ -208,29 +231,30 @@ def train_from_model(config: RunConfig, observer: Observer, batch: bool = False)
     source = StreamingSource(
         model,
         windows,
-        hook,
+        run.hook,
         batch_size=config.runtime.batch_size,
         tokens_per_step=config.training.tokens_per_step,
         seed=config.data.seed,
     )
+    origin = Origin(
+        model_name=config.model.model_name,
+        model_commit=run.facts.commit,
+        model_dtype=str(model.dtype).removeprefix("torch."),
+        data_file=config.output.data_path.name,
+        data_sha256=file_sha256(config.output.data_path),
+        prepend_bos=windows.bos is not None,
+    )
     trainer = SAETrainer(
         source,
-        hook,
-        facts.d_model,
-        Origin(
-            model_name=config.model.model_name,
-            model_commit=facts.commit,
-            model_dtype=str(model.dtype).removeprefix("torch."),
-            data_file=config.output.data_path.name,
-            data_sha256=file_sha256(config.output.data_path),
-            prepend_bos=windows.bos is not None,
-        ),
+        run.hook,
+        run.facts.d_model,
+        origin,
         sae=config.sae,
         data=config.data,
         training=config.training,
         runtime=config.runtime,
-        checkpoints=checkpoint_root / (batch_name if batch else name),
+        checkpoints=run.checkpoints,
         observer=observer,
     )
     trainer.train()
-    return trainer.export(output)
+    return trainer.export(run.output)

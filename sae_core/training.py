@@ -178,7 +178,7 @@ class Trainer:
                 self.observer.on_step(
                     epoch,
                     step - (epoch - 1) * source.steps_per_epoch,
-                    terms.loss,
+                    terms.loss.detach(),
                     reconstruction.l0,
                 )
             record = self._record(epoch, means)
@@ -239,10 +239,16 @@ class Trainer:
         self.sae.calibrate(map(self.normalise, self.source.validation_batches()))
         means = _Means()
         for x in map(self.normalise, self.source.validation_batches()):
-            for rows in x.split(self.row_block or len(x) or 1):
-                code = self.sae.encode(rows)
-                terms = self._terms(rows, self.sae.decode(code), losses.l1_loss(code, len(rows)))
-                means.add(terms, float((code > 0).sum()) / len(rows), len(rows))
+            if len(x) == 0:  # nothing but outliers
+                continue
+            x_hat, l1, n_active = torch.empty_like(x), x.new_zeros(()), 0
+            rows = self.row_block or len(x)
+            for first in range(0, len(x), rows):
+                code = self.sae.encode(x[first : first + rows])
+                x_hat[first : first + rows] = self.sae.decode(code)
+                l1 += code.sum()
+                n_active += int((code > 0).sum())
+            means.add(self._terms(x, x_hat, l1 / len(x)), n_active / len(x), len(x))
         return means.values()
 
 

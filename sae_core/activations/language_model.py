@@ -115,15 +115,19 @@ class LanguageModel:
         quantization = _four_bit(dtype, device) if config.load_in_4bit else None
         try:
             tokenizer = AutoTokenizer.from_pretrained(config.model_name, **options)
-            model = AutoModelForCausalLM.from_pretrained(
+            model, report = AutoModelForCausalLM.from_pretrained(
                 config.model_name,
                 dtype=dtype,
                 quantization_config=quantization,
                 device_map=device,
+                output_loading_info=True,
                 **options,
             )
         except Exception as error:  # damaged files raise all kinds
             raise _cannot_load(config.model_name, error) from error
+        if report["missing_keys"]:
+            missing = ", ".join(sorted(report["missing_keys"])[:3])
+            raise _cannot_load(config.model_name, f"its files lack weights: {missing}")
         return cls(model, tokenizer)
 
     @torch.no_grad()
@@ -339,7 +343,7 @@ def _hub_options(config: ModelConfig) -> dict[str, Any]:
     }
 
 
-def _cannot_load(name: str, error: Exception) -> SAEError:
+def _cannot_load(name: str, error: Exception | str) -> SAEError:
     reason = " ".join(str(error).split())[:300]
     return SAEError(
         f"--model-name {name}: cannot be loaded; give a Hub id or a model's directory ({reason})"
@@ -372,12 +376,12 @@ def _block_component(config: Any, architecture: str) -> Any:
     bridge_config = build_bridge_config_from_hf(config, architecture, name, torch.float32)
     try:
         adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
-    except ValueError as error:
+        return adapter.component_mapping["blocks"]
+    except (ValueError, KeyError) as error:
         raise SAEError(
-            f"--model-name {name}: TransformerLens does not know {architecture}; choose a model "
-            "that it supports"
+            f"--model-name {name}: TransformerLens knows no stack of blocks of {architecture}; "
+            "choose a causal language model that it supports"
         ) from error
-    return adapter.component_mapping["blocks"]
 
 
 def _four_bit(dtype: torch.dtype, device: torch.device) -> Any:

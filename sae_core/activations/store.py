@@ -108,7 +108,7 @@ class StreamingSource(ActivationSource):
         if part == "train":
             tokens = self.windows.train(epoch, indices)
         else:
-            tokens = self.windows.validation()[indices]
+            tokens = self.windows.validation(indices)
         return torch.cat(
             [
                 self.model.activations(batch, [self.hook])[self.hook][:, 1:]
@@ -130,7 +130,8 @@ class Manifest:
     """Windows of this shard, by part; training windows are numbered pass after pass."""
     first: Parts
     """The number of its first window, by part."""
-    windows_per_pass: int
+    total: Parts
+    """Windows of the whole harvest, by part."""
     bos: int | None
     """The token that windows begin with, if any."""
 
@@ -202,7 +203,7 @@ def harvest(
         passes=passes,
         windows={part: stop - start for part, (start, stop) in runs.items()},
         first={part: start for part, (start, _) in runs.items()},
-        windows_per_pass=windows.n_train,
+        total=parts,
         bos=windows.bos,
     )
     manifest.save(folder / "manifest.json")
@@ -217,7 +218,7 @@ def _share(n: int, batch_size: int, shard: int, n_shards: int) -> tuple[int, int
 
 def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:
     if part == "validation":
-        return windows.validation()[indices]
+        return windows.validation(indices)
     pass_index = indices // windows.n_train
     return torch.cat(
         [
@@ -241,27 +242,28 @@ class CachedSource(ActivationSource):
         first = manifests[0]
         self.d_in, self.dtype = first.d_in, first.dtype
         self.passes, self.bos = first.passes, first.bos
-        self._windows_per_pass = first.windows_per_pass
-        self._maps: dict[str, list[tuple[int, Tensor]]] = {"train": [], "validation": []}
-        for folder, manifest in zip(folders, manifests, strict=True):
-            if hook.spec not in manifest.hooks:
-                raise SAEError(f"{folder}: holds no activations of {hook.spec}; harvest again")
-            for part, maps in self._maps.items():
-                maps.append((manifest.first[part], _map(folder, hook.spec, part, manifest)))
-        found = sum(len(rows) for _, rows in self._maps["train"])
-        if found != first.windows_per_pass * first.passes:
-            raise SAEError(
-                f"{folders[0]}: {found} training windows in {len(folders)} shards, expected "
-                f"{first.windows_per_pass * first.passes}; give every shard of the harvest"
-            )
-        n_validation = sum(len(rows) for _, rows in self._maps["validation"])
+        self._maps: dict[str, list[tuple[int, Tensor]]] = {}
+        for part, total in first.total.items():
+            if not _cover(manifests, part, total):
+                raise SAEError(
+                    f"{folders[0]}: {len(folders)} shards do not make up its {total} {part} "
+                    "windows; give every shard of the harvest once"
+                )
+            self._maps[part] = [
+                (manifest.first[part], _map(folder, hook.spec, part, manifest))
+                for folder, manifest in zip(folders, manifests, strict=True)
+            ]
         super().__init__(
-            first.windows_per_pass, n_validation, first.positions, tokens_per_step, seed
+            first.total["train"] // first.passes,
+            first.total["validation"],
+            first.positions,
+            tokens_per_step,
+            seed,
         )
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
-            indices = indices + epoch % self.passes * self._windows_per_pass
+            indices = indices + epoch % self.passes * self.n_train
         pieces = self._maps[part]
         out = torch.empty(len(indices), *pieces[0][1].shape[1:], dtype=pieces[0][1].dtype)
         for first, rows in pieces:
@@ -270,8 +272,20 @@ class CachedSource(ActivationSource):
         return out
 
 
+def _cover(manifests: list[Manifest], part: str, total: int) -> bool:
+    """Whether the shards hold each of a part's windows once."""
+    reached = 0
+    for manifest in sorted(manifests, key=lambda m: (m.first[part], m.windows[part])):
+        if manifest.windows[part] and manifest.first[part] != reached:
+            return False
+        reached += manifest.windows[part]
+    return reached == total
+
+
 def _map(folder: Path, hook_spec: str, part: str, manifest: Manifest) -> Tensor:
     """(windows, positions, D) of a shard's file, memory-mapped."""
+    if hook_spec not in manifest.hooks:
+        raise SAEError(f"{folder}: holds no activations of {hook_spec}; harvest again")
     path = _file(folder, hook_spec, part)
     shape = (manifest.windows[part], manifest.positions, manifest.d_in)
     dtype: torch.dtype = getattr(torch, manifest.dtype)

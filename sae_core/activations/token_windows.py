@@ -16,6 +16,9 @@ from sae_core.errors import SAEError
 from sae_core.seeding import generator
 from sae_core.train_config import DataConfig
 
+TEXTS_AT_ONCE = 1024
+"""Texts that are tokenised together."""
+
 
 def split_texts(texts: list[str], val_fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """Training and held-out texts, each in the order of `texts`.
@@ -55,13 +58,13 @@ class Tokens:
 
     def stream(self, texts: list[str]) -> Tensor:
         """(T,) int32 token ids of the texts, each followed by the end-of-text token."""
-        ids: list[int] = []
-        for first in range(0, len(texts), 1024):
-            encoded = self.tokenizer(texts[first : first + 1024], add_special_tokens=False)
-            for text_ids in encoded["input_ids"]:
-                ids.extend(text_ids)
-                ids.append(self.end_of_text)
-        return torch.tensor(ids, dtype=torch.int32)
+        parts = [torch.empty(0, dtype=torch.int32)]
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            batch = texts[first : first + TEXTS_AT_ONCE]
+            encoded = self.tokenizer(batch, add_special_tokens=False)["input_ids"]
+            ids = [token for text_ids in encoded for token in (*text_ids, self.end_of_text)]
+            parts.append(torch.tensor(ids, dtype=torch.int32))
+        return torch.cat(parts)
 
 
 class TokenWindows:
@@ -113,17 +116,19 @@ class TokenWindows:
         at = (start[:, None] + torch.arange(self._step)) % total
         return self._with_bos(self._train[at])
 
-    def validation(self) -> Tensor:
-        """(n_validation, length) the fixed windows that validate."""
-        return self._fixed()[0::2]
+    def validation(self, indices: Tensor | None = None) -> Tensor:
+        """(W, length) the fixed windows that validate, or those of them that `indices` names."""
+        return self._fixed(0, self.n_validation, indices)
 
     def evaluation(self) -> Tensor:
         """(n_evaluation, length) the fixed windows that nothing but the evaluation sees."""
-        return self._fixed()[1::2]
+        return self._fixed(1, self.n_evaluation, None)
 
-    def _fixed(self) -> Tensor:
-        n = self.n_validation + self.n_evaluation
-        return self._with_bos(self._held_out[: n * self._step].view(n, self._step))
+    def _fixed(self, first: int, n: int, indices: Tensor | None) -> Tensor:
+        """Every other held-out window, from the one numbered `first` on."""
+        indices = torch.arange(n) if indices is None else indices
+        start = (2 * indices + first) * self._step
+        return self._with_bos(self._held_out[start[:, None] + torch.arange(self._step)])
 
     def _with_bos(self, windows: Tensor) -> Tensor:
         windows = windows.long()

@@ -76,16 +76,16 @@ class Batch(NamedTuple):
 
 
 class _Sums:
-    """Named sums over batches."""
+    """Named sums over batches, in float64 on the CPU: not every device has float64."""
 
     def __init__(self) -> None:
-        self.values: dict[str, Any] = {}
+        self.values: dict[str, Tensor] = {}
 
-    def add(self, **terms: Any) -> None:
+    def add(self, **terms: Tensor) -> None:
         for name, term in terms.items():
-            self.values[name] = self.values[name] + term if name in self.values else term
+            self.values[name] = self.values.get(name, 0.0) + term.cpu().double()
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> Tensor:
         return self.values[name]
 
 
@@ -144,7 +144,7 @@ def evaluate(
         _add_predictions(sums, "sae", batch, logits)
         for point in later:
             error = (spliced[point].float() - batch.later[point].float())[counted]
-            sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).double().sum()})
+            sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
         mean = reference.mean.expand_as(batch.x)
         for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(batch.x))):
             logits, _ = model.resume(batch.tokens, batch.residual, hook, value)
@@ -154,13 +154,14 @@ def evaluate(
 
 
 def _reference(model: LanguageModel, hook: Hook, windows: Tensor, batch_size: int) -> Reference:
-    total, norms = torch.zeros((), device=model.device, dtype=torch.double), []
+    sums, norms = _Sums(), []
     for tokens in windows.split(batch_size):
         x = model.activations(tokens, [hook])[hook].float()
-        total = total + x.double().sum((0, 1))
+        sums.add(total=x.sum((0, 1)))
         norms.append(x[:, 1:].norm(dim=-1).flatten())
     max_norm = OUTLIER_FACTOR * float(torch.cat(norms).median())
-    return Reference((total / windows.numel()).float(), max_norm)
+    mean = (sums["total"] / windows.numel()).float().to(model.device)
+    return Reference(mean, max_norm)
 
 
 def _clean_passes(
@@ -185,11 +186,11 @@ def _add_own_figures(
     seen = torch.zeros_like(counted)
     seen[:, 1:] = True
     for suffix, mask in (("", counted), ("_with_outliers", seen)):
-        rows = x[mask].double()
+        rows = x[mask]
         sums.add(
             **{
-                f"n{suffix}": int(mask.sum()),
-                f"error{suffix}": (rows - x_hat[mask].double()).pow(2).sum(),
+                f"n{suffix}": mask.sum(),
+                f"error{suffix}": (rows - x_hat[mask]).pow(2).sum(),
                 f"squared{suffix}": rows.pow(2).sum(),
                 f"total{suffix}": rows.sum(0),
             }
@@ -203,11 +204,11 @@ def _add_predictions(sums: _Sums, name: str, batch: Batch, logits: Tensor) -> No
     rows, clean = logits[:, :-1].flatten(0, 1), batch.logits[:, :-1].flatten(0, 1)
     for part in torch.arange(len(target), device=target.device).split(LOGIT_ROWS):
         log_p = F.log_softmax(rows[part].float(), dim=-1)
-        sums.add(**{f"ce_{name}": F.nll_loss(log_p, target[part], reduction="sum").double()})
+        sums.add(**{f"ce_{name}": F.nll_loss(log_p, target[part], reduction="sum")})
         if name == "sae":
             log_clean = F.log_softmax(clean[part].float(), dim=-1)
             kl = F.kl_div(log_p, log_clean, reduction="sum", log_target=True)
-            sums.add(kl=kl.double())
+            sums.add(kl=kl)
 
 
 def _figures(
@@ -221,11 +222,11 @@ def _figures(
     fvu = {
         suffix: fraction_of_variance_unexplained(
             sums[f"error{suffix}"], sums[f"squared{suffix}"], sums[f"total{suffix}"],
-            sums[f"n{suffix}"],
+            int(sums[f"n{suffix}"]),
         )
         for suffix in ("", "_with_outliers")
     }  # fmt: skip
-    n_tokens = sums["n"]
+    n_tokens = int(sums["n"])
     block_mse = {str(layer): float(sums[f"mse_{layer}"]) / n_tokens for layer in layers}
     errors = list(block_mse.values())
     lost = ce["zero_ablation"] - ce["clean"]
@@ -245,13 +246,13 @@ def _figures(
         "block_mse_max": max(errors, default=None),
         "n_tokens": n_tokens,
         "n_windows": windows.shape[0],
-        "n_outlier_tokens": sums["n_with_outliers"] - n_tokens,
+        "n_outlier_tokens": int(sums["n_with_outliers"]) - n_tokens,
     }
 
 
 def density_histogram(density: Tensor) -> dict[str, Any]:
     """Histogram of the log10 of features' densities (F,); features that never fired apart."""
-    alive = density[density > 0].double().cpu().log10()
+    alive = density[density > 0].double().cpu().log10().clamp(min=-6.0)
     counts, edges = torch.histogram(alive, bins=DENSITY_BINS, range=(-6.0, 0.0))
     return {
         "log10_edges": [round(edge, 6) for edge in edges.tolist()],
