@@ -1,0 +1,90 @@
+"""The evaluation's figures once more, from plain transformers and forward hooks, in float64."""
+
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from tiny_model import N_LAYERS
+from torch import Tensor, nn
+
+from sae_core.activations.language_model import Hook
+from sae_core.evaluation.metrics import QUANTILES, density_histogram
+from sae_core.sae_base import SparseAutoencoder
+
+
+def module_at(model: nn.Module, hook: Hook) -> nn.Module:
+    block = model.model.layers[hook.layer]
+    return block.mlp if hook.hook_name == "hook_mlp_out" else block
+
+
+@torch.no_grad()
+def forward(
+    model: nn.Module, tokens: Tensor, hook: Hook, value: Tensor | None = None
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Log probabilities, the activation at the hook and every block's output, all float64."""
+    outputs: list[Tensor] = []
+    handles = []
+
+    def replace(_: Any, args: Any, output: Any) -> Any:
+        seen.append(output.clone())
+        return None if value is None else value.to(output.dtype)
+
+    seen: list[Tensor] = []
+    handles.append(module_at(model, hook).register_forward_hook(replace))
+    for block in model.model.layers:
+        handles.append(block.register_forward_hook(lambda _, a, out: outputs.append(out.double())))
+    log_p = torch.log_softmax(model(tokens).logits.double(), -1)
+    for handle in handles:
+        handle.remove()
+    return log_p, seen[0].double(), outputs
+
+
+def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook) -> dict[str, Any]:
+    """The same figures, all windows at once, in float64."""
+    sae = sae.double()
+    clean, x, outputs = forward(model, tokens, hook)
+    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
+    features = (pre * (pre > sae.threshold) * (pre > 0)).detach()
+    x_hat = (features @ sae.W_dec + sae.b_dec).detach()
+    spliced, _, later = forward(model, tokens, hook, x_hat)
+    mean, _, _ = forward(model, tokens, hook, x.mean((0, 1)).expand_as(x))
+    zero, _, _ = forward(model, tokens, hook, torch.zeros_like(x))
+
+    def ce(log_p: Tensor) -> float:
+        return float(F.nll_loss(log_p[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
+
+    def fvu(mask: Tensor) -> float:
+        rows = x[:, 1:][mask]
+        error = (rows - x_hat[:, 1:][mask]).pow(2).sum()
+        return float(error / (rows - rows.mean(0)).pow(2).sum())
+
+    norms = x[:, 1:].norm(dim=-1)
+    kept = norms <= 10 * norms.median()
+    l0 = (features[:, 1:][kept] > 0).sum(1).numpy()
+    density = (features[:, 1:][kept] > 0).double().mean(0)
+    first = hook.layer + (hook.hook_name == "hook_resid_post")
+    errors = [
+        float((later[i] - outputs[i])[:, 1:][kept].pow(2).mean()) for i in range(first, N_LAYERS)
+    ]
+    kl = (clean.exp() * (clean - spliced)).sum(-1)[:, :-1].mean()
+    names = ("ce_clean", "ce_sae", "ce_mean_ablation", "ce_zero_ablation")
+    losses = dict(zip(names, map(ce, (clean, spliced, mean, zero)), strict=True))
+    return {
+        **losses,
+        "loss_recovered": None,
+        "kl": float(kl),
+        "fvu": fvu(kept),
+        "fvu_with_outliers": fvu(torch.ones_like(kept)),
+        "l0": float(l0.mean()),
+        "dead_fraction": float((density == 0).double().mean()),
+        "block_mse_mean": float(np.mean(errors)) if errors else None,
+        "block_mse_min": min(errors, default=None),
+        "block_mse_max": max(errors, default=None),
+        "n_tokens": int(kept.sum()),
+        "n_windows": len(tokens),
+        "n_outlier_tokens": int((~kept).sum()),
+        "l0_quantiles": {str(q): float(np.quantile(l0, q)) for q in QUANTILES},
+        "block_mse": {str(first + i): error for i, error in enumerate(errors)},
+        "density_histogram": density_histogram(density),
+    }

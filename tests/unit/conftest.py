@@ -1,0 +1,29 @@
+"""What the unit tests share."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from sae_core.activations.language_model import LanguageModel
+from sae_core.activations.token_windows import TokenWindows, read_windows
+from sae_core.train_config import DataConfig, ModelConfig
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # sparse_ops silences it, but pytest puts filters of its own in place.
+    config.addinivalue_line("filterwarnings", "ignore:Sparse CSR tensor support is in beta state")
+
+
+@pytest.fixture(scope="session")
+def language_model(tiny_model: Path) -> LanguageModel:
+    """The tiny Qwen3 model, in float32."""
+    config = ModelConfig(model_name=str(tiny_model), model_dtype="float32")
+    return LanguageModel.load(config, torch.device("cpu"))
+
+
+@pytest.fixture(scope="session")
+def windows(language_model: LanguageModel, texts: list[str]) -> TokenWindows:
+    """Windows of 24 tokens, a quarter of the texts held out."""
+    data = DataConfig(max_text_length=24, val_fraction=0.25, seed=5)
+    return read_windows(language_model.tokenizer, texts[:12], data)

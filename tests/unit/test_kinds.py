@@ -1,0 +1,229 @@
+"""What the kinds of SAE promise: inference, calibration, folding, layout, counters."""
+
+import copy
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+from synthetic import KINDS, normal, random_sae, spec
+from torch import Tensor
+
+from sae_core.checkpoint import load_sae, save_sae
+from sae_core.errors import SAEError
+from sae_core.kinds import KINDS as REGISTRY
+from sae_core.kinds import build
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_config import SAEConfig
+from sae_core.seeding import generator
+
+EXACT = {"rtol": 1e-12, "atol": 1e-12}
+any_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def test_registry() -> None:
+    assert set(REGISTRY) == set(get_args(SAEConfig.__annotations__["sae_type"])) == set(KINDS)
+    for kind, cls in REGISTRY.items():
+        assert type(build(spec(kind))) is cls
+    with pytest.raises(SAEError, match="'gated' is not one of batch_topk, standard"):
+        build(spec("gated"))
+
+
+@pytest.mark.parametrize(("top_k", "kind"), [(3, "batch_topk"), (0, "standard")])
+def test_kind_of_an_old_configuration_follows_from_top_k(top_k: int, kind: str) -> None:
+    assert type(build(spec("", top_k=top_k))) is REGISTRY[kind]
+
+
+# Inference
+
+
+@any_kind
+def test_encode_in_closed_form(kind: str) -> None:
+    sae, x = random_sae(kind), normal(5, 7, 6)
+    pre = torch.einsum("bld,df->blf", x - sae.b_dec, sae.W_enc) + sae.b_enc
+    torch.testing.assert_close(sae.pre_activations(x), pre, **EXACT)
+    features = torch.where(pre > float(sae.threshold), pre.clamp(min=0), 0.0)
+    torch.testing.assert_close(sae.encode(x), features, **EXACT)
+    x_hat = torch.einsum("blf,fd->bld", features, sae.W_dec) + sae.b_dec
+    torch.testing.assert_close(sae(x), x_hat, **EXACT)
+    torch.testing.assert_close(sae.decode(features), x_hat, **EXACT)
+
+
+def test_threshold_below_0_activates_nothing_negative() -> None:
+    sae = random_sae()
+    sae.threshold.fill_(-1.0)
+    assert (sae.encode(normal(50, 6)) >= 0).all()
+
+
+def test_batch_topk_inference_sees_one_token_at_a_time() -> None:
+    sae, x = random_sae(), normal(50, 6)
+    alone = torch.cat([sae.encode(token[None]) for token in x])
+    torch.testing.assert_close(sae.encode(x), alone, **EXACT)
+    louder = torch.cat([x[:1], 100 * x[1:]])
+    torch.testing.assert_close(sae.encode(louder)[0], alone[0], **EXACT)
+    in_training = sae.reconstruct(x).x_hat[0] - sae.reconstruct(louder).x_hat[0]
+    assert in_training.abs().max() > 0.1  # where the batch does matter
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("seed", range(8))
+def test_calibrated_l0_is_exactly_k(seed: int, dtype: torch.dtype) -> None:
+    sae = random_sae(seed=seed, dtype=dtype)
+    batches = [normal(40, 6, seed=100 * seed + i, dtype=dtype) for i in range(4)]
+    sae.threshold.fill_(100.0)  # whatever stood there before
+    sae.calibrate(iter(batches))
+    assert int((sae.encode(torch.cat(batches)) > 0).sum()) == 160 * sae.spec.top_k
+
+
+def test_calibration_keeps_every_positive_feature_when_there_are_too_few() -> None:
+    sae, x = random_sae(top_k=15), normal(40, 6)
+    sae.calibrate([x])
+    assert sae.threshold == 0
+    positive = (sae.pre_activations(x) > 0).sum()
+    assert (sae.encode(x) > 0).sum() == positive < 40 * 15
+
+
+def test_standard_needs_no_calibration() -> None:
+    sae = random_sae("standard")
+    sae.calibrate([normal(40, 6)])
+    assert sae.threshold == 0
+
+
+@any_kind
+@pytest.mark.parametrize("row_block", [None, 1, 7])
+def test_training_batch(kind: str, row_block: int | None) -> None:
+    """`reconstruct` is `decode` of a code whose figures it reports."""
+    sae, x = random_sae(kind), normal(30, 6)
+    sae.b_enc.data[:5] = -100.0  # features that never fire
+    code = torch.relu(sae.pre_activations(x))
+    if kind == "batch_topk":
+        code = code * (code >= code.flatten().topk(30 * sae.spec.top_k).values[-1])
+    made = sae.reconstruct(x, row_block)
+    torch.testing.assert_close(made.x_hat, sae.decode(code), **EXACT)
+    torch.testing.assert_close(made.l1, code.sum(1).mean(), **EXACT)
+    assert made.l0 == pytest.approx(float((code > 0).sum(1).double().mean()), abs=1e-12)
+    assert torch.equal(made.fired, (code > 0).any(0)) and not made.fired[:5].any()
+    if kind == "batch_topk":
+        assert made.l0 == sae.spec.top_k
+
+
+def test_earlier_batches_do_not_change_a_training_batch() -> None:
+    """The bound that one batch leaves behind for the next is only a guess."""
+    fresh, used, x = random_sae(), random_sae(), normal(30, 6)
+    used.reconstruct(1000 * normal(30, 6, seed=9))
+    torch.testing.assert_close(used.reconstruct(x).x_hat, fresh.reconstruct(x).x_hat, **EXACT)
+    assert used.reconstruct(x).l0 == used.spec.top_k
+
+
+# Weights
+
+
+def test_initial_weights() -> None:
+    first, second, other = (build(spec()) for _ in range(3))
+    for sae, seed in ((first, 1), (second, 1), (other, 2)):
+        sae.initialise(generator(seed, "weights"))
+    torch.testing.assert_close(first.W_dec.norm(dim=1), torch.ones(20))
+    assert torch.equal(first.W_enc, first.W_dec.T)
+    assert torch.equal(first.W_dec, second.W_dec) and not torch.equal(first.W_dec, other.W_dec)
+    assert not first.b_enc.any() and not first.b_dec.any() and not first.ever_fired.any()
+
+
+@any_kind
+@pytest.mark.parametrize("scale", [0.25, 7.0])
+def test_folded_takes_raw_activations(kind: str, scale: float) -> None:
+    inner, mean, x = random_sae(kind), normal(6, seed=4), normal(50, 6)
+    inner(x).sum().backward()
+    before = copy.deepcopy(inner.state_dict())
+    outer = inner.folded(mean, scale, torch.float64)
+    raw = mean + scale * x
+    torch.testing.assert_close(outer.encode(raw), scale * inner.encode(x), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(outer(raw), mean + scale * inner(x), rtol=1e-9, atol=1e-9)
+    assert torch.equal(outer.W_enc, inner.W_enc) and torch.equal(outer.W_dec, inner.W_dec)
+    assert all(parameter.grad is None for parameter in outer.parameters())
+    assert all(torch.equal(before[name], value) for name, value in inner.state_dict().items())
+    half = inner.folded(mean, scale, torch.bfloat16)
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    assert half.ever_fired.dtype == torch.bool
+
+
+def test_decoder_gradient_has_no_part_along_its_row() -> None:
+    sae = random_sae()
+    gradient = normal(20, 6, seed=5)
+    sae.W_dec.grad = gradient.clone()
+    sae.project_decoder_gradient()
+    torch.testing.assert_close((sae.W_dec.grad * sae.W_dec).sum(1), torch.zeros(20).double())
+    # what is taken away lies along the row
+    taken = gradient - sae.W_dec.grad
+    along = (taken * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+    torch.testing.assert_close(taken, along, **EXACT)
+
+
+def test_decoder_rows_come_back_to_unit_norm() -> None:
+    sae = random_sae()
+    directions = sae.W_dec.detach().clone()
+    with torch.no_grad():
+        sae.W_dec.mul_(torch.linspace(0.1, 5, 20).double()[:, None])
+        sae.W_dec[3] = 0.0
+    directions[3] = 0.0
+    sae.normalise_decoder()
+    torch.testing.assert_close(sae.W_dec.detach(), directions, **EXACT)
+
+
+def encoder_after(how: str, folder: Path) -> Tensor:
+    sae: SparseAutoencoder = random_sae(dtype=torch.float32)
+    if how == "save, load":
+        save_sae(folder / "sae", sae, {})
+        return load_sae(folder / "sae").W_enc
+    if how == "step":
+        sae.reconstruct(normal(9, 6, dtype=torch.float32)).x_hat.sum().backward()
+        torch.optim.Adam(sae.parameters(), fused=True).step()
+        return sae.W_enc
+    changed = {
+        "build": lambda: build(spec()),
+        "to bfloat16": lambda: sae.to(torch.bfloat16),
+        "to float64": lambda: sae.double(),
+        "deepcopy": lambda: copy.deepcopy(sae),
+        "folded": lambda: sae.folded(torch.zeros(6), 2.0, torch.float16),
+    }[how]()
+    return changed.W_enc
+
+
+@pytest.mark.parametrize(
+    "how", ["build", "to bfloat16", "to float64", "deepcopy", "folded", "save, load", "step"]
+)
+def test_a_feature_of_the_encoder_is_contiguous(how: str, tmp_path: Path) -> None:
+    W_enc = encoder_after(how, tmp_path)
+    assert W_enc.shape == (6, 20)
+    assert W_enc.T.is_contiguous()
+
+
+@any_kind
+def test_stored_tensors_are_contiguous(kind: str) -> None:
+    sae = random_sae(kind)
+    stored = sae.tensors()
+    assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == {
+        "W_enc": (6, 20),
+        "b_enc": (20,),
+        "W_dec": (20, 6),
+        "b_dec": (6,),
+        "threshold": (),
+        "ever_fired": (20,),
+        "num_batches_not_active": (20,),
+    }
+    assert all(t.is_contiguous() and not t.requires_grad for t in stored.values())
+    assert torch.equal(stored["W_enc"], sae.W_enc)
+
+
+def test_activity_counters() -> None:
+    """Dead after more than `n_batches_to_dead` (5) silent batches, alive again when it fires."""
+    sae, fired = random_sae(), torch.zeros(20, dtype=torch.bool)
+    fired[:4] = True
+    for _ in range(5):
+        sae.record_activity(fired)
+    assert sae.num_batches_not_active.tolist() == [0] * 4 + [5] * 16
+    assert not sae.dead_features.any()
+    sae.record_activity(fired)
+    assert torch.equal(sae.dead_features, ~fired) and torch.equal(sae.ever_fired, fired)
+    sae.record_activity(~fired)
+    assert sae.num_batches_not_active.tolist() == [1] * 4 + [0] * 16
+    assert not sae.dead_features.any() and sae.ever_fired.all()

@@ -1,0 +1,184 @@
+"""The figures of an SAE against a direct computation with plain transformers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from direct_evaluation import direct
+from synthetic import KINDS, random_sae, spec
+from tiny_model import N_LAYERS, WIDTH, make_tiny_model
+from torch import Tensor
+
+from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.token_windows import Tokens, TokenWindows, read_windows, split_texts
+from sae_core.errors import SAEError
+from sae_core.evaluation.metrics import density_histogram, evaluate, held_out_windows
+from sae_core.kinds import build
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.train_config import DataConfig, ModelConfig
+
+CPU = torch.device("cpu")
+POST = Hook(1, "hook_resid_post")
+N_WINDOWS = 6
+
+
+@pytest.fixture(scope="module")
+def evaluated(windows: TokenWindows) -> Tensor:
+    return windows.evaluation()[:N_WINDOWS]
+
+
+def load_llama(folder: Path, text: str) -> LanguageModel:
+    """A model whose output matrix is not its embedding, which may therefore be changed."""
+    make_tiny_model(folder, text, "llama")
+    return LanguageModel.load(ModelConfig(model_name=str(folder), model_dtype="float32"), CPU)
+
+
+@pytest.fixture(scope="module")
+def with_sinks(
+    tmp_path_factory: pytest.TempPathFactory, texts: list[str], evaluated: Tensor
+) -> LanguageModel:
+    """A model with activations a hundred times as large at two kinds of token."""
+    model = load_llama(tmp_path_factory.mktemp("m") / "sinks", " ".join(texts))
+    with torch.no_grad():
+        loud = evaluated[0, [0, 5]]  # a window's first token, which never counts, and another
+        model.model.get_input_embeddings().weight[loud] *= 100
+    return model
+
+
+def hooked(hook: Hook, kind: str = "batch_topk", seed: int = 0) -> SparseAutoencoder:
+    """A random SAE of the tiny model's width at this hook."""
+    where = {"hook_layer": hook.layer, "hook_name": hook.hook_name, "hook_spec": hook.spec}
+    return random_sae(kind, torch.float32, seed, d_in=WIDTH, d_sae=2 * WIDTH, **where)
+
+
+def assert_close(found: dict[str, Any], expected: dict[str, Any], rel: float = 1e-4) -> None:
+    assert set(found) == set(expected)
+    ce_zero, lost = found["ce_zero_ablation"], found["ce_zero_ablation"] - found["ce_clean"]
+    # its parts are compared: a random model may lose so little that the quotient is all rounding
+    expected = expected | {"loss_recovered": (ce_zero - found["ce_sae"]) / lost}
+    for key, value in expected.items():
+        if isinstance(value, dict) and key != "density_histogram":
+            value, found[key] = pytest.approx(value, rel=rel), found[key]
+        elif isinstance(value, float):
+            value = pytest.approx(value, rel=rel, abs=1e-9)
+        assert found[key] == value, key
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "hook", [POST, Hook(2, "hook_mlp_out"), Hook(N_LAYERS - 1, "hook_resid_post")]
+)
+def test_equals_a_direct_computation(
+    hook: Hook, kind: str, language_model: LanguageModel, evaluated: Tensor
+) -> None:
+    found = evaluate(language_model, hooked(hook, kind), evaluated, batch_size=4)
+    expected = direct(language_model.model, hooked(hook, kind), evaluated, hook)
+    assert_close(found, expected)
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["kl"] > 0.01 and found["n_outlier_tokens"] == 0
+    assert (found["block_mse_mean"] is None) == (hook.layer == N_LAYERS - 1)
+
+
+def test_outliers_are_spliced_and_counted_apart(
+    with_sinks: LanguageModel, evaluated: Tensor
+) -> None:
+    found = evaluate(with_sinks, hooked(POST), evaluated, batch_size=4)
+    assert_close(found, direct(with_sinks.model, hooked(POST), evaluated, POST))
+    assert 0 < found["n_outlier_tokens"] < 0.1 * found["n_tokens"]
+    assert found["n_tokens"] + found["n_outlier_tokens"] == evaluated[:, 1:].numel()
+    assert found["fvu"] != pytest.approx(found["fvu_with_outliers"], rel=0.1)
+
+
+def test_variance_about_a_large_mean(tmp_path: Path, texts: list[str], evaluated: Tensor) -> None:
+    """The mean's square is thousands of times the variance, as in a trained model's residual."""
+    model = load_llama(tmp_path / "m", " ".join(texts))
+    with torch.no_grad():
+        model.model.get_input_embeddings().weight += 50.0
+    expected = direct(model.model, hooked(POST), evaluated, POST)
+    found = evaluate(model, hooked(POST), evaluated, batch_size=4)
+    assert found["fvu"] == pytest.approx(expected["fvu"], rel=1e-3)
+
+
+@pytest.mark.parametrize("batch_size", [1, 5, 100])
+def test_batch_size_changes_nothing(
+    batch_size: int, with_sinks: LanguageModel, evaluated: Tensor
+) -> None:
+    found = evaluate(with_sinks, hooked(POST), evaluated, batch_size=batch_size)
+    assert_close(found, evaluate(with_sinks, hooked(POST), evaluated, batch_size=4), rel=1e-5)
+
+
+def linear(decoder: float, b_dec: Tensor | None = None) -> SparseAutoencoder:
+    """`x_hat = decoder * x + b_dec`, from features relu(x) and relu(-x)."""
+    sae = build(spec("standard", d_in=WIDTH, d_sae=2 * WIDTH))
+    both = torch.cat([torch.eye(WIDTH), -torch.eye(WIDTH)])
+    with torch.no_grad():
+        sae.W_enc.copy_(both.T)
+        sae.W_dec.copy_(decoder * both)
+        if b_dec is not None:
+            sae.b_dec.copy_(b_dec)
+            sae.b_enc.fill_(-1e6)
+    return sae
+
+
+def test_identity_recovers_everything(language_model: LanguageModel, evaluated: Tensor) -> None:
+    found = evaluate(language_model, linear(1.0), evaluated, batch_size=4)
+    assert found["ce_sae"] == pytest.approx(found["ce_clean"], abs=1e-6)
+    assert found["loss_recovered"] == pytest.approx(1, abs=1e-5)
+    assert found["fvu"] == found["fvu_with_outliers"] == pytest.approx(0, abs=1e-12)
+    assert found["kl"] == pytest.approx(0, abs=1e-6) and found["block_mse_max"] < 1e-9
+    assert found["l0"] == WIDTH and set(found["l0_quantiles"].values()) == {float(WIDTH)}
+    assert found["dead_fraction"] == 0 and found["density_histogram"]["never"] == 0
+
+
+def test_zero_and_mean_are_the_ablations(language_model: LanguageModel, evaluated: Tensor) -> None:
+    x = language_model.activations(evaluated, [POST])[POST]
+    zero = evaluate(language_model, linear(0.0), evaluated, batch_size=4)
+    assert zero["ce_sae"] == pytest.approx(zero["ce_zero_ablation"], abs=1e-6)
+    assert zero["loss_recovered"] == pytest.approx(0, abs=1e-5)
+    mean = evaluate(language_model, linear(1.0, x.mean((0, 1))), evaluated, batch_size=4)
+    assert mean["ce_sae"] == pytest.approx(mean["ce_mean_ablation"], abs=1e-6)
+    assert mean["ce_mean_ablation"] != pytest.approx(mean["ce_zero_ablation"], abs=1e-3)
+    assert mean["fvu"] == pytest.approx(1, abs=0.02)  # but for position 0, part of the mean
+    assert mean["dead_fraction"] == 1 and mean["density_histogram"]["never"] == 2 * WIDTH
+
+
+# The windows
+
+
+@pytest.mark.parametrize("most", [3, 10_000])
+def test_held_out_windows_did_not_validate(
+    most: int, language_model: LanguageModel, texts: list[str]
+) -> None:
+    data = {"max_text_length": 24, "val_fraction": 0.25, "seed": 5}
+    windows = read_windows(language_model.tokenizer, texts, DataConfig(**data))
+    described = spec(metadata={**data, "model_name": "x"})
+    held_out = held_out_windows(described, language_model.tokenizer, texts, most)
+    assert torch.equal(held_out, windows.evaluation()[:most])
+    assert len(held_out) == min(most, windows.n_evaluation)
+    seen = {tuple(row) for row in windows.validation().tolist()}
+    assert not seen & {tuple(row) for row in held_out.tolist()}
+
+
+@pytest.mark.parametrize("val_fraction", [0.0, 0.05])
+def test_nothing_left_to_evaluate(
+    val_fraction: float, language_model: LanguageModel, texts: list[str]
+) -> None:
+    """None held out, or a single text that is a single window, which validates."""
+    _, held_out = split_texts(texts, val_fraction, 0)
+    length = max(2, Tokens(language_model.tokenizer).stream(held_out).numel())
+    data = {"max_text_length": length, "val_fraction": val_fraction, "seed": 0}
+    with pytest.raises(SAEError, match="--val-fraction: the held-out texts give less than two"):
+        held_out_windows(spec(metadata=data), language_model.tokenizer, texts, 8)
+
+
+@pytest.mark.parametrize("n_tokens", [100, 10**5, 10**7])
+def test_density_histogram_counts_every_feature(n_tokens: int) -> None:
+    active = torch.tensor([0, 0, 0, 1, 2, 50, 99, 100]) * torch.tensor(n_tokens / 100).clamp(max=1)
+    active = torch.where(active == 100, n_tokens, active)
+    histogram = density_histogram(active / n_tokens)
+    edges, counts = histogram["log10_edges"], histogram["counts"]
+    assert histogram["never"] == 3 and sum(counts) + 3 == len(active)
+    assert len(edges) == len(counts) + 1 and (edges[0], edges[-1]) == (-6.0, 0.0)
+    assert counts[-1] >= 1  # active on every token

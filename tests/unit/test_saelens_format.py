@@ -1,0 +1,102 @@
+"""The exported folder as SAELens reads it: its keys, its tensors, and its formula in NumPy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+from synthetic import KINDS, normal, random_sae
+
+from sae_core.checkpoint import write_files
+from sae_core.publishing.saelens import saelens_files
+from sae_core.sae_base import SparseAutoencoder
+
+ORIGIN = {
+    "model_name": "Qwen/Qwen3-0.6B",
+    "max_text_length": 256,
+    "prepend_bos": True,
+    "data_file": "texts.json",
+}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+any_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+def export(
+    kind: str, folder: Path, dtype: str = "float32"
+) -> tuple[SparseAutoencoder, dict[str, Any], dict[str, np.ndarray]]:
+    """An SAE, and its `cfg.json` and tensors read back, in float64."""
+    inner = random_sae(kind, torch.float32, metadata=ORIGIN)
+    inner.spec.dtype = dtype
+    sae = inner.folded(normal(6, dtype=torch.float32), 7.0, DTYPES[dtype])
+    write_files(folder, saelens_files(sae))
+    with safe_open(folder / "sae_weights.safetensors", framework="pt") as stored:
+        assert {stored.get_tensor(name).dtype for name in stored.keys()} == {DTYPES[dtype]}
+        tensors = {name: stored.get_tensor(name).double().numpy() for name in stored.keys()}
+    return sae, json.loads((folder / "cfg.json").read_text()), tensors
+
+
+@pytest.mark.parametrize(
+    ("kind", "architecture"), [("batch_topk", "jumprelu"), ("standard", "standard")]
+)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_configuration(kind: str, architecture: str, dtype: str, tmp_path: Path) -> None:
+    _, config, _ = export(kind, tmp_path / "sae", dtype)
+    metadata = config.pop("metadata")
+    assert config == {
+        "architecture": architecture,
+        "d_in": 6,
+        "d_sae": 20,
+        "dtype": dtype,
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+    }
+    assert metadata.pop("sae_lens_version").startswith("6.")
+    assert metadata == {
+        "model_name": "Qwen/Qwen3-0.6B",
+        "hook_name": "blocks.1.hook_resid_post",
+        "hook_head_index": None,
+        "context_size": 256,
+        "prepend_bos": True,
+        "dataset_path": "texts.json",
+        "model_from_pretrained_kwargs": {},
+    }
+
+
+@any_kind
+def test_tensors(kind: str, tmp_path: Path) -> None:
+    sae, _, tensors = export(kind, tmp_path / "sae")
+    shapes = {"W_enc": (6, 20), "W_dec": (20, 6), "b_enc": (20,), "b_dec": (6,)}
+    if kind == "batch_topk":
+        shapes["threshold"] = (20,)
+        assert (tensors["threshold"] == float(sae.threshold)).all() and sae.threshold > 0
+    assert {name: tensor.shape for name, tensor in tensors.items()} == shapes
+    for name in sae.weights._fields:
+        np.testing.assert_array_equal(tensors[name], getattr(sae, name).detach().numpy())
+    np.testing.assert_allclose(np.linalg.norm(tensors["W_dec"], axis=1), 1, rtol=1e-6)
+
+
+@any_kind
+def test_saelens_formula_gives_the_same(kind: str, tmp_path: Path) -> None:
+    """`f = relu(pre) * (pre > threshold)` with `pre = (x - b_dec) @ W_enc + b_enc`."""
+    sae, _, tensors = export(kind, tmp_path / "sae")
+    x = 10 * normal(50, 6)
+    pre = (x.numpy() - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
+    features = np.maximum(pre, 0) * (pre > tensors.get("threshold", 0.0))
+    x_hat = features @ tensors["W_dec"] + tensors["b_dec"]
+    sae = sae.double().requires_grad_(False)
+    np.testing.assert_allclose(sae.encode(x).numpy(), features, rtol=1e-9, atol=1e-9)
+    np.testing.assert_allclose(sae(x).numpy(), x_hat, rtol=1e-9, atol=1e-9)
+    assert 0.1 < (features > 0).mean() < 0.9
+
+
+@any_kind
+def test_same_sae_same_bytes(kind: str) -> None:
+    first, second = (
+        saelens_files(random_sae(kind, torch.float32, metadata=ORIGIN)) for _ in range(2)
+    )
+    assert first == second and set(first) == {"cfg.json", "sae_weights.safetensors"}

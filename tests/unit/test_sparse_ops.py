@@ -1,0 +1,212 @@
+"""The pairwise arithmetic against its dense twin, in float64: values, gradients and memory."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from synthetic import normal, random_sae
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sae_core import sparse_ops
+from sae_core.losses import l1_loss, reconstruction_loss
+from sae_core.sparse_ops import SparseCode, Weights, batch_topk, decode, encode
+
+D, FEATURES = 6, 20
+TOO_HIGH = 1e6
+
+
+def make_weights(integers: bool = False, seed: int = 0) -> Weights:
+    """Random weights; small integers make exact ties, and sums without rounding."""
+    shapes = {"W_enc": (FEATURES, D), "b_enc": (FEATURES,), "W_dec": (FEATURES, D), "b_dec": (D,)}
+    tensors = {name: draw(*shape, integers=integers, seed=seed) for name, shape in shapes.items()}
+    tensors["W_enc"] = tensors["W_enc"].T
+    return Weights(**{name: tensor.requires_grad_() for name, tensor in tensors.items()})
+
+
+def draw(*shape: int, integers: bool = False, seed: int = 0) -> Tensor:
+    numbers = normal(*shape, seed=seed + 31 * shape[0] + len(shape))
+    return numbers.round() if integers else numbers
+
+
+def dense_topk(x: Tensor, weights: Weights, total: int) -> Tensor:
+    """(N, F) the code, by a stable sort of all pre-activations."""
+    code = torch.relu((x - weights.b_dec) @ weights.W_enc + weights.b_enc)
+    kept = torch.sort(code.flatten(), descending=True, stable=True).indices[:total]
+    mask = torch.zeros(code.numel(), dtype=code.dtype).index_fill_(0, kept, 1.0)
+    return code * mask.view_as(code)
+
+
+def gradients(x: Tensor, x_hat: Tensor, code: Tensor, weights: Weights) -> list[Tensor]:
+    loss = reconstruction_loss(x, x_hat) + 0.3 * l1_loss(code, len(x))
+    return list(torch.autograd.grad(loss, list(weights)))
+
+
+def assert_same(ours: list[Tensor], dense: list[Tensor]) -> None:
+    for mine, theirs in zip(ours, dense, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("integers", [False, True], ids=["reals", "ties"])
+@pytest.mark.parametrize("row_block", [None, 1, 5])
+@pytest.mark.parametrize("lower_bound", [-1.0, 0.0, 0.3, TOO_HIGH])
+@pytest.mark.parametrize(("n", "total"), [(17, 51), (17, 1), (1, 3), (17, 10_000)])
+def test_equals_dense_autograd(
+    n: int, total: int, lower_bound: float, row_block: int | None, integers: bool
+) -> None:
+    weights, x = make_weights(integers), draw(n, D, integers=integers, seed=5)
+    code = encode(x, weights, total, lower_bound=lower_bound, row_block=row_block)
+    x_hat = decode(code, weights)
+    expected = dense_topk(x, weights, total)
+    expected_hat = expected @ weights.W_dec + weights.b_dec
+    assert_same([code.to_dense(), x_hat], [expected, expected_hat])
+    assert_same(
+        gradients(x, x_hat, code.value, weights), gradients(x, expected_hat, expected, weights)
+    )
+
+
+@pytest.mark.parametrize(
+    ("shift", "n_positive"), [(-5.0, range(1, 51)), (-100.0, range(1))], ids=["few", "none"]
+)
+@pytest.mark.parametrize("lower_bound", [0.0, TOO_HIGH])
+def test_fewer_positive_than_asked_for(shift: float, n_positive: range, lower_bound: float) -> None:
+    weights, x = make_weights(), draw(17, D)
+    weights = weights._replace(b_enc=(weights.b_enc.detach() + shift).requires_grad_())
+    code = encode(x, weights, 51, lower_bound=lower_bound, row_block=4)
+    x_hat, expected = decode(code, weights), dense_topk(x, weights, 51)
+    expected_hat = expected @ weights.W_dec + weights.b_dec
+    assert code.value.numel() == int((expected > 0).sum()) and code.value.numel() in n_positive
+    assert_same([code.to_dense(), x_hat], [expected, expected_hat])
+    assert_same(
+        gradients(x, x_hat, code.value, weights), gradients(x, expected_hat, expected, weights)
+    )
+
+
+def test_all_zero() -> None:
+    zero = Weights(*(torch.zeros_like(w).requires_grad_() for w in make_weights()))
+    code = encode(torch.zeros(4, D, dtype=torch.float64), zero, 8)
+    assert code.value.numel() == 0  # a pre-activation of 0 is not active
+    x_hat = decode(code, zero)
+    assert x_hat.shape == (4, D) and not x_hat.any()
+    assert not any(g.any() for g in torch.autograd.grad(x_hat.sum() + code.value.sum(), zero[:3]))
+
+
+def test_ties_go_to_the_earlier_entry() -> None:
+    """Four tokens whose every pre-activation is 1."""
+    weights = make_weights()
+    flat = weights._replace(
+        W_enc=torch.zeros_like(weights.W_enc), b_enc=torch.ones_like(weights.b_enc)
+    )
+    code = batch_topk(draw(4, D), flat, FEATURES + 3, row_block=1)
+    assert code.row.tolist() == [0] * FEATURES + [1] * 3
+    assert code.column.tolist() == [*range(FEATURES), 0, 1, 2]
+
+
+@pytest.mark.parametrize("row_block", [None, 3])
+def test_bound_at_the_least_kept_value_loses_nothing(row_block: int | None) -> None:
+    weights, x = make_weights(integers=True), draw(17, D, integers=True, seed=5)
+    code = batch_topk(x, weights, 51, row_block=row_block)
+    least = float(code.value.min())
+    again = batch_topk(x, weights, 51, lower_bound=least, row_block=row_block)
+    assert all(torch.equal(a, b) for a, b in zip(code[:3], again[:3], strict=True))
+
+
+def test_pairs_are_exactly_n_times_k_in_order() -> None:
+    n, k = 40, 3
+    code = batch_topk(draw(n, D), make_weights(), n * k, row_block=7)
+    assert code.value.numel() == n * k and bool((code.value > 0).all())
+    assert bool((torch.diff(code.row * FEATURES + code.column) > 0).all())
+    dense = code.to_dense()
+    assert torch.equal(code.counts(), (dense > 0).sum(0))
+    assert torch.equal(torch.diff(code.row_start()), (dense > 0).sum(1))
+    order, offsets = code.by_column()
+    assert torch.equal(code.column[order], code.column.sort().values)
+    assert torch.equal(torch.diff(offsets), code.counts())
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of entries of the largest tensor that was made."""
+
+    entries = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(tensor, Tensor):
+                sparse = tensor.layout is not torch.strided
+                size = tensor._nnz() if sparse else tensor.untyped_storage().nbytes()
+                entries = size if sparse else size // tensor.element_size()
+                self.entries = max(self.entries, entries)
+        return result
+
+
+@pytest.mark.parametrize("lower_bound", [0.0, 3.0, TOO_HIGH])
+@pytest.mark.parametrize("row_block", [None, 16])
+def test_dense_code_never_exists(
+    row_block: int | None, lower_bound: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    n, width, k = 256, 4096, 4
+    monkeypatch.setattr(sparse_ops, "BLOCK_ENTRIES", 16 * width)
+    sae = random_sae(d_in=8, d_sae=width)
+    x = normal(n, 8)
+    with LargestTensor() as dense:
+        gradients(x, dense_topk(x, sae.weights, n * k) @ sae.W_dec, sae.W_enc, sae.weights)
+    assert dense.entries >= n * width
+    with LargestTensor() as ours:
+        code = encode(x, sae.weights, n * k, lower_bound=lower_bound, row_block=row_block)
+        gradients(x, decode(code, sae.weights), code.value, sae.weights)
+    assert code.value.numel() == n * k
+    assert ours.entries <= max(16 * width, sae.W_enc.numel())
+
+
+class Elsewhere(Tensor):
+    """A tensor that says it lies on a device without a sampled product."""
+
+    device = SimpleNamespace(type="mps")  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 10_000])
+def test_chunked_sampled_product_equals_the_csr_one(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sparse_ops, "SAMPLED_PAIRS", chunk)
+    code: SparseCode = batch_topk(draw(17, D), make_weights(), 51)
+    a, b = draw(17, D, seed=8), draw(FEATURES, D, seed=9)
+    expected = (a @ b.T)[code.row, code.column]
+    chunked = sparse_ops._sampled_product(a.as_subclass(Elsewhere), b, code).as_subclass(Tensor)
+    assert_same([chunked, sparse_ops._sampled_product(a, b, code)], [expected, expected])
+
+
+@pytest.mark.parametrize("kind", ["batch_topk", "standard"])
+@pytest.mark.parametrize("n_dead", [0, 1, 3, 9, 20])
+def test_auxiliary_loss_equals_dense(n_dead: int, kind: str) -> None:
+    """With `top_k_aux` 4: below it, above it, and every feature dead."""
+    sae, x, x_hat = random_sae(kind), normal(30, D), normal(30, D, seed=2).requires_grad_()
+    dead = torch.randperm(FEATURES, generator=torch.Generator().manual_seed(3))[:n_dead].sort()[0]
+    sae.num_batches_not_active[dead] = sae.spec.n_batches_to_dead + 1
+    loss = sae.auxiliary_loss(x, x_hat)
+    if n_dead == 0:
+        assert loss.item() == 0 and not loss.requires_grad
+        return
+    residual = (x - x_hat).detach()
+    b_dec = sae.b_dec.detach()
+    some = Weights(sae.W_enc[:, dead], sae.b_enc[dead], sae.W_dec[dead], b_dec)
+    prediction = dense_topk(x, some, len(x) * min(4, n_dead)) @ some.W_dec
+    variance = (residual - residual.mean(0)).pow(2).sum()
+    expected = (prediction - residual).pow(2).sum() / variance
+    learned = [sae.W_enc, sae.b_enc, sae.W_dec]
+    assert_same([loss.detach()], [expected.detach()])
+    ours = torch.autograd.grad(loss, [*learned, sae.b_dec, x_hat], allow_unused=True)
+    assert_same(list(ours[:3]), list(torch.autograd.grad(expected, learned)))
+    assert ours[3:] == (None, None)  # the residual is a target, and the live part stays as it is
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_auxiliary_loss_of_a_perfect_reconstruction_is_0(dtype: torch.dtype) -> None:
+    sae, x = random_sae(dtype=dtype), normal(30, D, dtype=dtype)
+    sae.num_batches_not_active.fill_(1000)
+    loss = sae.auxiliary_loss(x, x.clone())
+    assert loss.item() == 0
+    loss.backward()
+    assert torch.isfinite(sae.W_enc.grad).all()

@@ -1,0 +1,252 @@
+"""Where batches come from: shards against the model itself, the shuffle, damaged shards."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae_core.activations import store
+from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.store import ActivationSource, CachedSource, StreamingSource, harvest
+from sae_core.activations.token_windows import Tokens, TokenWindows
+from sae_core.errors import SAEError
+from sae_core.train_config import ModelConfig
+
+HOOKS = [Hook(1, "hook_resid_post"), Hook(2, "hook_mlp_out")]
+BATCH = 5
+STEP = 100
+PASSES = 2
+
+Harvest = Callable[..., list[Path]]
+
+
+@pytest.fixture(scope="module")
+def shards(
+    language_model: LanguageModel, windows: TokenWindows, tmp_path_factory: pytest.TempPathFactory
+) -> Harvest:
+    """The folders of a harvest in so many shards."""
+
+    def make(n_shards: int = 1, passes: int = PASSES, model: Any = language_model) -> list[Path]:
+        root = tmp_path_factory.mktemp("shards")
+        for shard in range(n_shards):
+            options = {"batch_size": BATCH, "passes": passes, "n_shards": n_shards, "shard": shard}
+            harvest(model, windows, HOOKS, root / str(shard), **options)
+        return [root / str(shard) for shard in range(n_shards)]
+
+    return make
+
+
+@pytest.fixture(scope="module")
+def whole(shards: Harvest) -> Path:
+    """A harvest in one shard; not to be changed."""
+    return shards()[0]
+
+
+def cached(*folders: Path, hook: Hook = HOOKS[0], seed: int = 5) -> CachedSource:
+    return CachedSource(folders, hook, tokens_per_step=STEP, seed=seed)
+
+
+class Numbered(ActivationSource):
+    """The activation at position p of window w is the number 100 w + p."""
+
+    def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
+        return (100 * indices[:, None] + torch.arange(self.positions))[..., None]
+
+
+def numbered(tokens_per_step: int = 64, seed: int = 0, n_train: int = 50) -> Numbered:
+    return Numbered(n_train, 7, 23, tokens_per_step, seed)
+
+
+# The harvest
+
+
+@pytest.mark.parametrize("n_shards", [2, 3, 100])
+def test_shards_hold_together_what_one_does(n_shards: int, shards: Harvest, whole: Path) -> None:
+    pieces = shards(n_shards)
+    for hook in HOOKS:
+        for part in ("train", "validation"):
+            name = f"{hook.spec}.{part}.bin"
+            joined = b"".join((folder / name).read_bytes() for folder in pieces)
+            assert joined == (whole / name).read_bytes()
+    together, alone = cached(*pieces), cached(whole)
+    for mine, theirs in zip(together.train_batches(1), alone.train_batches(1), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("hook", HOOKS)
+def test_harvest_is_the_model_without_position_0(
+    hook: Hook, whole: Path, language_model: LanguageModel, windows: TokenWindows
+) -> None:
+    source = cached(whole, hook=hook)
+    for part, epoch in (("train", 0), ("train", 1), ("train", 2), ("validation", 0)):
+        n = windows.n_train if part == "train" else windows.n_validation
+        indices = torch.arange(n).flip(0)
+        train = part == "train"
+        tokens = windows.train(epoch % PASSES, indices) if train else windows.validation(indices)
+        expected = language_model.activations(tokens, [hook])[hook][:, 1:]
+        assert expected.shape[1] == source.positions == windows.length - 1
+        torch.testing.assert_close(source.read(part, epoch, indices), expected)
+
+
+def test_manifest_and_progress(
+    language_model: LanguageModel, windows: TokenWindows, tmp_path: Path
+) -> None:
+    seen: list[tuple[int, int]] = []
+    report = lambda done, total: seen.append((done, total))  # noqa: E731
+    manifest = harvest(language_model, windows, HOOKS, tmp_path, batch_size=BATCH, progress=report)
+    assert store.Manifest.load(tmp_path) == manifest
+    assert manifest.windows == {"train": windows.n_train, "validation": windows.n_validation}
+    assert manifest.hooks == [hook.spec for hook in HOOKS] and manifest.dtype == "float32"
+    total = windows.n_train + windows.n_validation
+    assert seen[-1] == (total, total) and seen == sorted(seen)
+
+
+def test_bfloat16_activations_come_back_bit_for_bit(
+    tiny_model: Path, windows: TokenWindows, shards: Harvest
+) -> None:
+    config = ModelConfig(model_name=str(tiny_model), model_dtype="bfloat16")
+    model = LanguageModel.load(config, torch.device("cpu"))
+    source = cached(shards(1, 1, model)[0])
+    first = torch.arange(BATCH)
+    expected = model.activations(windows.train(0, first), HOOKS[:1])[HOOKS[0]][:, 1:]
+    assert source.dtype == "bfloat16" and torch.equal(source.read("train", 0, first), expected)
+
+
+# Two sources, the same batches
+
+
+@pytest.mark.parametrize("passes", [1, 2])
+def test_cached_and_streaming_give_the_same_batches(
+    passes: int, shards: Harvest, language_model: LanguageModel, windows: TokenWindows
+) -> None:
+    source = cached(*shards(2, passes))
+    stream = StreamingSource(
+        language_model, windows, HOOKS[0], batch_size=BATCH, tokens_per_step=STEP, seed=5
+    )
+    assert (source.n_train, source.n_validation) == (stream.n_train, stream.n_validation)
+    assert source.steps_per_epoch == stream.steps_per_epoch > 3
+    for epoch in range(passes):
+        batches = source.train_batches(epoch), stream.train_batches(epoch)
+        for mine, theirs in zip(*batches, strict=True):
+            torch.testing.assert_close(mine, theirs)
+    validation = source.validation_batches(), stream.validation_batches()
+    for mine, theirs in zip(*validation, strict=True):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_epochs_take_the_passes_in_turn(whole: Path) -> None:
+    source, some = cached(whole), torch.arange(4)
+    assert source.passes == PASSES
+    assert torch.equal(source.read("train", 0, some), source.read("train", PASSES, some))
+    assert not torch.equal(source.read("train", 0, some), source.read("train", 1, some))
+
+
+# Order
+
+
+@pytest.mark.parametrize("shuffle_tokens", [1, 200, 10**6])
+@pytest.mark.parametrize("tokens_per_step", [1, 23, 64, 10**6])
+def test_an_epoch_sees_each_activation_at_most_once(
+    tokens_per_step: int, shuffle_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SHUFFLE_TOKENS", shuffle_tokens)
+    source = numbered(tokens_per_step)
+    batches = list(source.train_batches(0))
+    size = min(tokens_per_step, 50 * 23)  # no larger than an epoch
+    assert len(batches) == source.steps_per_epoch == 50 * 23 // size
+    assert {tuple(batch.shape) for batch in batches} == {(size, 1)}
+    seen = torch.cat(batches).flatten()
+    assert len(seen.unique()) == len(seen) and (seen % 100 < 23).all() and (seen < 5000).all()
+
+
+def test_order_depends_on_seed_and_epoch_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both the windows that are shuffled together and the order within change."""
+    monkeypatch.setattr(store, "SHUFFLE_TOKENS", 10 * 23)
+    orders = {
+        (seed, epoch): torch.cat(list(numbered(10 * 23, seed).train_batches(epoch))).flatten()
+        for seed in (0, 1)
+        for epoch in (0, 1)
+    }
+    windows = {frozenset((order[:230] // 100).tolist()) for order in orders.values()}
+    within = {tuple((part % 100).tolist()) for o in orders.values() for part in o.split(230)}
+    assert (len(windows), len(within)) == (4, 4 * 5)
+    torch.manual_seed(1)
+    again = torch.cat(list(numbered(10 * 23, seed=1).train_batches(1))).flatten()
+    assert torch.equal(again, orders[1, 1])
+
+
+@pytest.mark.parametrize(("shuffle_tokens", "least"), [(10**6, 30), (10 * 23, 9)])
+def test_shuffling_mixes_windows(
+    shuffle_tokens: int, least: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """64 activations of 50 windows, or of the 10 that are shuffled together."""
+    monkeypatch.setattr(store, "SHUFFLE_TOKENS", shuffle_tokens)
+    source = numbered()
+    assert source.shuffle_windows == min(50, shuffle_tokens // 23)
+    for batch in source.train_batches(0):
+        assert len((batch // 100).unique()) >= least
+
+
+def test_validation_batches_are_every_window_in_order() -> None:
+    source = numbered()
+    batches = list(source.validation_batches())
+    expected = source.read("validation", 0, torch.arange(7)).flatten(0, 1)
+    assert torch.equal(torch.cat(batches), expected)
+    assert all(len(batch) <= 64 for batch in batches)
+    assert list(Numbered(50, 0, 23, 64, 0).validation_batches()) == []
+
+
+# Damage
+
+
+def edit_manifest(folder: Path, **changes: Any) -> None:
+    path = folder / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+TRAIN, MANIFEST = f"{HOOKS[0].spec}.train.bin", "manifest.json"
+FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "cut": (
+        lambda f: (f / TRAIN).write_bytes((f / TRAIN).read_bytes()[:-4]),
+        rf"{TRAIN}: \d+ bytes, expected \d+; harvest again",
+    ),
+    "no file": (lambda f: (f / TRAIN).unlink(), f"{TRAIN}: 0 bytes, expected"),
+    "no manifest": (lambda f: (f / MANIFEST).unlink(), f"{MANIFEST}: not a readable shard"),
+    "cut manifest": (lambda f: (f / MANIFEST).write_text("{"), f"{MANIFEST}: not a readable"),
+    "no key": (lambda f: (f / MANIFEST).write_text("{}"), f"{MANIFEST}: not a readable"),
+    "no hook": (lambda f: edit_manifest(f, hooks=["x"]), f"no activations of {HOOKS[0].spec}"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_damaged_shard(fault: str, shards: Harvest) -> None:
+    folders = shards(2, 1)
+    damage, says = FAULTS[fault]
+    damage(folders[1])
+    with pytest.raises(SAEError, match=says) as error:
+        cached(*folders)
+    assert str(error.value).startswith(str(folders[1]))
+
+
+@pytest.mark.parametrize("given", [(0,), (1, 2), (0, 0, 1), (0, 0, 2), (0, 1, 1)])
+def test_not_every_shard_once(given: tuple[int, ...], shards: Harvest) -> None:
+    folders = shards(3, 1)
+    with pytest.raises(SAEError, match="give every shard of the harvest"):
+        cached(*(folders[i] for i in given))
+
+
+def test_missing_shard_without_training_windows(
+    language_model: LanguageModel, texts: list[str], tmp_path: Path
+) -> None:
+    """One forward batch to train on, and so a first shard of two with validation alone."""
+    few = TokenWindows(Tokens(language_model.tokenizer), texts[:1], texts[1:6], 24, 5)
+    for shard in (0, 1):
+        options = {"batch_size": few.n_train, "shard": shard, "n_shards": 2}
+        manifest = harvest(language_model, few, HOOKS, tmp_path / str(shard), **options)
+        assert 0 < manifest.windows["validation"] < few.n_validation
+    with pytest.raises(SAEError, match="give every shard of the harvest"):
+        cached(tmp_path / "1")
