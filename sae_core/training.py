@@ -256,11 +256,8 @@ class _Means:
     """Means over tokens of the terms of many batches."""
 
     def __init__(self) -> None:
-        self.tokens, self.l0, self.sums = (
-            0,
-            0.0,
-            torch.zeros(len(Terms._fields), dtype=torch.double),
-        )
+        self.tokens, self.l0 = 0, 0.0
+        self.sums = torch.zeros(len(Terms._fields), dtype=torch.double)
 
     def add(self, terms: Terms, l0: float, n_tokens: int) -> None:
         self.tokens += n_tokens

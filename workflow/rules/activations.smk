@@ -19,6 +19,7 @@ rule harvest:
     threads: 8
     resources:
         gpu=1,
+        # What changes no result stands here, not in params: a change of it reruns nothing.
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
     params:

@@ -27,9 +27,6 @@ MODEL = "results/models/{model_id}.json"
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg"]
 
-# What changes no result (device, units of memory, reporting) stands in `resources`, not in
-# `params`: a change of it reruns nothing.
-
 
 wildcard_constraints:
     model_id="|".join(map(re.escape, PLAN.models)),

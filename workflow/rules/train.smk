@@ -17,6 +17,7 @@ rule train:
     threads: 8
     resources:
         gpu=1,
+        # What changes no result stands here, not in params: a change of it reruns nothing.
         device=PLAN.runtime.device,
         activation_batch_size=lambda wildcards: model_plan(wildcards).runtime.activation_batch_size,
         log_freq=PLAN.runtime.log_freq,
