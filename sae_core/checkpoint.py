@@ -23,7 +23,10 @@ OPTIONAL_TENSORS = {"ever_fired", "num_batches_not_active"}
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Make `folder` hold exactly `files`: at every moment it is the old one or the new one whole.
+    """Make `folder` hold exactly `files`: never some of the old ones and some of the new.
+
+    The old folder is moved aside for the new one; should the process die between the two moves,
+    the next write brings it back first.
 
     Raises:
         SAEError: it cannot be written.
@@ -31,6 +34,8 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
     staging = folder.with_name(f".{folder.name}.writing")
     retired = folder.with_name(f".{folder.name}.replaced")
     try:
+        if retired.exists() and not folder.exists():
+            retired.rename(folder)
         for leftover in (staging, retired):
             shutil.rmtree(leftover, ignore_errors=True)
         staging.mkdir(parents=True)

@@ -149,8 +149,6 @@ class SparseAutoencoder(nn.Module, ABC):
         the same reconstruction from features `scale` times as large.
         """
         folded = copy.deepcopy(self).cpu()
-        for parameter in folded.parameters():
-            parameter.grad = None
         folded.b_dec.mul_(scale).add_(mean.cpu())
         folded.b_enc.mul_(scale)
         folded.threshold.mul_(scale)

@@ -97,9 +97,8 @@ class SAETrainer:
 
     def export(self, folder: Path) -> Path:
         """Write the final SAE directory: the best checkpoint, or the last state without one."""
-        best = self.checkpoints / BEST_CHECKPOINT
-        if "val_loss" in self.loop.history:
-            sae = load_sae(best)
+        if self.loop.best_epoch is not None:
+            sae = load_sae(self.checkpoints / BEST_CHECKPOINT)
         else:
             sae = self._folded()
         write_files(folder, sae_files(sae, self.loop.history) | saelens_files(sae))

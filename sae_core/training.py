@@ -144,6 +144,7 @@ class Trainer:
         self.normalise: Normalisation
         self._last_batch: Tensor
         self.tokens = self.outliers = 0
+        self.best_epoch: int | None = None
         self._best_loss, self._epochs_since_best = math.inf, 0
 
     def train(self) -> Iterator[EpochRecord]:
@@ -219,7 +220,7 @@ class Trainer:
         val_loss = metrics.get("val_loss", math.nan)
         improved = val_loss < self._best_loss - self.config.early_stopping_min_delta
         if improved:
-            self._best_loss, self._epochs_since_best = val_loss, 0
+            self.best_epoch, self._best_loss, self._epochs_since_best = epoch, val_loss, 0
         else:
             self._epochs_since_best += 1
         for name, value in {"epoch": epoch, "tokens": self.tokens, **metrics}.items():

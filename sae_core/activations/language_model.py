@@ -184,9 +184,15 @@ class LanguageModel:
     def _site(self, hook: Hook) -> _Site:
         *parts, side = _hook_paths(self._component)[hook.hook_name].split(".")
         module, component = self._blocks[hook.layer], self._component
-        for part in parts:
-            component = component.submodules[part]
-            module = module.get_submodule(component.name)
+        try:
+            for part in parts:
+                component = component.submodules[part]
+                module = module.get_submodule(component.name)
+        except (KeyError, AttributeError, TypeError) as error:
+            raise SAEError(
+                f"--hook-name {hook.hook_name}: {type(self.model).__name__} has no one module "
+                "that gives it; choose another hook"
+            ) from error
         return _Site(module, side == "hook_in")
 
     @contextmanager
@@ -194,7 +200,7 @@ class LanguageModel:
         self, hooks: Sequence[Hook], found: dict[Hook, Tensor], stop: bool = True
     ) -> Iterator[None]:
         def record(hook: Hook, value: Tensor) -> None:
-            found[hook] = value
+            found[hook] = value.clone()  # some blocks add to it in place
             if stop and len(found) == len(set(hooks)):
                 raise _Reached
 

@@ -222,8 +222,6 @@ def test_replacement_in_another_number_format(
 
 
 BROKEN = {
-    ("falcon", "hook_mlp_out"): "the block adds to the recorded tensor in place",
-    ("opt", "hook_mlp_out"): "AttributeError: TransformerLens's MLP of OPT is no module",
     ("opt", "hook_resid_mid"): "RuntimeError: OPT's blocks flatten batch and position",
 }
 
@@ -236,7 +234,8 @@ BROKEN = {
         else (f, n)
         for f in OTHERS
         for n in NAMES
-        if (f, n) != ("falcon", "hook_resid_mid")  # attention and MLP side by side
+        # Falcon's attention and MLP stand side by side; OPT's MLP is no module of its own.
+        if (f, n) not in {("falcon", "hook_resid_mid"), ("opt", "hook_mlp_out")}
     ],
 )
 def test_other_families_resume_too(family: str, name: str) -> None:
@@ -248,3 +247,9 @@ def test_other_families_resume_too(family: str, name: str) -> None:
     torch.testing.assert_close(again, logits, **CLOSE)
     other, _ = model.resume(tokens, found[resume_point(hook)], hook, found[hook].flip(-1))
     assert not torch.allclose(other, logits, atol=1e-3)
+
+
+def test_hook_without_a_module_of_its_own() -> None:
+    model = LanguageModel(AutoModelForCausalLM.from_config(OTHERS["opt"]), tokenizer=None)
+    with pytest.raises(SAEError, match="--hook-name hook_mlp_out: OPTForCausalLM"):
+        model.activations(torch.arange(14).view(2, 7), [Hook(1, "hook_mlp_out")])
