@@ -17,6 +17,7 @@ from sae_core.activations.language_model import (
     LanguageModel,
     resume_point,
 )
+from sae_core.errors import SAEError
 from sae_core.train_config import ModelConfig
 
 CPU = torch.device("cpu")
