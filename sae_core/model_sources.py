@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sae_core.errors import SAEError
+from sae_core.files import write_file
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What is taken from a Hub repository; Python files only with `trust_remote_code`."""
@@ -78,8 +79,7 @@ class ModelRecord:
 
     def save(self, path: Path) -> None:
         """Write the record as JSON."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_file(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> "ModelRecord":

@@ -13,12 +13,12 @@ from sae_core.activations.language_model import (
     ModelFacts,
     check_hook,
     model_facts,
-    pick_device,
 )
 from sae_core.activations.store import ActivationSource, StreamingSource
-from sae_core.activations.token_windows import read_windows, split_texts
+from sae_core.activations.token_windows import TokenWindows, read_windows, split_texts
 from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
 from sae_core.data_processing.texts import read_texts
+from sae_core.devices import pick_device
 from sae_core.kinds import build
 from sae_core.naming import (
     BEST_CHECKPOINT,
@@ -201,6 +201,17 @@ def _check(config: RunConfig, batch: bool) -> _Checked:
     )
 
 
+def _announce(sae: SAEConfig, run: _Checked, windows: TokenWindows) -> None:
+    width = run.facts.d_model
+    print(f"hook: {run.hook.spec}, width {width}")
+    print(f"SAE: {sae.sae_type} with {width * sae.sae_expansion} features")
+    print(
+        f"windows: {windows.n_train} to train, {windows.n_validation} to validate, "
+        f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",
+        flush=True,
+    )
+
+
 def train_from_model(config: RunConfig, observer: Observer, batch: bool = False) -> Path:
     """A whole training run that streams its activations from the model.
 
@@ -218,15 +229,7 @@ def train_from_model(config: RunConfig, observer: Observer, batch: bool = False)
     print(f"model: {config.model.model_name} on {run.device}", flush=True)
     model = LanguageModel.load(replace(config.model, revision=run.facts.commit), run.device)
     windows = read_windows(model.tokenizer, run.texts, config.data)
-    d_sae = run.facts.d_model * config.sae.sae_expansion
-    print(
-        f"hook: {run.hook.spec}, width {run.facts.d_model}; "
-        f"SAE: {config.sae.sae_type} with {d_sae} features",
-        f"windows: {windows.n_train} to train, {windows.n_validation} to validate, "
-        f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",
-        sep="\n",
-        flush=True,
-    )
+    _announce(config.sae, run, windows)
     source = StreamingSource(
         model,
         windows,

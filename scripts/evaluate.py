@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sae_core import cli
+from sae_core.files import write_file
 from sae_core.train_config import EvaluationConfig, LoadConfig, ModelConfig, RuntimeConfig
 
 
@@ -29,9 +30,10 @@ class Job:
 
 
 def run(job: Job) -> None:
-    from sae_core.activations.language_model import LanguageModel, pick_device
+    from sae_core.activations.language_model import LanguageModel
     from sae_core.checkpoint import load_sae
     from sae_core.data_processing.texts import read_texts
+    from sae_core.devices import pick_device
     from sae_core.evaluation.metrics import evaluate, held_out_windows, identity
     from sae_core.model_sources import ModelRecord
 
@@ -41,8 +43,7 @@ def run(job: Job) -> None:
     model = LanguageModel.load(config, pick_device(job.device))
     windows = held_out_windows(sae.spec, model.tokenizer, texts, job.evaluation.max_windows)
     figures = identity(job.sae.name, sae.spec) | evaluate(model, sae, windows, job.batch_size)
-    job.output.parent.mkdir(parents=True, exist_ok=True)
-    job.output.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+    write_file(job.output, json.dumps(figures, indent=1) + "\n")
     for name in ("l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction"):
         print(f"{name:>15} {figures[name]:.4f}")
 

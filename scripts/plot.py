@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from sae_core import cli
+from sae_core.files import write_file
 from sae_core.reporting import plots
-from sae_core.reporting.summary import read_evaluations, read_histories, write_output
+from sae_core.reporting.summary import read_evaluations, read_histories
 
 
 @dataclass(frozen=True)
@@ -29,8 +30,8 @@ def draw(options: Options) -> None:
     """Read both files, then write both plots."""
     [evaluation] = read_evaluations([options.evaluation])
     [history] = read_histories([options.history])
-    write_output(options.loss_curves, plots.loss_curves(history, evaluation["run_name"]))
-    write_output(options.density, plots.density(evaluation))
+    write_file(options.loss_curves, plots.loss_curves(history, evaluation["run_name"]))
+    write_file(options.density, plots.density(evaluation))
 
 
 if __name__ == "__main__":

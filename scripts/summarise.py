@@ -5,6 +5,7 @@ from pathlib import Path
 
 from sae_core import cli
 from sae_core.errors import SAEError
+from sae_core.files import write_file
 from sae_core.reporting.page import report_page
 from sae_core.reporting.plots import l0_against_loss_recovered
 from sae_core.reporting.summary import (
@@ -12,7 +13,6 @@ from sae_core.reporting.summary import (
     read_histories,
     summary_csv,
     summary_table,
-    write_output,
 )
 
 
@@ -47,9 +47,9 @@ def summarise(options: Options) -> None:
     """Read everything, then write the three files and print the table."""
     evaluations = read_evaluations(options.evaluations)
     page = report_page(evaluations, read_histories(options.histories))
-    write_output(options.summary, summary_csv(evaluations))
-    write_output(options.pareto, l0_against_loss_recovered(evaluations))
-    write_output(options.report, page)
+    write_file(options.summary, summary_csv(evaluations))
+    write_file(options.pareto, l0_against_loss_recovered(evaluations))
+    write_file(options.report, page)
     print(summary_table(evaluations), end="")
 
 

@@ -20,6 +20,7 @@ from torch import Tensor
 from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
+from sae_core.files import write_file
 from sae_core.seeding import generator
 
 SHUFFLE_TOKENS = 2**18
@@ -137,7 +138,7 @@ class Manifest:
 
     def save(self, path: Path) -> None:
         """Write the manifest as JSON."""
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n", encoding="utf-8")
+        write_file(path, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":

@@ -1,11 +1,11 @@
 """The file of texts: a JSON list of strings, the only form in which training reads them."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from sae_core.errors import SAEError
+from sae_core.files import write_file
 
 MAKE_IT = "python sae_core/data_processing/textbook_process.py"
 """The command that makes a file of texts from chapters."""
@@ -32,22 +32,7 @@ def read_texts(path: Path, option: str = "--data-path") -> list[str]:
 
 def write_texts(path: Path, texts: list[str]) -> None:
     """Write a file of texts, one to a line; whatever fails, an earlier file stays as it was."""
-    content = json.dumps(texts, ensure_ascii=False, indent=0) + "\n"
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(content.encode())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise SAEError(
-            f"{path}: cannot be written ({error.strerror}); name one in a folder you can write to"
-        ) from error
+    write_file(path, json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
 
 
 def _load(path: Path, option: str) -> Any:

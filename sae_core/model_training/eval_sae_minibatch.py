@@ -61,9 +61,10 @@ class Minibatch:
 
 def measure(config: Minibatch) -> list[dict[str, Any]]:
     """The figures of every SAE, on the same windows."""
-    from sae_core.activations.language_model import LanguageModel, pick_device
+    from sae_core.activations.language_model import LanguageModel
     from sae_core.checkpoint import load_sae
     from sae_core.data_processing.texts import read_texts
+    from sae_core.devices import pick_device
     from sae_core.evaluation.metrics import evaluate, held_out_windows, identity
 
     if not config.sae_dirs:

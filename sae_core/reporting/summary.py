@@ -4,7 +4,6 @@ import csv
 import io
 import json
 import math
-import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -111,26 +110,6 @@ def read_histories(paths: Iterable[Path]) -> list[History]:
         SAEError: a file is missing, not JSON, or lacks a key.
     """
     return [_read(path, "training history", HISTORY_KEYS) for path in paths]
-
-
-def write_output(path: Path, content: str | bytes) -> None:
-    """Write a result, making its folder; whatever fails, an earlier file stays as it was.
-
-    Raises:
-        SAEError: it cannot be written.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            temporary.write_bytes(content.encode() if isinstance(content, str) else content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-    except OSError as error:
-        raise SAEError(
-            f"{path}: cannot be written ({error.strerror}); name one in a folder you can write to"
-        ) from error
 
 
 def summary_csv(evaluations: Iterable[Evaluation]) -> str:

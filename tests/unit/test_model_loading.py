@@ -18,10 +18,9 @@ from sae_core.activations.language_model import (
     LanguageModel,
     check_hook,
     model_facts,
-    pick_device,
-    pick_dtype,
     resume_point,
 )
+from sae_core.devices import pick_device, pick_dtype
 from sae_core.errors import SAEError
 from sae_core.train_config import ModelConfig
 

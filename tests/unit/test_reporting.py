@@ -15,6 +15,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sae_core.errors import SAEError
+from sae_core.files import write_file
 from sae_core.reporting import plots
 from sae_core.reporting.page import report_page
 from sae_core.reporting.summary import (
@@ -24,7 +25,6 @@ from sae_core.reporting.summary import (
     read_histories,
     summary_csv,
     summary_table,
-    write_output,
 )
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -219,11 +219,11 @@ def test_a_missing_key_is_named(tmp_path):
         read_evaluations([tmp_path / "e.json"])
 
 
-def test_write_output_makes_the_folder_and_names_what_it_cannot_write(tmp_path):
-    write_output(tmp_path / "new" / "a.txt", "text")
+def test_write_file_makes_the_folder_and_names_what_it_cannot_write(tmp_path):
+    write_file(tmp_path / "new" / "a.txt", "text")
     assert (tmp_path / "new" / "a.txt").read_text() == "text"
     with pytest.raises(SAEError, match="a.txt/b.txt: cannot be written"):
-        write_output(tmp_path / "new" / "a.txt" / "b.txt", "text")
+        write_file(tmp_path / "new" / "a.txt" / "b.txt", "text")
 
 
 # --- the page

@@ -1,0 +1,29 @@
+"""Files written whole or not at all."""
+
+import os
+from pathlib import Path
+
+from sae_core.errors import SAEError
+
+
+def write_file(path: Path, content: str | bytes) -> None:
+    """Write a file, making its folder; whatever fails, an earlier file stays as it was.
+
+    Raises:
+        SAEError: it cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with temporary.open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+    except OSError as error:
+        raise SAEError(
+            f"{path}: cannot be written ({error.strerror}); name one in a folder you can write to"
+        ) from error
