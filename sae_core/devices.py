@@ -1,8 +1,15 @@
 """Where to compute, and in which number format."""
 
+import ctypes
+import sys
+
 import torch
 
 from sae_core.errors import SAEError
+from sae_core.sparse_ops import Precision
+
+GLIBC_LIMITS = {-8: 1, -3: 2**25, -1: 2**31 - 1}
+"""Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD (32 MB, the most there is) and M_TRIM_THRESHOLD."""
 
 
 def pick_device(device: str) -> torch.device:
@@ -29,10 +36,39 @@ def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     (AVX512-BF16 or AMX on a CPU, bf16 tensor cores on CUDA) and float32 elsewhere."""
     if dtype != "auto":
         return getattr(torch, dtype)
+    if is_fast_at_bfloat16(device):
+        return torch.bfloat16
+    return torch.float16 if device.type == "cuda" else torch.float32
+
+
+def is_fast_at_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 faster than float32."""
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
-    if device.type == "cpu":
-        can = torch.cpu.get_capabilities()
-        fast = can.get("avx512_bf16", False) or can.get("amx_bf16", False)
-        return torch.bfloat16 if fast else torch.float32
-    return torch.float32
+        return torch.cuda.get_device_capability(device)[0] >= 8
+    can = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(can.get("avx512_bf16") or can.get("amx_bf16"))
+
+
+def pick_precision(compute_dtype: str, device: torch.device) -> Precision:
+    """The formats of the encoder product for `auto`, `float32` or `bfloat16`.
+
+    `auto` is bfloat16 where the hardware is fast at it. float32 is exact, and uses a fast bfloat16
+    product to find out which entries have to be computed.
+    """
+    product = torch.bfloat16 if is_fast_at_bfloat16(device) else torch.float32
+    if compute_dtype == "auto":
+        return Precision(product, product)
+    values: torch.dtype = getattr(torch, compute_dtype)
+    return Precision(product if values == torch.float32 else values, values)
+
+
+def keep_freed_memory() -> None:
+    """Have the C library keep the memory that is freed.
+
+    A training step makes and frees the same tens of megabytes each time. Given back to the system
+    they are faulted in again page by page, which takes a tenth of the step.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
+        for parameter, value in GLIBC_LIMITS.items() if mallopt else ():
+            mallopt(parameter, value)

@@ -1,6 +1,7 @@
 """The terms of the loss, each a scalar tensor. Shapes: N tokens, D activation width."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -10,7 +11,7 @@ def reconstruction_loss(x: Tensor, x_hat: Tensor) -> Tensor:
     The trainer scales activations to `E||x||^2 = 1`, so that this is close to the fraction of
     variance unexplained.
     """
-    return (x_hat - x).pow(2).sum(-1).mean()
+    return F.mse_loss(x_hat, x, reduction="sum") / len(x)
 
 
 def l1_loss(values: Tensor, n_tokens: int) -> Tensor:

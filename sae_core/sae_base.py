@@ -18,6 +18,10 @@ from sae_core import losses, sparse_ops
 from sae_core.sae_config import SAESpec
 
 
+ROW_BLOCK = 1024
+"""Decoder rows that are projected at once: they stay in the cache, and no second gradient is made."""
+
+
 class Reconstruction(NamedTuple):
     """A training batch, encoded and decoded."""
 
@@ -41,6 +45,8 @@ class SparseAutoencoder(nn.Module, ABC):
     def __init__(self, spec: SAESpec) -> None:
         super().__init__()
         self.spec = spec
+        self.precision: sparse_ops.Precision | None = None
+        self._aux_bound = sparse_ops.LowerBound()
         d_in, d_sae = spec.d_in, spec.d_sae
         # (D, F) as every SAE library has it, but laid out so that a feature is contiguous.
         self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
@@ -109,7 +115,10 @@ class SparseAutoencoder(nn.Module, ABC):
             self.W_enc.T[dead].T, self.b_enc[dead], self.W_dec[dead], self.b_dec.detach()
         )
         total = x.shape[0] * min(self.spec.top_k_aux, dead.numel())
-        code = sparse_ops.encode(x, weights, total)
+        code = sparse_ops.encode(
+            x, weights, total, lower_bound=self._aux_bound.value, precision=self.precision
+        )
+        self._aux_bound.update(code, total)
         prediction = sparse_ops.decode(code, weights) - weights.b_dec
         return losses.normalised_residual_loss(x - x_hat, prediction)
 
@@ -129,10 +138,11 @@ class SparseAutoencoder(nn.Module, ABC):
     def project_decoder_gradient(self) -> None:
         """Remove from each decoder row's gradient the part along the row, which the unit norm
         would undo."""
-        gradient = self.W_dec.grad
-        assert gradient is not None
-        along = (gradient * self.W_dec).sum(1, keepdim=True)
-        gradient.addcmul_(along, self.W_dec, value=-1)
+        assert self.W_dec.grad is not None
+        blocks = zip(self.W_dec.grad.split(ROW_BLOCK), self.W_dec.split(ROW_BLOCK), strict=True)
+        for gradient, rows in blocks:
+            along = (gradient * rows).sum(1, keepdim=True)
+            gradient.addcmul_(along, rows, value=-1)
 
     @torch.no_grad()
     def normalise_decoder(self) -> None:

@@ -18,7 +18,7 @@ from sae_core.activations.store import ActivationSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows, split_texts
 from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
 from sae_core.data_processing.texts import read_texts
-from sae_core.devices import pick_device
+from sae_core.devices import keep_freed_memory, pick_device, pick_precision
 from sae_core.kinds import build
 from sae_core.naming import (
     BEST_CHECKPOINT,
@@ -81,6 +81,8 @@ class SAETrainer:
         self.sae = build(spec)
         self.sae.initialise(generator(data.seed, "weights"))
         self.sae.to(device)
+        self.sae.precision = pick_precision(training.compute_dtype, device)
+        keep_freed_memory()
         rows = runtime.activation_batch_size
         self.loop = Trainer(
             self.sae, source, training, observer, row_block=None if rows == "auto" else rows

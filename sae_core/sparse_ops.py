@@ -14,14 +14,25 @@ and with g = dL/dx_hat the gradients need the same pairs only:
     dL/dW_enc[:, column] += dL/dvalue * (x - b_dec)[row]     likewise
     dL/db_enc[column] += dL/dvalue;  dL/db_dec = sum g - W_enc @ dL/db_enc
 
-because the top-k mask is constant almost everywhere. Shapes: N tokens, F features (D above),
-D activation width, P pairs. `W_enc` is (D, F) with the memory layout of its transpose, so that a
-feature's encoder direction is contiguous.
+because the top-k mask is constant almost everywhere.
+
+Where the hardware multiplies bfloat16 fast, float32 takes advantage of it and stays exact. The
+product then only finds candidates, entries that may exceed a lower bound of the smallest kept
+value; their values are computed in float32, and the largest are taken of those. Rounding both
+factors to bfloat16 moves a product by at most 2^-8 |x| |w|, and so no entry is missed when the
+bound is lowered by that much. With bfloat16 values the product's own numbers are taken instead.
+
+Shapes: N tokens, F features (D above), D activation width, P pairs, C candidates. `W_enc` is
+(D, F) with the memory layout of its transpose, so that a feature's encoder direction is contiguous.
 """
 
+import math
 import warnings
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -30,45 +41,94 @@ from torch.autograd import Function
 # PyTorch says this once a process of every CSR tensor; the one use here is covered by the tests.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
-BLOCK_ENTRIES = 2**22
-"""Pre-activations of one row block: 16 MB in float32, about what a processor's cache holds."""
+BLOCK_BYTES = 2**24
+"""Pre-activations of one row block: about what a processor's cache holds."""
 
-CANDIDATE_FACTOR = 2
+BOUND_MARGIN = 0.95
+"""The lower bound is this share of the smallest kept value that is expected."""
+
+CANDIDATE_FACTOR = 4
 """Candidates are cut back to the `total` largest when there are this many times as many."""
+
+SLICE_BYTES = 256
+"""On a CPU the pairs' vectors are read this many bytes at a time: such a slice of a whole matrix
+stays in a core's cache, where gathering its rows is some four times as fast."""
+
+SLICE_REUSE = 10
+"""Slicing copies a matrix, which pays when each of its rows is read this often or more."""
 
 SAMPLED_PAIRS = 2**16
 """Pairs whose two vectors are gathered at once where there is no sampled product."""
 
+ROUNDING = 1.1 * 2**-8
+"""Most that rounding two vectors to bfloat16 moves their product, over the product of their norms;
+the tenth is for the sums, which are in float32."""
 
-class SparseCode(NamedTuple):
-    """A non-negative code of N tokens as P pairs, ordered by token, then by feature."""
+INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""By bytes."""
+
+
+class Precision(NamedTuple):
+    """The number formats of the encoder product; weights, sums and gradients are in float32."""
+
+    product: torch.dtype
+    """In which it is made."""
+    values: torch.dtype
+    """In which the values of the code are. If in another one, the product only finds candidates."""
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Which features are active on which tokens, ordered by token, then by feature."""
 
     row: Tensor
     """(P,) int64: the token of each pair."""
     column: Tensor
     """(P,) int64: the feature of each pair."""
-    value: Tensor
-    """(P,) the activation of each pair, above 0."""
-    n_rows: int
+    row_start: Tensor
+    """(N + 1,) where each token's pairs begin: CSR offsets."""
     n_columns: int
 
-    def row_start(self) -> Tensor:
-        """(N + 1,) where each token's pairs begin: CSR offsets."""
-        return _offsets(self.row, self.n_rows)
+    @classmethod
+    def at(cls, index: Tensor, n_rows: int, n_columns: int) -> "Pairs":
+        """The pairs at positions `index` (P,), ascending, of the flattened N x F matrix."""
+        starts = torch.arange(n_rows + 1, device=index.device) * n_columns
+        row_start = torch.searchsorted(index, starts)
+        row = torch.repeat_interleave(torch.diff(row_start), output_size=len(index))
+        return cls(row, index - row * n_columns, row_start, n_columns)
 
-    def by_column(self) -> tuple[Tensor, Tensor]:
-        """(P,) the order of the pairs by feature, and (F + 1,) where each begins: CSC."""
-        order = torch.argsort(self.column, stable=True)
-        return order, _offsets(self.column, self.n_columns)
+    @property
+    def n_rows(self) -> int:
+        return len(self.row_start) - 1
+
+    @cached_property
+    def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(P,) the order of the pairs by feature, (P,) their tokens in it, and (F + 1,) where each
+        feature begins: CSC."""
+        narrow = torch.int16 if self.n_columns < 2**15 else torch.int32  # sorts faster
+        order = torch.argsort(self.column.to(narrow), stable=True)
+        start = self.column.new_zeros(self.n_columns + 1)
+        torch.cumsum(self.counts(), 0, out=start[1:])
+        return order, self.row[order], start
 
     def counts(self) -> Tensor:
         """(F,) how many tokens each feature is active on."""
         return torch.bincount(self.column, minlength=self.n_columns)
 
+
+@dataclass(frozen=True)
+class SparseCode:
+    """A non-negative code of N tokens as P pairs and their values."""
+
+    pairs: Pairs
+    value: Tensor
+    """(P,) the activation of each pair, above 0."""
+
     def to_dense(self) -> Tensor:
         """(N, F) the same code with its zeros."""
-        dense = self.value.new_zeros(self.n_rows, self.n_columns)
-        return dense.index_put((self.row, self.column), self.value)
+        pairs = self.pairs
+        dense = self.value.new_zeros(pairs.n_rows, pairs.n_columns)
+        return dense.index_put((pairs.row, pairs.column), self.value)
 
 
 class Weights(NamedTuple):
@@ -83,70 +143,148 @@ class Weights(NamedTuple):
     b_dec: Tensor
     """(D,)"""
 
+    def precision(self) -> Precision:
+        """The plain one: the weights' own number format throughout."""
+        return Precision(self.W_enc.dtype, self.W_enc.dtype)
 
-def _offsets(index: Tensor, length: int) -> Tensor:
-    out = index.new_zeros(length + 1)
-    torch.cumsum(torch.bincount(index, minlength=length), 0, out=out[1:])
+
+Sliced = tuple[Tensor, ...]
+"""A matrix in pieces, side by side."""
+
+
+def _slices(table: Tensor, pairs: Pairs) -> Sliced:
+    """The matrix, (N, D) or (F, D), in the pieces in which the pairs' rows are best gathered."""
+    if table.device.type == "cpu" and len(pairs.row) >= SLICE_REUSE * len(table):
+        parts = table.split(SLICE_BYTES // table.element_size(), dim=1)
+    else:
+        parts = (table,)
+    return tuple(part.contiguous() for part in parts)
+
+
+def _bag(rows: Tensor, table: Sliced, offsets: Tensor, weight: Tensor) -> Tensor:
+    """Weighted sums of a matrix's rows, one sum a bag."""
+    out = table[0].new_empty(len(offsets) - 1, sum(part.shape[1] for part in table))
+    for part, out_part in zip(table, out.split(table[0].shape[1], dim=1), strict=True):
+        out_part[:] = F.embedding_bag(
+            rows, part, offsets, mode="sum", per_sample_weights=weight, include_last_offset=True
+        )
     return out
 
 
-def _bag(rows: Tensor, table: Tensor, offsets: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of `table`'s rows, one sum a bag."""
-    return F.embedding_bag(
-        rows,
-        table,
-        offsets,
-        mode="sum",
-        per_sample_weights=weight.to(table.dtype),
-        include_last_offset=True,
-    )
-
-
-def _sampled_product(a: Tensor, b: Tensor, code: SparseCode) -> Tensor:
+def _sampled_product(a: Tensor, b: Sliced, pairs: Pairs) -> Tensor:
     """(P,) dot products `a[row] . b[column]`, without the N x F matrix of all of them."""
-    if a.device.type in ("cpu", "cuda"):
-        pattern = torch.sparse_csr_tensor(
-            code.row_start(),
-            code.column,
-            torch.zeros_like(code.value),
-            (code.n_rows, code.n_columns),
-            check_invariants=False,
-        )
-        return torch.sparse.sampled_addmm(pattern, a, b.T, beta=0.0).values()
-    chunks = zip(code.row.split(SAMPLED_PAIRS), code.column.split(SAMPLED_PAIRS), strict=True)
-    return torch.cat([(a[row] * b[column]).sum(1) for row, column in chunks])
+    if a.device.type not in ("cpu", "cuda"):
+        chunks = zip(pairs.row.split(SAMPLED_PAIRS), pairs.column.split(SAMPLED_PAIRS), strict=True)
+        return torch.cat([(a[row] * b[0][column]).sum(1) for row, column in chunks])
+    product = torch.sparse_csr_tensor(
+        pairs.row_start,
+        pairs.column,
+        a.new_zeros(len(pairs.row)),
+        (pairs.n_rows, pairs.n_columns),
+        check_invariants=False,
+    )
+    for part_a, part_b in zip(a.split(b[0].shape[1], dim=1), b, strict=True):
+        torch.sparse.sampled_addmm(product, part_a.contiguous(), part_b.T, out=product)
+    return product.values()
 
 
-class _Candidates:
-    """The largest entries seen so far, in bounded memory; ties go to the earlier entry."""
+def _positive_entries(block: Tensor) -> Tensor:
+    """(C,) ascending positions of the positive entries of a flattened matrix.
 
-    def __init__(self, total: int, bound: float) -> None:
-        self.total, self.bound = total, bound
+    The matrix is overwritten: negative numbers, which are negative integers too, become 0, and the
+    rest is looked for in whole machine words, several entries at a time, as it is little.
+    """
+    flat = block.view(-1)
+    flat.view(INTEGERS[flat.element_size()]).clamp_(min=0)
+    per_word = math.gcd(8 // flat.element_size(), flat.numel())  # a power of 2
+    words = flat.view(INTEGERS[per_word * flat.element_size()])
+    word = words.nonzero().squeeze(1)
+    entry = flat.view(-1, per_word).index_select(0, word).view(-1).nonzero().squeeze(1)
+    first = (word * per_word).index_select(0, entry >> per_word.bit_length() - 1)
+    return first.add_(entry & per_word - 1)
+
+
+class _Product:
+    """The encoder product of a batch, of which only entries above a bound are kept.
+
+    Args:
+        x: (N, D) centred activations.
+    """
+
+    def __init__(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, precision: Precision) -> None:
+        self.x, self.W_enc, self.b_enc = x, W_enc, b_enc
+        self.factors = x.to(precision.product), W_enc.to(precision.product)
+        self.finds_only = precision.product != precision.values
+        if self.finds_only:
+            self.reach = ROUNDING * x.norm(dim=1).max() * W_enc.norm(dim=0)
+
+    def candidates(self, first: int, rows: int, bound: float) -> tuple[Tensor, Tensor | None]:
+        """(C,) positions in the flattened N x F matrix, in `rows` rows from `first` on, of all
+        entries above `bound`; and (C,) their values, unless the product only finds them."""
+        x, W_enc = self.factors
+        shift = self.b_enc - bound
+        if self.finds_only:
+            shift += self.reach
+            shift += ROUNDING * shift.abs()  # this sum is rounded too
+        block = F.linear(x[first : first + rows], W_enc.T, shift.to(x.dtype))
+        index = _positive_entries(block)
+        value = None if self.finds_only else block.view(-1)[index].to(self.x.dtype) + bound
+        return index + first * len(shift), value
+
+    def values(self, index: Tensor) -> Tensor:
+        """(C,) the entries at positions `index`, ascending."""
+        pairs = Pairs.at(index, len(self.x), len(self.b_enc))
+        W_enc_FD = _slices(self.W_enc.T, pairs)
+        return _sampled_product(self.x, W_enc_FD, pairs) + self.b_enc[pairs.column]
+
+
+def kth_largest(value: Tensor, k: int) -> Tensor:
+    """(scalar) the `k` largest of (C,) numbers are this or more."""
+    if value.device.type == "cpu":  # NumPy's is ten times as fast there
+        return torch.from_numpy(np.partition(value.numpy(), len(value) - k)[len(value) - k, None])
+    return torch.kthvalue(value, len(value) - k + 1).values
+
+
+class _Largest:
+    """The largest entries of a product, found block by block in bounded memory."""
+
+    def __init__(self, product: _Product, total: int, bound: float) -> None:
+        self.product, self.total, self.bound = product, total, bound
         self.indices: list[Tensor] = []
         self.values: list[Tensor] = []
-        self.count = 0
 
-    def add(self, pre: Tensor, first_row: int) -> None:
-        """Take what exceeds the bound from the (rows, F) block that begins at `first_row`."""
-        flat = pre.view(-1)
-        index = (flat > self.bound).nonzero().squeeze(1)
-        self.indices.append(index + first_row * pre.shape[1])
-        self.values.append(flat[index])
-        self.count += index.numel()
-        if self.count > CANDIDATE_FACTOR * self.total:
-            self.prune()
+    def look_at(self, first: int, rows: int) -> None:
+        """Take the candidates of some rows, which lie behind all earlier ones."""
+        index, value = self.product.candidates(first, rows, self.bound)
+        self.indices.append(index)
+        if value is not None:
+            self.values.append(value)
+        if sum(map(len, self.indices)) > CANDIDATE_FACTOR * self.total:
+            index, value = self.result()
+            self.indices, self.values = [index], [value] if self.values else []
+            if len(value):  # nothing compares with NaN
+                self.bound = max(self.bound, float(value.min()))  # none below it can be among them
 
-    def prune(self) -> None:
-        """Keep the `total` largest, and raise the bound below which none can be among them."""
-        index, value = torch.cat(self.indices), torch.cat(self.values)
-        if value.numel() > self.total:
-            least = torch.kthvalue(value, value.numel() - self.total + 1).values
-            keep = value > least
-            ties = (value == least).nonzero().squeeze(1)
-            keep[ties[: self.total - int(keep.sum())]] = True
-            index, value = index[keep], value[keep]
-            self.bound = max(self.bound, float(least))
-        self.indices, self.values, self.count = [index], [value], value.numel()
+    def result(self) -> tuple[Tensor, Tensor]:
+        """(at most `total`,) positions, ascending, and values; ties go to the earlier entry."""
+        index = torch.cat(self.indices)
+        value = torch.cat(self.values) if self.values else self.product.values(index)
+        if len(value) <= self.total:
+            return index, value
+        least = kth_largest(value, self.total)
+        kept = (value >= least).nonzero().squeeze(1)
+        if len(kept) > self.total:
+            is_tie = value[kept] == least
+            surplus = is_tie.nonzero().squeeze(1)[self.total - len(kept) :]
+            is_tie[surplus] = False
+            kept = kept[(value[kept] > least) | is_tie]
+        return index[kept], value[kept]
+
+
+def block_rows(n_features: int, dtype: torch.dtype) -> int:
+    """How many tokens' pre-activations make up one block of the product."""
+    rows = BLOCK_BYTES // (n_features * dtype.itemsize)
+    return max(1, rows // 32 * 32 or rows)
 
 
 @torch.no_grad()
@@ -157,6 +295,7 @@ def batch_topk(
     *,
     lower_bound: float = 0.0,
     row_block: int | None = None,
+    precision: Precision | None = None,
 ) -> SparseCode:
     """The `total` largest positive pre-activations of a batch (BatchTopK, arXiv 2412.06410).
 
@@ -164,62 +303,80 @@ def batch_topk(
     earlier entry, fewer when fewer are positive. Memory: one row block and O(total).
 
     Args:
-        x: (N, D) activations.
+        x: (N, D) activations, in the number format of the weights.
         total: how many pairs to keep, N*k.
         lower_bound: a guess at the smallest kept value; a good one saves work, none changes
             the result.
         row_block: tokens in one block of the product.
+        precision: by default that of the weights. A product in another format than the values
+            does not change the result; values in another format are rounded.
     """
     n, n_features = x.shape[0], weights.W_enc.shape[1]
-    rows = row_block or max(1, BLOCK_ENTRIES // n_features)
-    bias = weights.b_enc - weights.b_dec @ weights.W_enc
-    found = _Candidates(total, max(lower_bound, 0.0))
-    for first in range(0, n, rows):
-        pre = torch.addmm(bias, x[first : first + rows], weights.W_enc)
-        found.add(pre, first)
-    if found.count < total and lower_bound > 0:
-        return batch_topk(x, weights, total, row_block=row_block)
-    found.prune()
-    index = found.indices[0]
-    row = index // n_features
-    return SparseCode(row, index - row * n_features, found.values[0], n, n_features)
+    x = x - weights.b_dec
+    given = precision or weights.precision()
+    for bound in (lower_bound, lower_bound / 2, 0.0):
+        # Without a bound every other entry is a candidate: the product has to give their values.
+        formats = given if bound > 0 else Precision(given.values, given.values)
+        product = _Product(x, weights.W_enc, weights.b_enc, formats)
+        found = _Largest(product, total, max(bound, 0.0))
+        rows = row_block or block_rows(n_features, formats.product)
+        for first in range(0, n, rows):
+            found.look_at(first, rows)
+        index, value = found.result()
+        if bound <= 0 or (len(value) == total and value.min() > bound):
+            break
+    return SparseCode(Pairs.at(index, n, n_features), value)
+
+
+class LowerBound:
+    """A guess at the smallest value that the next batch keeps, from the last two batches.
+
+    Early in training it falls by several percent a step, which is taken to go on.
+    """
+
+    value = 0.0
+    _last = 0.0
+
+    def update(self, code: SparseCode, total: int) -> None:
+        """Take the code of a batch that was to have `total` pairs."""
+        least = float(code.value.detach().min()) if len(code.value) == total else 0.0
+        fall = min(1.0, least / self._last) if self._last else 1.0
+        self.value, self._last = BOUND_MARGIN * fall * least, least
 
 
 class _Encode(Function):
     """The gradient of the kept pre-activations; their values come from the selection."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weights: Weights, code: SparseCode, *_: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weights.W_enc, weights.b_dec)
-        ctx.code = code
+    def forward(ctx: Any, x: Tensor, code: SparseCode, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        ctx.pairs = code.pairs
         return code.value.clone()
 
     @staticmethod
     def backward(ctx: Any, d_value: Tensor) -> tuple[Tensor | None, ...]:
-        x, W_enc, b_dec = ctx.saved_tensors
-        code = ctx.code
-        order, offsets = code.by_column()
-        d_W_enc_FD = _bag(code.row[order], x - b_dec, offsets, d_value[order])
-        d_b_enc = torch.zeros_like(W_enc[0]).index_add_(0, code.column, d_value)
-        return None, None, None, d_W_enc_FD.T, d_b_enc, -(W_enc @ d_b_enc)
+        x, W_enc, b_enc, b_dec = ctx.saved_tensors
+        order, rows, offsets = ctx.pairs.by_column
+        d_W_enc_FD = _bag(rows, _slices(x - b_dec, ctx.pairs), offsets, d_value[order])
+        d_b_enc = torch.zeros_like(b_enc).index_add_(0, ctx.pairs.column, d_value)
+        return None, None, d_W_enc_FD.T, d_b_enc, -(W_enc @ d_b_enc)
 
 
 class _Decode(Function):
     """`code @ W_dec` as bags of decoder rows, with both gradients on the pairs."""
 
     @staticmethod
-    def forward(ctx: Any, code: SparseCode, value: Tensor, W_dec: Tensor) -> Tensor:
-        ctx.save_for_backward(value, W_dec)
-        ctx.code = code
-        return _bag(code.column, W_dec, code.row_start(), value)
+    def forward(ctx: Any, pairs: Pairs, value: Tensor, W_dec: Tensor) -> Tensor:
+        ctx.pairs, ctx.W_dec = pairs, _slices(W_dec, pairs)
+        ctx.save_for_backward(value)
+        return _bag(pairs.column, ctx.W_dec, pairs.row_start, value)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
-        value, W_dec = ctx.saved_tensors
-        code, g = ctx.code, g.contiguous()
-        order, offsets = code.by_column()
-        d_value = _sampled_product(g, W_dec, code)
-        return None, d_value, _bag(code.row[order], g, offsets, value[order])
+        (value,) = ctx.saved_tensors
+        order, rows, offsets = ctx.pairs.by_column
+        d_value = _sampled_product(g, ctx.W_dec, ctx.pairs)
+        return None, d_value, _bag(rows, _slices(g, ctx.pairs), offsets, value[order])
 
 
 def encode(
@@ -229,16 +386,19 @@ def encode(
     *,
     lower_bound: float = 0.0,
     row_block: int | None = None,
+    precision: Precision | None = None,
 ) -> SparseCode:
     """`batch_topk` whose `value` carries gradients to `W_enc`, `b_enc` and `b_dec`.
 
     `x` gets no gradient: activations are data here.
     """
-    code = batch_topk(x, weights, total, lower_bound=lower_bound, row_block=row_block)
-    value = _Encode.apply(x, weights, code, weights.W_enc, weights.b_enc, weights.b_dec)
-    return code._replace(value=value)
+    code = batch_topk(
+        x, weights, total, lower_bound=lower_bound, row_block=row_block, precision=precision
+    )
+    value = _Encode.apply(x, code, weights.W_enc, weights.b_enc, weights.b_dec)
+    return replace(code, value=value)
 
 
 def decode(code: SparseCode, weights: Weights) -> Tensor:
     """(N, D) reconstructions `code @ W_dec + b_dec`, with gradients to the code and weights."""
-    return _Decode.apply(code, code.value, weights.W_dec) + weights.b_dec
+    return _Decode.apply(code.pairs, code.value, weights.W_dec) + weights.b_dec

@@ -101,6 +101,10 @@ class TrainingConfig:
     lr: float = 1e-3
     """Peak learning rate of Adam."""
 
+    compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Number format of the encoder product; `auto` takes bfloat16 where the hardware is fast at
+    it. Weights, sums and gradients are in float32 in any case."""
+
     recon_weight: float = 1.0
     """Weight of the reconstruction error in the loss."""
 

@@ -140,6 +140,9 @@ class Trainer:
     ) -> None:
         self.sae, self.source, self.config = sae, source, config
         self.observer, self.row_block = observer, row_block
+        # As they lie in memory, which is as W_enc's transpose: fused Adam copies anything else.
+        self._as_stored = [_as_stored(p.detach()) for p in sae.parameters()]
+        self.optimizer = torch.optim.Adam(self._as_stored, lr=config.lr, fused=True)
         self.history: History = {}
         self.normalise: Normalisation
         self._last_batch: Tensor
@@ -149,45 +152,46 @@ class Trainer:
 
     def train(self) -> Iterator[EpochRecord]:
         """Train, and hand over a record after each epoch, when the SAE may be stored."""
-        config, source = self.config, self.source
-        optimizer = torch.optim.Adam(self.sae.parameters(), lr=config.lr, fused=True)
-        n_steps = config.num_epochs * source.steps_per_epoch
-        step = 0
-        self.observer.on_start(config.num_epochs, source.steps_per_epoch)
+        config, steps_per_epoch = self.config, self.source.steps_per_epoch
+        self.observer.on_start(config.num_epochs, steps_per_epoch)
         for epoch in range(1, config.num_epochs + 1):
             means = _Means()
-            for raw in self._batches(epoch):
+            for step, raw in enumerate(self._batches(epoch), start=1):
                 x = self.normalise(raw)
                 self.outliers += len(raw) - len(x)
-                for group in optimizer.param_groups:
-                    group["lr"] = learning_rate(step, n_steps, config.lr)
-                step += 1
+                done = (epoch - 1) * steps_per_epoch + step - 1
+                lr = learning_rate(done, config.num_epochs * steps_per_epoch, config.lr)
                 if len(x) == 0:
                     continue
-                reconstruction = self.sae.reconstruct(x, self.row_block)
-                terms = self._terms(x, reconstruction.x_hat, reconstruction.l1)
-                terms.loss.backward()
-                self.sae.project_decoder_gradient()
-                torch.nn.utils.clip_grad_norm_(self.sae.parameters(), MAX_GRADIENT_NORM)
-                optimizer.step()
-                optimizer.zero_grad()
-                self.sae.normalise_decoder()
-                self.sae.record_activity(reconstruction.fired)
+                terms, l0 = self.step(x, lr)
                 self.tokens += len(x)
-                self._last_batch = x
-                means.add(terms, reconstruction.l0, len(x))
-                self.observer.on_step(
-                    epoch,
-                    step - (epoch - 1) * source.steps_per_epoch,
-                    terms.loss.detach(),
-                    reconstruction.l0,
-                )
+                means.add(terms, l0, len(x))
+                self.observer.on_step(epoch, step, terms.loss, l0)
             record = self._record(epoch, means)
             self.observer.on_epoch(record)
             yield record
             if self._patience_is_out():
                 break
         self.observer.on_end(self.history, stopped_early=epoch < config.num_epochs)
+
+    def step(self, x: Tensor, lr: float) -> tuple[Terms, float]:
+        """One optimizer step on a batch (N, D) of normalised activations: its terms, and L0."""
+        sae = self.sae
+        reconstruction = sae.reconstruct(x, self.row_block)
+        terms = self._terms(x, reconstruction.x_hat, reconstruction.l1)
+        terms.loss.backward()
+        sae.project_decoder_gradient()
+        for stored, parameter in zip(self._as_stored, sae.parameters(), strict=True):
+            stored.grad = _as_stored(parameter.grad)
+        _clip_gradients(self._as_stored)
+        self.optimizer.param_groups[0]["lr"] = lr
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        sae.zero_grad()
+        sae.normalise_decoder()
+        sae.record_activity(reconstruction.fired)
+        self._last_batch = x
+        return Terms(*(term.detach() for term in terms)), reconstruction.l0
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         batches = self.source.train_batches(epoch - 1)
@@ -253,6 +257,16 @@ class Trainer:
         return means.values()
 
 
+def _as_stored(tensor: Tensor | None) -> Tensor | None:
+    return tensor if tensor is None or tensor.is_contiguous() else tensor.T
+
+
+def _clip_gradients(tensors: list[Tensor]) -> None:
+    norm = torch.nn.utils.get_total_norm([t.grad for t in tensors if t.grad is not None])
+    if norm > MAX_GRADIENT_NORM:
+        torch.nn.utils.clip_grads_with_norm_(tensors, MAX_GRADIENT_NORM, norm)
+
+
 class _Means:
     """Means over tokens of the terms of many batches."""
 
@@ -263,7 +277,7 @@ class _Means:
     def add(self, terms: Terms, l0: float, n_tokens: int) -> None:
         self.tokens += n_tokens
         self.l0 += l0 * n_tokens
-        self.sums += torch.stack([term.detach() for term in terms]).cpu().double() * n_tokens
+        self.sums += torch.stack(terms).cpu().double() * n_tokens
 
     def values(self) -> dict[str, float]:
         means = (self.sums / max(self.tokens, 1)).tolist()

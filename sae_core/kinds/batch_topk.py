@@ -13,9 +13,7 @@ from torch import Tensor
 
 from sae_core import losses, sparse_ops
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
-
-BOUND_MARGIN = 0.85
-"""The last batch's smallest kept value times this is the next one's lower bound."""
+from sae_core.sae_config import SAESpec
 
 CALIBRATION_BATCHES = 16
 """Held-out batches that the threshold is calibrated on, at most."""
@@ -24,7 +22,9 @@ CALIBRATION_BATCHES = 16
 class BatchTopKSAE(SparseAutoencoder):
     """Batch top-k while training, a threshold afterwards."""
 
-    _lower_bound: float = 0.0
+    def __init__(self, spec: SAESpec) -> None:
+        super().__init__(spec)
+        self._bound = sparse_ops.LowerBound()
 
     def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
         n = x.shape[0]
@@ -32,17 +32,16 @@ class BatchTopKSAE(SparseAutoencoder):
             x,
             self.weights,
             n * self.spec.top_k,
-            lower_bound=self._lower_bound,
+            lower_bound=self._bound.value,
             row_block=row_block,
+            precision=self.precision,
         )
-        n_pairs = code.value.numel()
-        if n_pairs:
-            self._lower_bound = BOUND_MARGIN * float(code.value.detach().min())
+        self._bound.update(code, n * self.spec.top_k)
         return Reconstruction(
             x_hat=sparse_ops.decode(code, self.weights),
             l1=losses.l1_loss(code.value, n),
-            l0=n_pairs / n,
-            fired=code.counts() > 0,
+            l0=len(code.value) / n,
+            fired=code.pairs.counts() > 0,
         )
 
     @torch.no_grad()
@@ -53,7 +52,7 @@ class BatchTopKSAE(SparseAutoencoder):
         # One more than are wanted. The threshold lies halfway between the two smallest of them, so
         # that `encode`, which rounds in another order, finds the same `total` above it.
         code = sparse_ops.batch_topk(
-            x, self.weights, total + 1, lower_bound=BOUND_MARGIN * float(self.threshold)
+            x, self.weights, total + 1, lower_bound=sparse_ops.BOUND_MARGIN * float(self.threshold)
         )
         enough = code.value.numel() > total
         least = code.value.topk(2, largest=False).values.mean() if enough else torch.zeros(())

@@ -12,6 +12,7 @@ import torch
 from sae_core import cli
 from sae_core.checkpoint import load_sae
 from sae_core.console import Console
+from sae_core.devices import is_fast_at_bfloat16
 from sae_core.errors import SAEError
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_train import train_from_model
@@ -100,6 +101,9 @@ EFFECTS: dict[str, Callable[[Result, Result], Any]] = {
     "--tokens-per-step 128": lambda r, p: weights_differ(r, p),
     "--max-text-length 16": lambda r, p: r.sae.spec.metadata["max_text_length"] == 16,
     "--lr 1e-2": lambda r, p: r.history["loss"][-1] != p.history["loss"][-1],
+    "--compute-dtype float32": lambda r, p: (
+        weights_differ(r, p) == is_fast_at_bfloat16(torch.device("cpu"))
+    ),
     "--recon-weight 2": lambda r, p: (
         r.history["recon_contribution"][0] == pytest.approx(2 * r.history["recon_loss"][0])
     ),
@@ -125,9 +129,11 @@ def test_option_has_its_effect(
 
 @pytest.mark.parametrize("options", ["--batch-size 1", "--activation-batch-size 7"])
 def test_units_of_memory_do_not_change_the_result(
-    options: str, base: list[str], plain: Result, tmp_path: Path
+    options: str, base: list[str], tmp_path: Path
 ) -> None:
-    result = train(base, tmp_path, *options.split())
+    exact = [*base, "--compute-dtype", "float32"]
+    plain = train(exact, tmp_path / "plain")
+    result = train(exact, tmp_path, *options.split())
     torch.testing.assert_close(result.sae.W_dec, plain.sae.W_dec, rtol=1e-4, atol=1e-5)
     assert result.history["val_loss"] == pytest.approx(plain.history["val_loss"], rel=1e-4)
 

@@ -11,7 +11,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_core import sparse_ops
 from sae_core.losses import l1_loss, reconstruction_loss
-from sae_core.sparse_ops import SparseCode, Weights, batch_topk, decode, encode
+from sae_core.sparse_ops import (
+    LowerBound,
+    Precision,
+    SparseCode,
+    Weights,
+    batch_topk,
+    decode,
+    encode,
+)
 
 D, FEATURES = 6, 20
 TOO_HIGH = 1e6
@@ -99,8 +107,68 @@ def test_ties_go_to_the_earlier_entry() -> None:
         W_enc=torch.zeros_like(weights.W_enc), b_enc=torch.ones_like(weights.b_enc)
     )
     code = batch_topk(draw(4, D), flat, FEATURES + 3, row_block=1)
-    assert code.row.tolist() == [0] * FEATURES + [1] * 3
-    assert code.column.tolist() == [*range(FEATURES), 0, 1, 2]
+    assert code.pairs.row.tolist() == [0] * FEATURES + [1] * 3
+    assert code.pairs.column.tolist() == [*range(FEATURES), 0, 1, 2]
+
+
+def same_code(a: SparseCode, b: SparseCode) -> bool:
+    """Whether two codes are the same, pair by pair; values to rounding."""
+    same = torch.equal(a.pairs.row, b.pairs.row) and torch.equal(a.pairs.column, b.pairs.column)
+    return same and torch.allclose(a.value, b.value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+@pytest.mark.parametrize("share", [1.0, 0.9, 0.2])
+def test_a_bfloat16_product_finds_exactly_what_a_dense_one_does(
+    share: float, scale: float, seed: int
+) -> None:
+    """Many entries lie closer together than bfloat16 tells apart, and outliers raise the norm."""
+    n, d, width = 50, 24, 300
+    sae = random_sae(d_in=d, d_sae=width, seed=seed)
+    x = normal(n, d, seed=seed)
+    x[3] *= scale
+    expected = batch_topk(x, sae.weights, 4 * n)
+    bound = share * float(expected.value.min()) * (1 - 1e-9)
+    for row_block in (None, 7):
+        found = batch_topk(
+            x,
+            sae.weights,
+            4 * n,
+            lower_bound=bound,
+            row_block=row_block,
+            precision=Precision(torch.bfloat16, torch.float64),
+        )
+        assert same_code(found, expected)
+
+
+def test_bfloat16_values_are_those_of_a_rounded_product() -> None:
+    n, d, width = 50, 24, 300
+    sae, x = random_sae(d_in=d, d_sae=width), normal(n, d)
+    exact = batch_topk(x, sae.weights, 4 * n)
+    both = Precision(torch.bfloat16, torch.bfloat16)
+    rounded = batch_topk(x, sae.weights, 4 * n, lower_bound=0.5, precision=both)
+    assert rounded.value.dtype == x.dtype and len(rounded.value) == 4 * n
+    ours, dense = rounded.to_dense(), exact.to_dense()
+    both_keep, one_keeps = (ours > 0) & (dense > 0), (ours > 0) != (dense > 0)
+    torch.testing.assert_close(ours[both_keep], dense[both_keep], rtol=0.01, atol=0.02)
+    assert not torch.equal(ours[both_keep], dense[both_keep])
+    edge = (ours + dense)[one_keeps]
+    torch.testing.assert_close(edge, exact.value.min().expand_as(edge), rtol=0.02, atol=0)
+
+
+def test_the_lower_bound_follows_the_least_kept_value_as_it_falls() -> None:
+    weights, x, bound = make_weights(), draw(17, D, seed=5), LowerBound()
+    code = batch_topk(x, weights, 51)
+    least = float(code.value.min())
+    bound.update(code, 51)
+    assert bound.value == pytest.approx(0.95 * least)
+    fallen = batch_topk(0.9 * x, weights._replace(b_enc=0.9 * weights.b_enc,
+                                                  b_dec=0.9 * weights.b_dec), 51)  # fmt: skip
+    bound.update(fallen, 51)
+    assert bound.value == pytest.approx(0.95 * 0.9 * 0.9 * least)
+    bound.update(batch_topk(x, weights, 10_000), 10_000)  # fewer are positive: there is no bound
+    assert bound.value == 0
 
 
 @pytest.mark.parametrize("row_block", [None, 3])
@@ -109,20 +177,21 @@ def test_bound_at_the_least_kept_value_loses_nothing(row_block: int | None) -> N
     code = batch_topk(x, weights, 51, row_block=row_block)
     least = float(code.value.min())
     again = batch_topk(x, weights, 51, lower_bound=least, row_block=row_block)
-    assert all(torch.equal(a, b) for a, b in zip(code[:3], again[:3], strict=True))
+    assert same_code(code, again)
 
 
 def test_pairs_are_exactly_n_times_k_in_order() -> None:
     n, k = 40, 3
     code = batch_topk(draw(n, D), make_weights(), n * k, row_block=7)
     assert code.value.numel() == n * k and bool((code.value > 0).all())
-    assert bool((torch.diff(code.row * FEATURES + code.column) > 0).all())
-    dense = code.to_dense()
-    assert torch.equal(code.counts(), (dense > 0).sum(0))
-    assert torch.equal(torch.diff(code.row_start()), (dense > 0).sum(1))
-    order, offsets = code.by_column()
-    assert torch.equal(code.column[order], code.column.sort().values)
-    assert torch.equal(torch.diff(offsets), code.counts())
+    pairs, dense = code.pairs, code.to_dense()
+    assert bool((torch.diff(pairs.row * FEATURES + pairs.column) > 0).all())
+    assert torch.equal(pairs.counts(), (dense > 0).sum(0))
+    assert torch.equal(torch.diff(pairs.row_start), (dense > 0).sum(1))
+    order, rows, offsets = pairs.by_column
+    assert torch.equal(pairs.column[order], pairs.column.sort().values)
+    assert torch.equal(rows, pairs.row[order])
+    assert torch.equal(torch.diff(offsets), pairs.counts())
 
 
 class LargestTensor(TorchDispatchMode):
@@ -147,7 +216,7 @@ def test_dense_code_never_exists(
     row_block: int | None, lower_bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n, width, k = 256, 4096, 4
-    monkeypatch.setattr(sparse_ops, "BLOCK_ENTRIES", 16 * width)
+    monkeypatch.setattr(sparse_ops, "BLOCK_BYTES", 8 * 16 * width)
     sae = random_sae(d_in=8, d_sae=width)
     x = normal(n, 8)
     with LargestTensor() as dense:
@@ -171,11 +240,12 @@ def test_chunked_sampled_product_equals_the_csr_one(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sparse_ops, "SAMPLED_PAIRS", chunk)
-    code: SparseCode = batch_topk(draw(17, D), make_weights(), 51)
+    pairs = batch_topk(draw(17, D), make_weights(), 51).pairs
     a, b = draw(17, D, seed=8), draw(FEATURES, D, seed=9)
-    expected = (a @ b.T)[code.row, code.column]
-    chunked = sparse_ops._sampled_product(a.as_subclass(Elsewhere), b, code).as_subclass(Tensor)
-    assert_same([chunked, sparse_ops._sampled_product(a, b, code)], [expected, expected])
+    expected = (a @ b.T)[pairs.row, pairs.column]
+    chunked = sparse_ops._sampled_product(a.as_subclass(Elsewhere), (b,), pairs)
+    sliced = sparse_ops._sampled_product(a, b.split(4, dim=1), pairs)
+    assert_same([chunked.as_subclass(Tensor), sliced], [expected, expected])
 
 
 @pytest.mark.parametrize("kind", ["batch_topk", "standard"])
