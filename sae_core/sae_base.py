@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from sae_core import losses, sparse_ops
 from sae_core.sae_config import SAESpec
 
-
 ROW_BLOCK = 1024
-"""Decoder rows that are projected at once: they stay in the cache, and no second gradient is made."""
+"""Decoder rows that are projected at once: they stay in the cache."""
 
 
 class Reconstruction(NamedTuple):
