@@ -1,14 +1,15 @@
 """The sparse autoencoder: what all kinds share. Shapes: N tokens, D = d_in, F = d_sae.
 
-A kind says how a training batch is encoded (`training_code`) and which pre-activations count at
-inference (`encode`, by default those above the threshold). While training, activations are
-centred and scaled; `folded` moves both into the weights, and only folded SAEs are stored.
+A kind says how a training batch is encoded, decoded and penalised (`reconstruct`), and which
+pre-activations count at inference (`encode`, by default those above the threshold). While
+training, activations are centred and scaled; `folded` moves both into the weights, and only
+folded SAEs are stored.
 """
 
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -22,16 +23,31 @@ ROW_BLOCK = 1024
 
 
 class Reconstruction(NamedTuple):
-    """A training batch, encoded and decoded."""
+    """A batch, encoded and decoded, and what the loss needs to know of it."""
 
     x_hat: Tensor
     """(N, D) reconstruction."""
     l1: Tensor
-    """Scalar: mean L1 norm of the code."""
+    """Scalar: mean L1 norm of the code, which `l1_coefficient` weights."""
     l0: float
     """Mean number of active features a token."""
     fired: Tensor
     """(F,) bool: the features that are active on some token."""
+    kind_loss: Tensor
+    """Scalar: the term that only this kind adds to the loss; 0 for most."""
+
+    @classmethod
+    def of_code(
+        cls, code: sparse_ops.SparseCode, x_hat: Tensor, kind_loss: Tensor | None = None
+    ) -> "Reconstruction":
+        """With the figures of a code that is given as pairs."""
+        return cls(
+            x_hat=x_hat,
+            l1=losses.l1_loss(code.value, code.pairs.n_rows),
+            l0=len(code.value) / code.pairs.n_rows,
+            fired=code.pairs.counts() > 0,
+            kind_loss=x_hat.new_zeros(()) if kind_loss is None else kind_loss,
+        )
 
 
 class SparseAutoencoder(nn.Module, ABC):
@@ -40,6 +56,9 @@ class SparseAutoencoder(nn.Module, ABC):
     ever_fired: Tensor
     num_batches_not_active: Tensor
     threshold: Tensor
+
+    in_units_of_x: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
+    """What `folded` scales: the tensors that are added to or compared with pre-activations."""
 
     def __init__(self, spec: SAESpec) -> None:
         super().__init__()
@@ -97,6 +116,11 @@ class SparseAutoencoder(nn.Module, ABC):
 
         `row_block` bounds the tokens whose pre-activations are in memory at once.
         """
+
+    @torch.no_grad()
+    def reconstruct_at_inference(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+        """The same for the code of `encode`, for validation; most kinds train with that code."""
+        return self.reconstruct(x, row_block)
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the inference threshold from held-out activations, where the kind needs one."""
@@ -159,8 +183,8 @@ class SparseAutoencoder(nn.Module, ABC):
         """
         folded = copy.deepcopy(self).cpu()
         folded.b_dec.mul_(scale).add_(mean.cpu())
-        folded.b_enc.mul_(scale)
-        folded.threshold.mul_(scale)
+        for name in self.in_units_of_x:
+            getattr(folded, name).mul_(scale)
         return folded.to(dtype)
 
     def tensors(self) -> dict[str, Tensor]:
@@ -170,3 +194,7 @@ class SparseAutoencoder(nn.Module, ABC):
     def saelens_config(self) -> dict[str, Any]:
         """The part of SAELens's `cfg.json` that depends on the kind."""
         return {"architecture": "jumprelu"}
+
+    def saelens_tensors(self) -> dict[str, Tensor]:
+        """The tensors of SAELens's file, under its names."""
+        return self.weights._asdict() | {"threshold": self.threshold.expand(self.spec.d_sae)}

@@ -2,20 +2,34 @@
 
 import json
 from dataclasses import asdict, dataclass, field, fields
+from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_origin
 
 from sae_core.errors import SAEError
 
 FloatType = Literal["float32", "float16", "bfloat16"]
+
+SAEType = Literal["batch_topk", "topk", "matryoshka_batch_topk", "jumprelu", "gated", "standard"]
+
+TAGS: dict[str, str] = {
+    "batch_topk": "btop{k}sae",
+    "topk": "top{k}sae",
+    "matryoshka_batch_topk": "mat{k}sae",
+    "jumprelu": "jump{k}sae",
+    "gated": "gatedsae",
+    "standard": "sae",
+}
+"""What each kind is called in a run name; those with a k aim at that number of active features."""
 
 
 @dataclass(frozen=True)
 class SAEConfig:
     """The SAE that is to be trained."""
 
-    sae_type: Literal["batch_topk", "standard"] = "batch_topk"
-    """BatchTopK (arXiv 2412.06410), or the standard ReLU SAE with an L1 penalty."""
+    sae_type: SAEType = "batch_topk"
+    """BatchTopK (arXiv 2412.06410), TopK (2406.04093), Matryoshka BatchTopK (2503.17547), JumpReLU
+    (2407.14435), Gated (2404.16014), or the standard ReLU SAE with an L1 penalty."""
 
     sae_expansion: int = 4
     """Number of features, as a multiple of the activation's width."""
@@ -24,10 +38,15 @@ class SAEConfig:
     """Number format of the exported weights; training itself is always in float32."""
 
     sparsity_penalty: float = 0.0
-    """Weight of the L1 norm of the code in the loss."""
+    """Weight of the L1 norm of the code in the loss; what makes the standard and gated kinds
+    sparse."""
 
     topk: int = 128
-    """Mean number of active features a token (BatchTopK)."""
+    """Mean number of active features a token; not for the standard and gated kinds."""
+
+    matryoshka_fractions: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5)
+    """Shares of the features, from the first on, that have to reconstruct without the rest
+    (Matryoshka BatchTopK)."""
 
     topk_aux: int | None = None
     """Dead features a token that the auxiliary loss uses; by default half the width of the
@@ -40,9 +59,15 @@ class SAEConfig:
     """Weight of the auxiliary loss on dead features."""
 
     def __post_init__(self) -> None:
-        if self.sae_type == "batch_topk" and self.topk <= 0:
+        if "{k}" in TAGS[self.sae_type] and self.topk <= 0:
             raise SAEError(
-                f"--topk {self.topk}: a batch_topk SAE needs at least 1 active feature a token"
+                f"--topk {self.topk}: a {self.sae_type} SAE needs at least 1 active feature a token"
+            )
+        shares = (0, *self.matryoshka_fractions, 1)
+        if len(shares) < 3 or any(a >= b for a, b in pairwise(shares)):
+            raise SAEError(
+                f"--matryoshka-fractions {' '.join(map(str, self.matryoshka_fractions))}: give at "
+                "least one number between 0 and 1, in ascending order"
             )
         if self.topk_aux is not None and self.topk_aux <= 0:
             raise SAEError(f"--topk-aux {self.topk_aux}: must be at least 1")
@@ -56,9 +81,21 @@ class SAEConfig:
                 )
 
     @property
+    def k(self) -> int:
+        """The number of active features a token that the kind aims at; 0 where it has none."""
+        return self.topk if "{k}" in TAGS[self.sae_type] else 0
+
+    @property
     def tag(self) -> str:
-        """The SAE's kind in a run name: `btop<k>sae` or `sae`."""
-        return f"btop{self.topk}sae" if self.sae_type == "batch_topk" else "sae"
+        """The SAE's kind in a run name, such as `btop<k>sae` or `sae`."""
+        return TAGS[self.sae_type].format(k=self.topk)
+
+    def matryoshka_sizes(self, d_sae: int) -> list[int]:
+        """The sizes of the nested SAEs, the whole last; empty for every other kind."""
+        if self.sae_type != "matryoshka_batch_topk":
+            return []
+        sizes = {max(1, round(share * d_sae)) for share in self.matryoshka_fractions}
+        return sorted(sizes | {d_sae})
 
 
 @dataclass
@@ -82,6 +119,7 @@ class SAESpec:
     n_batches_to_dead: int
     aux_penalty: float
     sae_type: str = ""
+    matryoshka_sizes: list[int] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -104,7 +142,7 @@ class SAESpec:
         except (OSError, ValueError) as error:
             raise SAEError(f"{path}: not a readable SAE configuration ({error})") from error
         known = {f.name for f in fields(cls)}
-        required = known - {"sae_type", "metadata"}
+        required = known - {"sae_type", "matryoshka_sizes", "metadata"}
         if not isinstance(stored, dict) or required - set(stored):
             missing = sorted(required - set(stored if isinstance(stored, dict) else ()))
             raise SAEError(f"{path}: not an SAE configuration; missing {', '.join(missing)}")
@@ -119,4 +157,6 @@ class SAESpec:
 def _fits(value: Any, kind: Any) -> bool:
     if kind is float:
         return isinstance(value, int | float)
-    return isinstance(value, dict if kind not in (int, str) else kind)
+    if kind == list[int]:
+        return isinstance(value, list) and all(isinstance(item, int) for item in value)
+    return isinstance(value, get_origin(kind) or kind)

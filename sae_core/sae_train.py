@@ -132,20 +132,22 @@ def sae_spec(
     sae: SAEConfig, hook: Hook, d_in: int, device: torch.device, metadata: dict[str, Any]
 ) -> SAESpec:
     """The stored configuration of the SAE that `sae` asks for, on activations of width `d_in`."""
+    d_sae = d_in * sae.sae_expansion
     return SAESpec(
         d_in=d_in,
-        d_sae=d_in * sae.sae_expansion,
+        d_sae=d_sae,
         l1_coefficient=sae.sparsity_penalty,
         dtype=sae.sae_dtype,
         device=str(device),
         hook_layer=hook.layer,
         hook_name=hook.hook_name,
         hook_spec=hook.spec,
-        top_k=sae.topk if sae.sae_type == "batch_topk" else 0,
+        top_k=sae.k,
         top_k_aux=sae.topk_aux or max(1, d_in // 2),
         n_batches_to_dead=sae.n_batches_to_dead,
         aux_penalty=sae.aux_penalty,
         sae_type=sae.sae_type,
+        matryoshka_sizes=sae.matryoshka_sizes(d_sae),
         metadata=metadata,
     )
 

@@ -28,6 +28,7 @@ Shapes: N tokens, F features (D above), D activation width, P pairs, C candidate
 
 import math
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -379,6 +380,10 @@ class _Decode(Function):
         return None, d_value, _bag(rows, _slices(g, ctx.pairs), offsets, value[order])
 
 
+def _with_gradient(x: Tensor, code: SparseCode, weights: Weights) -> Tensor:
+    return _Encode.apply(x, code, weights.W_enc, weights.b_enc, weights.b_dec)
+
+
 def encode(
     x: Tensor,
     weights: Weights,
@@ -395,10 +400,48 @@ def encode(
     code = batch_topk(
         x, weights, total, lower_bound=lower_bound, row_block=row_block, precision=precision
     )
-    value = _Encode.apply(x, code, weights.W_enc, weights.b_enc, weights.b_dec)
-    return replace(code, value=value)
+    return replace(code, value=_with_gradient(x, code, weights))
 
 
 def decode(code: SparseCode, weights: Weights) -> Tensor:
     """(N, D) reconstructions `code @ W_dec + b_dec`, with gradients to the code and weights."""
     return _Decode.apply(code.pairs, code.value, weights.W_dec) + weights.b_dec
+
+
+@torch.no_grad()
+def select(
+    x: Tensor,
+    weights: Weights,
+    chosen: Callable[[Tensor], Tensor],
+    *,
+    row_block: int | None = None,
+) -> SparseCode:
+    """The pre-activations of a batch that a rule chooses, as pairs.
+
+    Args:
+        x: (N, D) activations.
+        chosen: from a block of pre-activations (rows, F) to bool of that shape.
+        row_block: tokens in one block of the product.
+    """
+    n, n_features = x.shape[0], weights.W_enc.shape[1]
+    x = x - weights.b_dec
+    rows = row_block or block_rows(n_features, x.dtype)
+    indices, values = [], []
+    for first in range(0, n, rows):
+        pre = F.linear(x[first : first + rows], weights.W_enc.T, weights.b_enc)
+        index = chosen(pre).view(-1).nonzero().squeeze(1)
+        indices.append(index + first * n_features)
+        values.append(pre.view(-1)[index])
+    return SparseCode(Pairs.at(torch.cat(indices), n, n_features), torch.cat(values))
+
+
+def encode_where(
+    x: Tensor,
+    weights: Weights,
+    chosen: Callable[[Tensor], Tensor],
+    *,
+    row_block: int | None = None,
+) -> SparseCode:
+    """`select` whose `value` carries gradients, as that of `encode` does."""
+    code = select(x, weights, chosen, row_block=row_block)
+    return replace(code, value=_with_gradient(x, code, weights))

@@ -2,10 +2,11 @@
 
 Per step, on a batch x of N activations, centred and scaled to `E||x||^2 = 1`:
 
-    loss = recon_weight * ||x - x_hat||^2 + sparsity_penalty * ||f||_1 + aux_penalty * aux
+    loss = recon_weight * ||x - x_hat||^2 + sparsity_penalty * ||f||_1 + aux_penalty * aux + own
 
-with f the code and aux the auxiliary loss on dead features; Adam, a short warm-up, and a linear
-decay to zero over the last fifth of the steps; decoder rows are kept at unit norm.
+with f the code, aux the auxiliary loss on dead features and own what the kind of SAE adds; Adam, a
+short warm-up, and a linear decay to zero over the last fifth of the steps; decoder rows are kept
+at unit norm.
 
 The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`.
 """
@@ -23,7 +24,7 @@ from sae_core import losses
 from sae_core.activations.store import ActivationSource
 from sae_core.checkpoint import History
 from sae_core.errors import SAEError
-from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_base import Reconstruction, SparseAutoencoder
 from sae_core.train_config import TrainingConfig
 
 WARM_UP = 0.05
@@ -112,6 +113,7 @@ class Terms(NamedTuple):
     recon_contribution: Tensor
     l1_contribution: Tensor
     aux_loss: Tensor
+    kind_loss: Tensor
 
 
 def learning_rate(step: int, n_steps: int, peak: float) -> float:
@@ -177,8 +179,8 @@ class Trainer:
     def step(self, x: Tensor, lr: float) -> tuple[Terms, float]:
         """One optimizer step on a batch (N, D) of normalised activations: its terms, and L0."""
         sae = self.sae
-        reconstruction = sae.reconstruct(x, self.row_block)
-        terms = self._terms(x, reconstruction.x_hat, reconstruction.l1)
+        made = sae.reconstruct(x, self.row_block)
+        terms = self._terms(x, made)
         terms.loss.backward()
         sae.project_decoder_gradient()
         for stored, parameter in zip(self._as_stored, sae.parameters(), strict=True):
@@ -189,9 +191,9 @@ class Trainer:
         self.optimizer.zero_grad()
         sae.zero_grad()
         sae.normalise_decoder()
-        sae.record_activity(reconstruction.fired)
+        sae.record_activity(made.fired)
         self._last_batch = x
-        return Terms(*(term.detach() for term in terms)), reconstruction.l0
+        return Terms(*(term.detach() for term in terms)), made.l0
 
     def _batches(self, epoch: int) -> Iterator[Tensor]:
         batches = self.source.train_batches(epoch - 1)
@@ -202,13 +204,13 @@ class Trainer:
         self.normalise = Normalisation.measure(torch.cat(sample).to(device, torch.float32))
         return chain(sample, batches)
 
-    def _terms(self, x: Tensor, x_hat: Tensor, l1: Tensor) -> Terms:
-        recon = losses.reconstruction_loss(x, x_hat)
-        aux = self.sae.auxiliary_loss(x, x_hat)
+    def _terms(self, x: Tensor, made: Reconstruction) -> Terms:
+        recon = losses.reconstruction_loss(x, made.x_hat)
+        aux = self.sae.auxiliary_loss(x, made.x_hat)
         recon_part = self.config.recon_weight * recon
-        l1_part = self.sae.spec.l1_coefficient * l1
-        loss = recon_part + l1_part + self.sae.spec.aux_penalty * aux
-        return Terms(loss, recon, l1, recon_part, l1_part, aux)
+        l1_part = self.sae.spec.l1_coefficient * made.l1
+        loss = recon_part + l1_part + self.sae.spec.aux_penalty * aux + made.kind_loss
+        return Terms(loss, recon, made.l1, recon_part, l1_part, aux, made.kind_loss)
 
     def _record(self, epoch: int, means: "_Means") -> EpochRecord:
         metrics = means.values()
@@ -246,14 +248,8 @@ class Trainer:
         for x in map(self.normalise, self.source.validation_batches()):
             if len(x) == 0:  # nothing but outliers
                 continue
-            x_hat, l1, n_active = torch.empty_like(x), x.new_zeros(()), 0
-            rows = self.row_block or len(x)
-            for first in range(0, len(x), rows):
-                code = self.sae.encode(x[first : first + rows])
-                x_hat[first : first + rows] = self.sae.decode(code)
-                l1 += code.sum()
-                n_active += int((code > 0).sum())
-            means.add(self._terms(x, x_hat, l1 / len(x)), n_active / len(x), len(x))
+            made = self.sae.reconstruct_at_inference(x, self.row_block)
+            means.add(self._terms(x, made), made.l0, len(x))
         return means.values()
 
 

@@ -1,12 +1,23 @@
-"""The kinds of SAE, one a file; a new kind is registered here and nowhere else."""
+"""The kinds of SAE, one a file, and their registry; settings and names: `sae_config`."""
 
 from sae_core.errors import SAEError
 from sae_core.kinds.batch_topk import BatchTopKSAE
+from sae_core.kinds.gated import GatedSAE
+from sae_core.kinds.jumprelu import JumpReLUSAE
+from sae_core.kinds.matryoshka_batch_topk import MatryoshkaBatchTopKSAE
 from sae_core.kinds.standard import StandardSAE
+from sae_core.kinds.topk import TopKSAE
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
 
-KINDS: dict[str, type[SparseAutoencoder]] = {"batch_topk": BatchTopKSAE, "standard": StandardSAE}
+KINDS: dict[str, type[SparseAutoencoder]] = {
+    "batch_topk": BatchTopKSAE,
+    "topk": TopKSAE,
+    "matryoshka_batch_topk": MatryoshkaBatchTopKSAE,
+    "jumprelu": JumpReLUSAE,
+    "gated": GatedSAE,
+    "standard": StandardSAE,
+}
 
 
 def build(spec: SAESpec) -> SparseAutoencoder:

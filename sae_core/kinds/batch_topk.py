@@ -11,7 +11,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from sae_core import losses, sparse_ops
+from sae_core import sparse_ops
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
 from sae_core.sae_config import SAESpec
 
@@ -27,22 +27,26 @@ class BatchTopKSAE(SparseAutoencoder):
         self._bound = sparse_ops.LowerBound()
 
     def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
-        n = x.shape[0]
+        total = len(x) * self.spec.top_k
         code = sparse_ops.encode(
             x,
             self.weights,
-            n * self.spec.top_k,
+            total,
             lower_bound=self._bound.value,
             row_block=row_block,
             precision=self.precision,
         )
-        self._bound.update(code, n * self.spec.top_k)
-        return Reconstruction(
-            x_hat=sparse_ops.decode(code, self.weights),
-            l1=losses.l1_loss(code.value, n),
-            l0=len(code.value) / n,
-            fired=code.pairs.counts() > 0,
-        )
+        self._bound.update(code, total)
+        return self._decoded(x, code)
+
+    @torch.no_grad()
+    def reconstruct_at_inference(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+        bound = self.threshold.clamp(min=0.0)
+        code = sparse_ops.select(x, self.weights, lambda pre: pre > bound, row_block=row_block)
+        return self._decoded(x, code)
+
+    def _decoded(self, x: Tensor, code: sparse_ops.SparseCode) -> Reconstruction:
+        return Reconstruction.of_code(code, sparse_ops.decode(code, self.weights))
 
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:

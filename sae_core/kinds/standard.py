@@ -25,7 +25,11 @@ class StandardSAE(SparseAutoencoder):
             l1=losses.l1_loss(code, x.shape[0]),
             l0=float(active.sum()) / x.shape[0],
             fired=active.any(0),
+            kind_loss=x.new_zeros(()),
         )
 
     def saelens_config(self) -> dict[str, Any]:
         return {"architecture": "standard"}
+
+    def saelens_tensors(self) -> dict[str, Tensor]:
+        return self.weights._asdict()

@@ -58,6 +58,7 @@ class BatchSAEConfig(SAEConfig):
     """The SAEs: BatchTopK only."""
 
     sae_type: tyro.conf.Suppress[Literal["batch_topk"]] = "batch_topk"
+    matryoshka_fractions: tyro.conf.Suppress[tuple[float, ...]] = SAEConfig.matryoshka_fractions
 
 
 @dataclass(frozen=True)

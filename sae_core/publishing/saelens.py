@@ -1,7 +1,8 @@
 """SAELens's format (6.x): `cfg.json` and `sae_weights.safetensors`.
 
-SAELens computes `f = relu(pre) * (pre > threshold)` with `pre = (x - b_dec) @ W_enc + b_enc`, as
-`SparseAutoencoder.encode` does, so that the tensors go over as they are.
+Its architectures encode as the kinds that are exported as one do ("jumprelu" is
+`f = relu(pre) * (pre > threshold)` with `pre = (x - b_dec) @ W_enc + b_enc`), so that the tensors
+go over as they are.
 """
 
 import json
@@ -18,11 +19,8 @@ SAELENS_VERSION = "6.0.0"
 def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
     """The two files that `SAE.load_from_disk` of SAELens reads."""
     spec, origin = sae.spec, sae.spec.metadata
-    kind = sae.saelens_config()
-    tensors = {name: getattr(sae, name).contiguous() for name in sae.weights._fields}
-    if kind["architecture"] == "jumprelu":
-        tensors["threshold"] = sae.threshold.expand(spec.d_sae).contiguous()
-    config: dict[str, Any] = kind | {
+    tensors = {name: t.detach().contiguous() for name, t in sae.saelens_tensors().items()}
+    config: dict[str, Any] = sae.saelens_config() | {
         "d_in": spec.d_in,
         "d_sae": spec.d_sae,
         "dtype": spec.dtype,
@@ -43,5 +41,5 @@ def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
     }
     return {
         "cfg.json": (json.dumps(config, indent=2) + "\n").encode(),
-        "sae_weights.safetensors": save({name: t.detach() for name, t in tensors.items()}),
+        "sae_weights.safetensors": save(tensors),
     }

@@ -27,7 +27,14 @@ from sae_core.reporting.summary import Evaluation, History
 INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e8ec"
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", INK)
 TRAINING, VALIDATION = COLOURS[:2]
-MARKERS = {"batch_topk": "o", "standard": "s"}
+MARKERS = {
+    "batch_topk": "o",
+    "topk": "^",
+    "matryoshka_batch_topk": "P",
+    "jumprelu": "v",
+    "gated": "X",
+    "standard": "s",
+}
 
 WIDTH, WIDE = 5.6, 7.6
 """Widths of a plot, in inches: one of a pair, and one alone."""

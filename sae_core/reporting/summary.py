@@ -67,7 +67,7 @@ class Column(NamedTuple):
 
 COLUMNS = {
     "d_sae": Column("features", ",d", "the width of the SAE's code."),
-    "top_k": Column("k", "d", "mean active features a token in training; 0 for a standard SAE."),
+    "top_k": Column("k", "d", "active features a token in training; 0 where the kind sets none."),
     "l0": Column("L0", ".1f", "mean number of features that are active on a token."),
     "fvu": Column(
         "FVU",

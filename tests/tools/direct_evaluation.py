@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from synthetic import closed_form
 from tiny_model import N_LAYERS
 from torch import Tensor, nn
 
@@ -44,8 +45,7 @@ def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook)
     """The same figures, all windows at once, in float64."""
     sae = sae.double()
     clean, x, outputs = forward(model, tokens, hook)
-    pre = (x - sae.b_dec) @ sae.W_enc + sae.b_enc
-    features = (pre * (pre > sae.threshold) * (pre > 0)).detach()
+    features = closed_form(sae, x).detach()
     x_hat = (features @ sae.W_dec + sae.b_dec).detach()
     spliced, _, later = forward(model, tokens, hook, x_hat)
     mean, _, _ = forward(model, tokens, hook, x.mean((0, 1)).expand_as(x))

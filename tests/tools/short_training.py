@@ -43,8 +43,10 @@ def make_sae(
 ) -> Any:
     """An SAE as training begins; the first `n_dead` features too quiet for a top-k, and dead."""
     wanted = spec(kind, d_in=D, d_sae=FEATURES, n_batches_to_dead=1000, **changes)
-    if kind == "batch_topk":
+    if wanted.top_k:
         wanted.top_k = K
+    if wanted.matryoshka_sizes:
+        wanted.matryoshka_sizes = [16, 32, FEATURES]
     sae: SparseAutoencoder = cls(wanted) if cls else build(wanted)
     sae.initialise(generator(0, "weights"))
     sae.W_enc.data[:, :n_dead] *= 0.01

@@ -11,7 +11,16 @@ from sae_core.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
 
-KINDS = ("batch_topk", "standard")
+KINDS = ("batch_topk", "topk", "matryoshka_batch_topk", "jumprelu", "gated", "standard")
+
+BATCH_KINDS = ("batch_topk", "matryoshka_batch_topk")
+"""Those whose inference threshold is calibrated."""
+
+DENSE_KINDS = ("gated", "standard")
+"""Those that have no k."""
+
+SIZES = [3, 8, 20]
+"""Of the nested SAEs."""
 
 OLD_KEYS = {
     "d_in": 6,
@@ -32,8 +41,12 @@ OLD_KEYS = {
 
 def spec(kind: str = "batch_topk", **changes: Any) -> SAESpec:
     """A small SAE's configuration."""
-    top_k = OLD_KEYS["top_k"] if kind == "batch_topk" else 0
-    return SAESpec(**{**OLD_KEYS, "top_k": top_k, "sae_type": kind, **changes})
+    own: dict[str, Any] = {"sae_type": kind}
+    if kind in DENSE_KINDS:
+        own["top_k"] = 0
+    if kind == "matryoshka_batch_topk":
+        own["matryoshka_sizes"] = SIZES
+    return SAESpec(**{**OLD_KEYS, **own, **changes})
 
 
 def random_sae(
@@ -46,9 +59,23 @@ def random_sae(
         for parameter in sae.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=draw))
         sae.normalise_decoder()
-        if kind == "batch_topk":
+        if kind in BATCH_KINDS:
             sae.threshold.fill_(0.4)
+        if kind == "jumprelu":
+            sae.threshold.abs_()
     return sae
+
+
+def closed_form(sae: SparseAutoencoder, x: Tensor) -> Tensor:
+    """The features of `x` (B, L, D) at inference, from each paper's formula."""
+    centred = x - sae.b_dec
+    pre = torch.einsum("bld,df->blf", centred, sae.W_enc) + sae.b_enc
+    if sae.spec.sae_type == "topk":
+        return torch.where(pre >= pre.sort(-1).values[..., -sae.spec.top_k, None], pre, 0).relu()
+    if sae.spec.sae_type == "gated":
+        magnitude = torch.einsum("bld,df->blf", centred, sae.W_enc * sae.r_mag.exp()) + sae.b_mag
+        return torch.where(pre > 0, magnitude.clamp(min=0), 0.0)
+    return torch.where(pre > sae.threshold, pre.clamp(min=0), 0.0)
 
 
 def normal(*shape: int, seed: int = 1, dtype: torch.dtype = torch.float64) -> Tensor:

@@ -136,7 +136,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str, str]] = {
     "no key": (lambda f: change_config(f, d_sae=None, top_k=None), "config.json", "d_sae, top_k"),
     "cut config": (lambda f: cut(f, "config.json", 0.5), "config.json", "not a readable"),
     "list config": (lambda f: (f / "config.json").write_text("[]"), "config.json", "missing"),
-    "unknown kind": (lambda f: change_config(f, sae_type="gated"), "config.json", "gated"),
+    "unknown kind": (lambda f: change_config(f, sae_type="magic"), "config.json", "magic"),
     "type": (lambda f: change_config(f, d_in="six"), "config.json", "d_in"),
     "negative": (lambda f: change_config(f, d_sae=-20), "config.json", "d_sae"),
 }

@@ -16,8 +16,9 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from sae_core.data_processing.textbook_process import ProcessConfig
+from sae_core.kinds import KINDS
 from sae_core.model_sources import FetchConfig, SourceConfig
-from sae_core.sae_config import SAEConfig
+from sae_core.sae_config import TAGS, SAEConfig
 from sae_core.train_config import (
     DataConfig,
     EvaluationConfig,
@@ -233,6 +234,19 @@ def test_the_documented_values_are_those_of_the_schema(section: str, key: str) -
 def test_the_choices_are_those_of_the_dataclass(section: str, key: str) -> None:
     if settings := settings_of(section, key):
         assert words_of(PROPERTIES[section][key]) == choices_of(settings, key)
+
+
+def test_the_kinds_are_those_of_registry_options_schema_and_readme() -> None:
+    """One registry; the README's table has each kind's tag, and the paper that its file names."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| `([\w<>]+)` \|.*\[(\d{4}\.\d{5})\]", text, re.MULTILINE)
+    tags = {kind: tag.replace("<k>", "{k}") for kind, tag, _ in rows}
+    assert tags == TAGS and list(tags) == list(KINDS)
+    assert list(KINDS) == choices_of(SAEConfig, "sae_type") == PROPERTIES["sae"]["sae_type"]["enum"]
+    for kind, _, paper in rows:
+        module = inspect.getmodule(KINDS[kind])
+        assert module is not None and module.__name__ == f"sae_core.kinds.{kind}"
+        assert f"arXiv {paper}" in str(module.__doc__)
 
 
 GROUPS = [field.default_factory for field in dataclasses.fields(RunConfig)]

@@ -6,15 +6,16 @@ from typing import get_args
 
 import pytest
 import torch
-from synthetic import KINDS, normal, random_sae, spec
+from synthetic import BATCH_KINDS, KINDS, SIZES, closed_form, normal, random_sae, spec
 from torch import Tensor
 
+from sae_core import sparse_ops
 from sae_core.checkpoint import load_sae, save_sae
 from sae_core.errors import SAEError
 from sae_core.kinds import KINDS as REGISTRY
-from sae_core.kinds import build
-from sae_core.sae_base import SparseAutoencoder
-from sae_core.sae_config import SAEConfig
+from sae_core.kinds import build, jumprelu
+from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.sae_config import TAGS, SAEConfig, SAEType
 from sae_core.seeding import generator
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -22,11 +23,16 @@ any_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 def test_registry() -> None:
-    assert set(REGISTRY) == set(get_args(SAEConfig.__annotations__["sae_type"])) == set(KINDS)
+    assert set(REGISTRY) == set(get_args(SAEType)) == set(TAGS) == set(KINDS)
     for kind, cls in REGISTRY.items():
         assert type(build(spec(kind))) is cls
-    with pytest.raises(SAEError, match="'gated' is not one of batch_topk, standard"):
-        build(spec("gated"))
+    with pytest.raises(SAEError, match="'magic' is not one of batch_topk, gated, jumprelu, "):
+        build(spec("magic"))
+
+
+def test_tags_are_unambiguous() -> None:
+    tags = {SAEConfig(sae_type=kind, topk=k).tag for kind in KINDS for k in (1, 32)}
+    assert len(tags) == 2 * len(KINDS) - 2  # two kinds have no k
 
 
 @pytest.mark.parametrize(("top_k", "kind"), [(3, "batch_topk"), (0, "standard")])
@@ -40,9 +46,8 @@ def test_kind_of_an_old_configuration_follows_from_top_k(top_k: int, kind: str) 
 @any_kind
 def test_encode_in_closed_form(kind: str) -> None:
     sae, x = random_sae(kind), normal(5, 7, 6)
-    pre = torch.einsum("bld,df->blf", x - sae.b_dec, sae.W_enc) + sae.b_enc
-    torch.testing.assert_close(sae.pre_activations(x), pre, **EXACT)
-    features = torch.where(pre > float(sae.threshold), pre.clamp(min=0), 0.0)
+    features = closed_form(sae, x)
+    assert 0.1 < (features > 0).double().mean() < 0.6
     torch.testing.assert_close(sae.encode(x), features, **EXACT)
     x_hat = torch.einsum("blf,fd->bld", features, sae.W_dec) + sae.b_dec
     torch.testing.assert_close(sae(x), x_hat, **EXACT)
@@ -55,22 +60,39 @@ def test_threshold_below_0_activates_nothing_negative() -> None:
     assert (sae.encode(normal(50, 6)) >= 0).all()
 
 
-def test_batch_topk_inference_sees_one_token_at_a_time() -> None:
-    sae, x = random_sae(), normal(50, 6)
+@any_kind
+def test_inference_sees_one_token_at_a_time(kind: str) -> None:
+    sae, x = random_sae(kind), normal(50, 6)
     alone = torch.cat([sae.encode(token[None]) for token in x])
     torch.testing.assert_close(sae.encode(x), alone, **EXACT)
     louder = torch.cat([x[:1], 100 * x[1:]])
     torch.testing.assert_close(sae.encode(louder)[0], alone[0], **EXACT)
     in_training = sae.reconstruct(x).x_hat[0] - sae.reconstruct(louder).x_hat[0]
-    assert in_training.abs().max() > 0.1  # where the batch does matter
+    assert (in_training.abs().max() > 0.1) == (kind in BATCH_KINDS)  # where the batch matters
+
+
+@any_kind
+@pytest.mark.parametrize("row_block", [None, 1, 7])
+def test_reconstruction_at_inference(kind: str, row_block: int | None) -> None:
+    """What validation measures is what `encode` and `decode` give."""
+    sae, x = random_sae(kind), normal(50, 6)
+    code, made = sae.encode(x), sae.reconstruct_at_inference(x, row_block)
+    torch.testing.assert_close(made.x_hat, sae.decode(code).detach(), **EXACT)
+    assert not made.x_hat.requires_grad
+    assert made.l0 == pytest.approx(float((code > 0).sum(1).double().mean()))
+    assert torch.equal(made.fired, (code > 0).any(0))
+    penalised = torch.relu(sae.pre_activations(x)) if kind == "gated" else code
+    torch.testing.assert_close(made.l1, penalised.sum(1).mean().detach(), **EXACT)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("kind", [*BATCH_KINDS, "jumprelu"])
 @pytest.mark.parametrize("seed", range(8))
-def test_calibrated_l0_is_exactly_k(seed: int, dtype: torch.dtype) -> None:
-    sae = random_sae(seed=seed, dtype=dtype)
+def test_calibrated_l0_is_exactly_k(seed: int, kind: str, dtype: torch.dtype) -> None:
+    sae = random_sae(kind, seed=seed, dtype=dtype)
     batches = [normal(40, 6, seed=100 * seed + i, dtype=dtype) for i in range(4)]
-    sae.threshold.fill_(100.0)  # whatever stood there before
+    if kind in BATCH_KINDS:
+        sae.threshold.fill_(100.0)  # whatever stood there before
     sae.calibrate(iter(batches))
     assert int((sae.encode(torch.cat(batches)) > 0).sum()) == 160 * sae.spec.top_k
 
@@ -83,8 +105,22 @@ def test_calibration_keeps_every_positive_feature_when_there_are_too_few() -> No
     assert (sae.encode(x) > 0).sum() == positive < 40 * 15
 
 
-def test_standard_needs_no_calibration() -> None:
-    sae = random_sae("standard")
+def test_calibration_of_jumprelu_shifts_all_thresholds_alike() -> None:
+    sae = random_sae("jumprelu")
+    before = sae.threshold.detach().clone()
+    sae.calibrate([normal(40, 6)])
+    shift = sae.threshold.detach() - before
+    torch.testing.assert_close(shift, shift[0].expand(20), **EXACT)
+    assert shift[0] > 0.1
+    sae.threshold.data += 100.0  # nothing is near: nothing is known of what lies below
+    before = sae.threshold.detach().clone()
+    sae.calibrate([normal(40, 6)])
+    assert torch.equal(sae.threshold, before)
+
+
+@pytest.mark.parametrize("kind", ["topk", "gated", "standard"])
+def test_other_kinds_need_no_calibration(kind: str) -> None:
+    sae = random_sae(kind)
     sae.calibrate([normal(40, 6)])
     assert sae.threshold == 0
 
@@ -95,16 +131,103 @@ def test_training_batch(kind: str, row_block: int | None) -> None:
     """`reconstruct` is `decode` of a code whose figures it reports."""
     sae, x = random_sae(kind), normal(30, 6)
     sae.b_enc.data[:5] = -100.0  # features that never fire
-    code = torch.relu(sae.pre_activations(x))
-    if kind == "batch_topk":
-        code = code * (code >= code.flatten().topk(30 * sae.spec.top_k).values[-1])
+    pre = torch.relu(sae.pre_activations(x))
+    code = closed_form(sae, x[None])[0]
+    if kind in BATCH_KINDS:
+        code = pre * (pre >= pre.flatten().topk(30 * sae.spec.top_k).values[-1])
     made = sae.reconstruct(x, row_block)
     torch.testing.assert_close(made.x_hat, sae.decode(code), **EXACT)
-    torch.testing.assert_close(made.l1, code.sum(1).mean(), **EXACT)
+    penalised = pre if kind == "gated" else code
+    torch.testing.assert_close(made.l1, penalised.sum(1).mean(), **EXACT)
     assert made.l0 == pytest.approx(float((code > 0).sum(1).double().mean()), abs=1e-12)
     assert torch.equal(made.fired, (code > 0).any(0)) and not made.fired[:5].any()
-    if kind == "batch_topk":
+    if kind in BATCH_KINDS:
         assert made.l0 == sae.spec.top_k
+
+
+def dense_topk(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
+    code = closed_form(sae, x[None])[0]
+    return twin(x, sae.decode(code), code, code, x.new_zeros(()))
+
+
+def dense_matryoshka(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
+    code = torch.relu(sae.pre_activations(x))
+    code = code * (code >= code.flatten().topk(len(x) * sae.spec.top_k).values[-1])
+    nested = [code[:, :size] @ sae.W_dec[:size] + sae.b_dec for size in SIZES[:-1]]
+    kind_loss = sum((x - x_hat).pow(2).sum(1).mean() for x_hat in nested) / len(nested)
+    return twin(x, sae.decode(code), code, code, kind_loss)
+
+
+def dense_gated(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
+    gate = torch.relu(sae.pre_activations(x))
+    magnitude = (x - sae.b_dec) @ (sae.W_enc * sae.r_mag.exp()) + sae.b_mag
+    code = torch.relu(magnitude) * (gate > 0)
+    by_gate = gate @ sae.W_dec.detach() + sae.b_dec.detach()
+    return twin(x, sae.decode(code), code, gate, (x - by_gate).pow(2).sum(1).mean())
+
+
+def dense_jumprelu(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
+    """The straight-through gradient of the threshold as that of a term whose value is 0."""
+    pre, theta, eps = sae.pre_activations(x), sae.threshold, jumprelu.BANDWIDTH
+    active = (pre > theta) & (pre > 0)
+    near = ((pre - theta).abs() < eps / 2).detach() * (pre > 0)
+    moved = (theta - theta.detach()) * near / eps
+    code = pre * active - theta.detach() * moved
+    l0 = (active.double() - moved).sum(1).mean()
+    return twin(x, sae.decode(code), code, code, (l0 / sae.spec.top_k - 1) ** 2)
+
+
+def twin(
+    x: Tensor, x_hat: Tensor, code: Tensor, penalised: Tensor, kind_loss: Tensor
+) -> Reconstruction:
+    active = code.detach() > 0
+    l0 = float(active.sum()) / len(x)
+    return Reconstruction(x_hat, penalised.sum(1).mean(), l0, active.any(0), kind_loss)
+
+
+TWINS = {
+    "topk": dense_topk,
+    "matryoshka_batch_topk": dense_matryoshka,
+    "gated": dense_gated,
+    "jumprelu": dense_jumprelu,
+}
+
+
+@pytest.mark.parametrize("kind", TWINS)
+@pytest.mark.parametrize("row_block", [None, 7])
+def test_loss_and_gradients_are_those_of_the_dense_twin(
+    kind: str, row_block: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(jumprelu, "BANDWIDTH", 0.5)  # some pre-activations lie that near
+    sae, x = random_sae(kind), normal(30, 6)
+    values = []
+    for made in (sae.reconstruct(x, row_block), TWINS[kind](sae, x)):
+        loss = (x - made.x_hat).pow(2).sum(1).mean() + 0.3 * made.l1 + 0.7 * made.kind_loss
+        gradients = torch.autograd.grad(loss, list(sae.parameters()), materialize_grads=True)
+        values.append([loss, made.kind_loss, *gradients])
+    names = ["loss", "kind_loss", *dict(sae.named_parameters())]
+    for name, ours, dense in zip(names, *values, strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-10)
+        assert dense.abs().max() > 0.01 or (name, kind) == ("kind_loss", "topk"), name
+
+
+@pytest.mark.parametrize("row_block", [None, 7])
+def test_nested_reconstructions_are_those_of_the_first_features(row_block: int | None) -> None:
+    sae, x = random_sae("matryoshka_batch_topk"), normal(30, 6)
+    code = sparse_ops.batch_topk(x, sae.weights, 90, row_block=row_block)
+    nested = sae.nested_reconstructions(code)
+    assert nested.shape == (3, 30, 6)
+    for size, x_hat in zip(SIZES, nested, strict=True):
+        first = code.to_dense() * (torch.arange(20) < size)
+        torch.testing.assert_close(x_hat, sae.decode(first), **EXACT)
+
+
+def test_thresholds_of_jumprelu_start_where_k_features_exceed_them() -> None:
+    sae = build(spec("jumprelu", d_in=64, d_sae=512, top_k=16))
+    sae.initialise(generator(0, "weights"))
+    x = torch.randn(500, 64, generator=generator(1)) / 8  # E||x||^2 = 1
+    assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(16, rel=0.2)
+    assert sae.threshold.shape == (512,) and (sae.threshold > 0).all()
 
 
 def test_earlier_batches_do_not_change_a_training_batch() -> None:
@@ -201,6 +324,7 @@ def test_a_feature_of_the_encoder_is_contiguous(how: str, tmp_path: Path) -> Non
 def test_stored_tensors_are_contiguous(kind: str) -> None:
     sae = random_sae(kind)
     stored = sae.tensors()
+    own = {"gated": {"r_mag": (20,), "b_mag": (20,)}, "jumprelu": {"threshold": (20,)}}
     assert {name: tuple(tensor.shape) for name, tensor in stored.items()} == {
         "W_enc": (6, 20),
         "b_enc": (20,),
@@ -209,6 +333,7 @@ def test_stored_tensors_are_contiguous(kind: str) -> None:
         "threshold": (),
         "ever_fired": (20,),
         "num_batches_not_active": (20,),
+        **own.get(kind, {}),
     }
     assert all(t.is_contiguous() and not t.requires_grad for t in stored.values())
     assert torch.equal(stored["W_enc"], sae.W_enc)

@@ -82,6 +82,20 @@ EFFECTS: dict[str, Callable[[Result, Result], Any]] = {
     "--sae-type standard": lambda r, p: (
         r.sae.spec.sae_type == "standard" and ".sae.exp2" in r.folder.name and r.sae.threshold == 0
     ),
+    "--sae-type topk": lambda r, p: (
+        ".top4sae." in r.folder.name and (r.sae.encode(torch.randn(9, 32)) > 0).sum(1).max() == 4
+    ),
+    "--sae-type matryoshka_batch_topk --matryoshka-fractions 0.25 0.75": lambda r, p: (
+        ".mat4sae." in r.folder.name
+        and r.sae.spec.matryoshka_sizes == [16, 48, 64]
+        and r.history["kind_loss"][0] > 0
+    ),
+    "--sae-type jumprelu": lambda r, p: (
+        ".jump4sae." in r.folder.name and len(r.sae.threshold.unique()) > 32
+    ),
+    "--sae-type gated --sparsity-penalty 0.1": lambda r, p: (
+        ".gatedsae." in r.folder.name and r.sae.r_mag.any() and r.history["l1_contribution"][0] > 0
+    ),
     "--sae-expansion 3": lambda r, p: r.sae.W_dec.shape == (96, 32),
     "--sae-dtype bfloat16": lambda r, p: r.sae.W_dec.dtype == torch.bfloat16,
     "--sparsity-penalty 0.1": lambda r, p: (
@@ -195,6 +209,10 @@ def test_trust_remote_code_is_off_unless_asked_for(
     ("options", "message"),
     [
         ("--topk 0", "--topk 0"),
+        ("--sae-type jumprelu --topk 0", "--topk 0: a jumprelu SAE needs"),
+        ("--matryoshka-fractions 0.5 0.25", "--matryoshka-fractions 0.5 0.25"),
+        ("--matryoshka-fractions 0.5 1", "--matryoshka-fractions 0.5 1.0"),
+        ("--matryoshka-fractions 0", "--matryoshka-fractions 0.0"),
         ("--topk-aux 0", "--topk-aux 0"),
         ("--sae-expansion 0", "--sae-expansion 0"),
         ("--val-fraction 1", "--val-fraction 1.0"),

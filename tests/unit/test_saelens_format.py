@@ -38,15 +38,23 @@ def export(
     return sae, json.loads((folder / "cfg.json").read_text()), tensors
 
 
-@pytest.mark.parametrize(
-    ("kind", "architecture"), [("batch_topk", "jumprelu"), ("standard", "standard")]
-)
+OF_KIND = {
+    "batch_topk": {"architecture": "jumprelu"},
+    "topk": {"architecture": "topk", "k": 3},
+    "matryoshka_batch_topk": {"architecture": "jumprelu"},
+    "jumprelu": {"architecture": "jumprelu"},
+    "gated": {"architecture": "gated"},
+    "standard": {"architecture": "standard"},
+}
+
+
+@any_kind
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_configuration(kind: str, architecture: str, dtype: str, tmp_path: Path) -> None:
+def test_configuration(kind: str, dtype: str, tmp_path: Path) -> None:
     _, config, _ = export(kind, tmp_path / "sae", dtype)
     metadata = config.pop("metadata")
     assert config == {
-        "architecture": architecture,
+        **OF_KIND[kind],
         "d_in": 6,
         "d_sae": 20,
         "dtype": dtype,
@@ -71,22 +79,47 @@ def test_configuration(kind: str, architecture: str, dtype: str, tmp_path: Path)
 def test_tensors(kind: str, tmp_path: Path) -> None:
     sae, _, tensors = export(kind, tmp_path / "sae")
     shapes = {"W_enc": (6, 20), "W_dec": (20, 6), "b_enc": (20,), "b_dec": (6,)}
-    if kind == "batch_topk":
+    if kind == "gated":
+        shapes |= {"b_gate": shapes.pop("b_enc"), "r_mag": (20,), "b_mag": (20,)}
+    if OF_KIND[kind]["architecture"] == "jumprelu":
         shapes["threshold"] = (20,)
-        assert (tensors["threshold"] == float(sae.threshold)).all() and sae.threshold > 0
     assert {name: tensor.shape for name, tensor in tensors.items()} == shapes
-    for name in sae.weights._fields:
-        np.testing.assert_array_equal(tensors[name], getattr(sae, name).detach().numpy())
+    for name, tensor in tensors.items():
+        ours = getattr(sae, {"b_gate": "b_enc"}.get(name, name)).detach()
+        np.testing.assert_array_equal(tensor, ours.expand(tensor.shape).numpy())
+        assert tensor.any()
     np.testing.assert_allclose(np.linalg.norm(tensors["W_dec"], axis=1), 1, rtol=1e-6)
+
+
+def jumprelu(x: np.ndarray, t: dict[str, np.ndarray], _: dict[str, Any]) -> np.ndarray:
+    pre = x @ t["W_enc"] + t["b_enc"]
+    return np.maximum(pre, 0) * (pre > t["threshold"])
+
+
+def topk(x: np.ndarray, t: dict[str, np.ndarray], config: dict[str, Any]) -> np.ndarray:
+    pre = x @ t["W_enc"] + t["b_enc"]
+    least = np.sort(pre, axis=1)[:, -config["k"], None]
+    return np.maximum(np.where(pre >= least, pre, 0), 0)
+
+
+def gated(x: np.ndarray, t: dict[str, np.ndarray], _: dict[str, Any]) -> np.ndarray:
+    gate = x @ t["W_enc"] + t["b_gate"] > 0
+    return gate * np.maximum(x @ (t["W_enc"] * np.exp(t["r_mag"])) + t["b_mag"], 0)
+
+
+def standard(x: np.ndarray, t: dict[str, np.ndarray], _: dict[str, Any]) -> np.ndarray:
+    return np.maximum(x @ t["W_enc"] + t["b_enc"], 0)
+
+
+FORMULAS = {"jumprelu": jumprelu, "topk": topk, "gated": gated, "standard": standard}
+"""SAELens's encoders, on activations less `b_dec`."""
 
 
 @any_kind
 def test_saelens_formula_gives_the_same(kind: str, tmp_path: Path) -> None:
-    """`f = relu(pre) * (pre > threshold)` with `pre = (x - b_dec) @ W_enc + b_enc`."""
-    sae, _, tensors = export(kind, tmp_path / "sae")
+    sae, config, tensors = export(kind, tmp_path / "sae")
     x = 10 * normal(50, 6)
-    pre = (x.numpy() - tensors["b_dec"]) @ tensors["W_enc"] + tensors["b_enc"]
-    features = np.maximum(pre, 0) * (pre > tensors.get("threshold", 0.0))
+    features = FORMULAS[config["architecture"]](x.numpy() - tensors["b_dec"], tensors, config)
     x_hat = features @ tensors["W_dec"] + tensors["b_dec"]
     sae = sae.double().requires_grad_(False)
     np.testing.assert_allclose(sae.encode(x).numpy(), features, rtol=1e-9, atol=1e-9)

@@ -1,0 +1,90 @@
+"""JumpReLU SAEs (Rajamanoharan et al.: "Jumping Ahead: Improving Reconstruction Fidelity with
+JumpReLU Sparse Autoencoders", arXiv 2407.14435).
+
+Every feature has a threshold theta of its own, and is `pre` where `pre > theta` and 0 elsewhere.
+The loss is flat in theta almost everywhere, so that its gradient is estimated from the
+pre-activations near it, with a rectangle of width eps as the kernel (equations 11 and 12):
+
+    d JumpReLU / d theta = -theta / eps    d [pre > theta] / d theta = -1 / eps
+    where |pre - theta| < eps / 2, and 0 elsewhere
+
+What brings the code to k active features a token is the paper's penalty with a target,
+`(L0 / k - 1)^2`, L0 being the mean over the batch. Only the pairs above `theta - eps / 2` matter.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from itertools import islice
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from sae_core import sparse_ops
+from sae_core.kinds.batch_topk import CALIBRATION_BATCHES
+from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.sae_config import SAESpec
+
+BANDWIDTH = 0.1
+"""eps, for activations of `E||x||^2 = 1`."""
+
+
+class _Jump(Function):
+    """(P,) pre-activations and thresholds -> the features, and 1 where one is active."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(pre, theta)
+        active = ((pre > theta) & (pre > 0)).to(pre.dtype)
+        return pre * active, active
+
+    @staticmethod
+    def backward(ctx: Any, d_value: Tensor, d_active: Tensor) -> tuple[Tensor, Tensor]:
+        pre, theta = ctx.saved_tensors
+        active = (pre > theta) & (pre > 0)
+        near = (pre - theta).abs() < BANDWIDTH / 2
+        return d_value * active, -(theta * d_value + d_active) * near / BANDWIDTH
+
+
+class JumpReLUSAE(SparseAutoencoder):
+    """A learned threshold for each feature, in training and at inference."""
+
+    def __init__(self, spec: SAESpec) -> None:
+        super().__init__(spec)
+        # Where `top_k` of the pre-activations of random unit rows, of variance 1 / D, exceed it.
+        share = min(0.5, max(spec.top_k, 1) / spec.d_sae)
+        start = NormalDist(sigma=spec.d_in**-0.5).inv_cdf(1 - share)
+        del self.threshold
+        self.threshold = nn.Parameter(torch.full((spec.d_sae,), start))
+
+    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+        least = (self.threshold.detach() - BANDWIDTH / 2).clamp(min=0.0)
+        near = sparse_ops.encode_where(
+            x, self.weights, lambda pre: pre > least, row_block=row_block
+        )
+        column = near.pairs.column
+        value, active = _Jump.apply(near.value, self.threshold[column])
+        fired = torch.zeros_like(self.ever_fired)
+        fired[column[active > 0]] = True
+        l0 = active.sum() / len(x)
+        return Reconstruction(
+            x_hat=sparse_ops.decode(replace(near, value=value), self.weights),
+            l1=value.sum() / len(x),
+            l0=float(l0.detach()),
+            fired=fired,
+            kind_loss=(l0 / self.spec.top_k - 1).pow(2),
+        )
+
+    @torch.no_grad()
+    def calibrate(self, batches: Iterable[Tensor]) -> None:
+        """Shift all thresholds by one amount, at most half a bandwidth down, so that `batches`
+        have `top_k` active features a token on average."""
+        x = torch.cat(list(islice(batches, CALIBRATION_BATCHES)))
+        total = x.shape[0] * self.spec.top_k
+        least = (self.threshold - BANDWIDTH / 2).clamp(min=0.0)
+        near = sparse_ops.select(x, self.weights, lambda pre: pre > least)
+        above = near.value - self.threshold[near.pairs.column]
+        if above.numel() > total:
+            self.threshold += above.topk(total + 1).values[-2:].mean()
