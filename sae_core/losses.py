@@ -29,8 +29,9 @@ def normalised_residual_loss(residual: Tensor, prediction: Tensor) -> Tensor:
     nothing of what the live ones left over; 0 when nothing is left over.
     """
     residual = residual.detach()
-    variance = (residual - residual.mean(0)).pow(2).sum()
-    error = (prediction - residual).pow(2).sum()
+    mean = residual.mean(0).expand_as(residual)
+    variance = F.mse_loss(mean, residual, reduction="sum")
+    error = F.mse_loss(prediction, residual, reduction="sum")
     return torch.where(variance > 0, error / variance.clamp(min=1e-30), torch.zeros_like(error))
 
 

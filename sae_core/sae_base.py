@@ -22,6 +22,10 @@ ROW_BLOCK = 1024
 """Decoder rows that are projected at once: they stay in the cache."""
 
 
+AUXILIARY_STRIDE = 4
+"""The auxiliary loss looks at one in so many tokens."""
+
+
 class Reconstruction(NamedTuple):
     """A batch, encoded and decoded, and what the loss needs to know of it."""
 
@@ -65,6 +69,7 @@ class SparseAutoencoder(nn.Module, ABC):
         self.spec = spec
         self.precision: sparse_ops.Precision | None = None
         self._aux_bound = sparse_ops.LowerBound()
+        self._dead: tuple[Tensor, list[Tensor]] | None = None
         d_in, d_sae = spec.d_in, spec.d_sae
         # (D, F) as every SAE library has it, but laid out so that a feature is contiguous.
         self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
@@ -129,14 +134,22 @@ class SparseAutoencoder(nn.Module, ABC):
         """How badly the dead features explain what the live ones left over.
 
         The `top_k_aux` largest dead pre-activations a token, by one threshold for the batch,
-        reconstruct the residual (arXiv 2406.04093, section A.2). 0 without dead features.
+        reconstruct the residual (arXiv 2406.04093, section A.2). 0 without dead features. A share
+        of the tokens is enough for that: dead features learn from what all tokens lack.
+
+        It is computed on copies of the dead rows, whose gradient `add_dead_gradient` hands on: made
+        for all features, it would be zero but for a few rows and cost as much as the whole step.
         """
         dead = self.dead_features.nonzero().squeeze(1)
         if dead.numel() == 0:
             return x.new_zeros(())
-        weights = sparse_ops.Weights(
-            self.W_enc.T[dead].T, self.b_enc[dead], self.W_dec[dead], self.b_dec.detach()
-        )
+        x, x_hat = x[::AUXILIARY_STRIDE], x_hat[::AUXILIARY_STRIDE]
+        needs_gradient = torch.is_grad_enabled()
+        by_feature = self.W_enc.T, self.b_enc, self.W_dec
+        copies = [rows.detach()[dead].requires_grad_(needs_gradient) for rows in by_feature]
+        self._dead = (dead, copies) if needs_gradient else None
+        W_enc_FD, b_enc, W_dec = copies
+        weights = sparse_ops.Weights(W_enc_FD.T, b_enc, W_dec, self.b_dec.detach())
         total = x.shape[0] * min(self.spec.top_k_aux, dead.numel())
         code = sparse_ops.encode(
             x, weights, total, lower_bound=self._aux_bound.value, precision=self.precision
@@ -144,6 +157,18 @@ class SparseAutoencoder(nn.Module, ABC):
         self._aux_bound.update(code, total)
         prediction = sparse_ops.decode(code, weights) - weights.b_dec
         return losses.normalised_residual_loss(x - x_hat, prediction)
+
+    @torch.no_grad()
+    def add_dead_gradient(self) -> None:
+        """Add what the auxiliary loss's `backward` left at the dead rows to the gradients."""
+        if self._dead is None:
+            return
+        dead, copies = self._dead
+        self._dead = None
+        assert self.W_enc.grad is not None and self.b_enc.grad is not None
+        gradients = self.W_enc.grad.T, self.b_enc.grad, self.W_dec.grad
+        for gradient, copy_of_rows in zip(gradients, copies, strict=True):
+            gradient.index_add_(0, dead, copy_of_rows.grad)
 
     @property
     def dead_features(self) -> Tensor:

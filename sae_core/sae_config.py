@@ -49,8 +49,8 @@ class SAEConfig:
     (Matryoshka BatchTopK)."""
 
     topk_aux: int | None = None
-    """Dead features a token that the auxiliary loss uses; by default half the width of the
-    activation."""
+    """Dead features a token that the auxiliary loss uses; by default as many as `topk`, or
+    half the width of the activation for a kind without it."""
 
     n_batches_to_dead: int = 200
     """A feature that has not fired for this many batches counts as dead."""

@@ -143,7 +143,7 @@ def sae_spec(
         hook_name=hook.hook_name,
         hook_spec=hook.spec,
         top_k=sae.k,
-        top_k_aux=sae.topk_aux or max(1, d_in // 2),
+        top_k_aux=sae.topk_aux or sae.k or max(1, d_in // 2),
         n_batches_to_dead=sae.n_batches_to_dead,
         aux_penalty=sae.aux_penalty,
         sae_type=sae.sae_type,

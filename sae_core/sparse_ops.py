@@ -42,7 +42,7 @@ from torch.autograd import Function
 # PyTorch says this once a process of every CSR tensor; the one use here is covered by the tests.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
-BLOCK_BYTES = 2**24
+BLOCK_BYTES = 2**25
 """Pre-activations of one row block: about what a processor's cache holds."""
 
 BOUND_MARGIN = 0.95
@@ -172,20 +172,22 @@ def _bag(rows: Tensor, table: Sliced, offsets: Tensor, weight: Tensor) -> Tensor
     return out
 
 
-def _sampled_product(a: Tensor, b: Sliced, pairs: Pairs) -> Tensor:
+def _sampled_product(a: Sliced, b: Sliced, pairs: Pairs) -> Tensor:
     """(P,) dot products `a[row] . b[column]`, without the N x F matrix of all of them."""
-    if a.device.type not in ("cpu", "cuda"):
+    if len(a) != len(b):  # only one of them is worth slicing
+        a, b = (torch.cat(a, dim=1),), (torch.cat(b, dim=1),)
+    if a[0].device.type not in ("cpu", "cuda"):
         chunks = zip(pairs.row.split(SAMPLED_PAIRS), pairs.column.split(SAMPLED_PAIRS), strict=True)
-        return torch.cat([(a[row] * b[0][column]).sum(1) for row, column in chunks])
+        return torch.cat([(a[0][row] * b[0][column]).sum(1) for row, column in chunks])
     product = torch.sparse_csr_tensor(
         pairs.row_start,
         pairs.column,
-        a.new_zeros(len(pairs.row)),
+        a[0].new_zeros(len(pairs.row)),
         (pairs.n_rows, pairs.n_columns),
         check_invariants=False,
     )
-    for part_a, part_b in zip(a.split(b[0].shape[1], dim=1), b, strict=True):
-        torch.sparse.sampled_addmm(product, part_a.contiguous(), part_b.T, out=product)
+    for part_a, part_b in zip(a, b, strict=True):
+        torch.sparse.sampled_addmm(product, part_a, part_b.T, out=product)
     return product.values()
 
 
@@ -235,8 +237,8 @@ class _Product:
     def values(self, index: Tensor) -> Tensor:
         """(C,) the entries at positions `index`, ascending."""
         pairs = Pairs.at(index, len(self.x), len(self.b_enc))
-        W_enc_FD = _slices(self.W_enc.T, pairs)
-        return _sampled_product(self.x, W_enc_FD, pairs) + self.b_enc[pairs.column]
+        x, W_enc_FD = _slices(self.x, pairs), _slices(self.W_enc.T, pairs)
+        return _sampled_product(x, W_enc_FD, pairs) + self.b_enc[pairs.column]
 
 
 def kth_largest(value: Tensor, k: int) -> Tensor:
@@ -376,8 +378,9 @@ class _Decode(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (value,) = ctx.saved_tensors
         order, rows, offsets = ctx.pairs.by_column
-        d_value = _sampled_product(g, ctx.W_dec, ctx.pairs)
-        return None, d_value, _bag(rows, _slices(g, ctx.pairs), offsets, value[order])
+        g_slices = _slices(g, ctx.pairs)
+        d_value = _sampled_product(g_slices, ctx.W_dec, ctx.pairs)
+        return None, d_value, _bag(rows, g_slices, offsets, value[order])
 
 
 def _with_gradient(x: Tensor, code: SparseCode, weights: Weights) -> Tensor:

@@ -182,6 +182,7 @@ class Trainer:
         made = sae.reconstruct(x, self.row_block)
         terms = self._terms(x, made)
         terms.loss.backward()
+        sae.add_dead_gradient()
         sae.project_decoder_gradient()
         for stored, parameter in zip(self._as_stored, sae.parameters(), strict=True):
             stored.grad = _as_stored(parameter.grad)

@@ -104,7 +104,7 @@ EFFECTS: dict[str, Callable[[Result, Result], Any]] = {
     ),
     "--topk 2": lambda r, p: r.history["sparsity"] == [2, 2] and ".btop2sae." in r.folder.name,
     f"--topk-aux 3 {DYING}": lambda r, p: (
-        r.sae.spec.top_k_aux == 3 and p.sae.spec.top_k_aux == 16 and weights_differ(r, p)
+        r.sae.spec.top_k_aux == 3 and p.sae.spec.top_k_aux == 4 and weights_differ(r, p)
     ),
     DYING: lambda r, p: r.history["dead_features"][-1] > p.history["dead_features"][-1] == 0,
     f"--aux-penalty 0 {DYING}": lambda r, p: (

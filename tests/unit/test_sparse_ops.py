@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_core import sparse_ops
 from sae_core.losses import l1_loss, reconstruction_loss
+from sae_core.sae_base import AUXILIARY_STRIDE
 from sae_core.sparse_ops import (
     LowerBound,
     Precision,
@@ -243,23 +244,27 @@ def test_chunked_sampled_product_equals_the_csr_one(
     pairs = batch_topk(draw(17, D), make_weights(), 51).pairs
     a, b = draw(17, D, seed=8), draw(FEATURES, D, seed=9)
     expected = (a @ b.T)[pairs.row, pairs.column]
-    chunked = sparse_ops._sampled_product(a.as_subclass(Elsewhere), (b,), pairs)
-    sliced = sparse_ops._sampled_product(a, b.split(4, dim=1), pairs)
-    assert_same([chunked.as_subclass(Tensor), sliced], [expected, expected])
+    chunked = sparse_ops._sampled_product((a.as_subclass(Elsewhere),), (b,), pairs)
+    parts = [part.contiguous() for part in b.split(4, dim=1)]
+    sliced = sparse_ops._sampled_product(
+        [part.contiguous() for part in a.split(4, dim=1)], parts, pairs
+    )
+    one_sliced = sparse_ops._sampled_product((a,), parts, pairs)
+    assert_same([chunked.as_subclass(Tensor), sliced, one_sliced], [expected] * 3)
 
 
 @pytest.mark.parametrize("kind", ["batch_topk", "standard"])
 @pytest.mark.parametrize("n_dead", [0, 1, 3, 9, 20])
 def test_auxiliary_loss_equals_dense(n_dead: int, kind: str) -> None:
     """With `top_k_aux` 4: below it, above it, and every feature dead."""
-    sae, x, x_hat = random_sae(kind), normal(30, D), normal(30, D, seed=2).requires_grad_()
+    sae, x, x_hat = random_sae(kind), normal(90, D), normal(90, D, seed=2).requires_grad_()
     dead = torch.randperm(FEATURES, generator=torch.Generator().manual_seed(3))[:n_dead].sort()[0]
     sae.num_batches_not_active[dead] = sae.spec.n_batches_to_dead + 1
     loss = sae.auxiliary_loss(x, x_hat)
     if n_dead == 0:
         assert loss.item() == 0 and not loss.requires_grad
         return
-    residual = (x - x_hat).detach()
+    x, residual = x[::AUXILIARY_STRIDE], (x - x_hat).detach()[::AUXILIARY_STRIDE]
     b_dec = sae.b_dec.detach()
     some = Weights(sae.W_enc[:, dead], sae.b_enc[dead], sae.W_dec[dead], b_dec)
     prediction = dense_topk(x, some, len(x) * min(4, n_dead)) @ some.W_dec
@@ -267,9 +272,14 @@ def test_auxiliary_loss_equals_dense(n_dead: int, kind: str) -> None:
     expected = (prediction - residual).pow(2).sum() / variance
     learned = [sae.W_enc, sae.b_enc, sae.W_dec]
     assert_same([loss.detach()], [expected.detach()])
-    ours = torch.autograd.grad(loss, [*learned, sae.b_dec, x_hat], allow_unused=True)
-    assert_same(list(ours[:3]), list(torch.autograd.grad(expected, learned)))
-    assert ours[3:] == (None, None)  # the residual is a target, and the live part stays as it is
+    for parameter in learned:
+        parameter.grad = torch.ones_like(parameter)  # what the rest of the loss may have left
+    loss.backward()
+    sae.add_dead_gradient()
+    ours = [parameter.grad - 1 for parameter in learned]
+    assert_same(ours, list(torch.autograd.grad(expected, learned)))
+    # The residual is a target, and the live part stays as it is.
+    assert sae.b_dec.grad is None and x_hat.grad is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -279,4 +289,8 @@ def test_auxiliary_loss_of_a_perfect_reconstruction_is_0(dtype: torch.dtype) -> 
     loss = sae.auxiliary_loss(x, x.clone())
     assert loss.item() == 0
     loss.backward()
+    sae.W_enc.grad, sae.b_enc.grad, sae.W_dec.grad = map(
+        torch.zeros_like, (sae.W_enc, sae.b_enc, sae.W_dec)
+    )
+    sae.add_dead_gradient()
     assert torch.isfinite(sae.W_enc.grad).all()
