@@ -1,14 +1,19 @@
 # make run    the embedded default, end to end        make test   lint and all tests
-# make fmt    format everything                       make rulegraph   redraw the README's picture
+# make bench  times and qualities beside the peers'   make fmt    format everything
+# make rulegraph   redraw the README's picture
 
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := .venv-peers
 CORES ?= all
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-.PHONY: setup run test lint fmt rulegraph clean
+# Chapters that the benchmarks read; the shipped ones, or a folder that holds a folder a subject.
+CHAPTERS := sae_core/data/raw_data
+
+.PHONY: setup run test bench lint fmt rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -17,6 +22,11 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	  'error: Python 3.11 or newer is needed: make PYTHON=python3.11')"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	touch $@
+
+$(PEERS)/.installed: tests/tools/peers-requirements.txt
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --no-deps --requirement $<
 	touch $@
 
 run: setup
@@ -33,6 +43,12 @@ lint: setup
 
 test: lint
 	python -m pytest
+
+bench: setup $(PEERS)/.installed
+	PYTHONPATH=. $(PEERS)/bin/python tests/benchmarks/step.py
+	$(PEERS)/bin/python tests/benchmarks/memory.py
+	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
+	python tests/benchmarks/path.py --chapters $(CHAPTERS)
 
 fmt: setup
 	ruff check --fix .

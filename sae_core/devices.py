@@ -31,6 +31,13 @@ def pick_device(device: str) -> torch.device:
     return torch.device(device)
 
 
+def device_map(device: torch.device) -> torch.device | str:
+    """Where transformers is to put a model: on `device`, or on as many GPUs as it needs, one
+    filled after the other."""
+    several = device.type == "cuda" and torch.cuda.device_count() > 1
+    return "sequential" if several else device
+
+
 def pick_dtype(dtype: str, device: torch.device) -> torch.dtype:
     """The number format of that name; `auto` is bfloat16 where the hardware multiplies it fast
     (AVX512-BF16 or AMX on a CPU, bf16 tensor cores on CUDA) and float32 elsewhere."""

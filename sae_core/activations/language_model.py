@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from sae_core.devices import pick_dtype
+from sae_core.devices import device_map, pick_dtype
 from sae_core.errors import SAEError
 from sae_core.naming import hook_spec
 from sae_core.train_config import ModelConfig
@@ -87,12 +87,14 @@ class LanguageModel:
                 config.model_name,
                 dtype=dtype,
                 quantization_config=quantization,
-                device_map=device,
+                device_map=device_map(device),
                 output_loading_info=True,
                 **options,
             )
         except Exception as error:  # damaged files raise all kinds
             raise _cannot_load(config.model_name, error) from error
+        if device.type == "cuda" and {"cpu", "disk"} & set(model.hf_device_map.values()):
+            raise _cannot_load(config.model_name, "it is larger than the memory of the GPUs")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
             raise _cannot_load(config.model_name, f"its files lack weights: {missing}")
@@ -119,7 +121,7 @@ class LanguageModel:
         """(B, L) tokens -> (B, L, V) logits, and the activations at `hooks` on the way."""
         found: dict[Hook, Tensor] = {}
         with self._recording(hooks, found, stop=False):
-            return self.model(tokens.to(self.device), use_cache=False).logits, found
+            return self.model(tokens.to(self.device), use_cache=False).logits.to(self.device), found
 
     def resume(
         self,
@@ -144,7 +146,7 @@ class LanguageModel:
                 if hook.hook_name == "hook_resid_mid":
                     stack.enter_context(self._replacing_skip_path(hook, value))
             stack.enter_context(self._recording(hooks, found, stop=False))
-            return self.model(tokens.to(self.device), use_cache=False).logits, found
+            return self.model(tokens.to(self.device), use_cache=False).logits.to(self.device), found
 
     def _note_block_output(self, _: Any, args: tuple, output: Any) -> None:
         self._blocks_give_tuples = isinstance(output, tuple)
@@ -168,7 +170,7 @@ class LanguageModel:
         self, hooks: Sequence[Hook], found: dict[Hook, Tensor], stop: bool = True
     ) -> Iterator[None]:
         def record(hook: Hook, value: Tensor) -> None:
-            found[hook] = value.clone()  # some blocks add to it in place
+            found[hook] = value.to(self.device, copy=True)  # some blocks add to it in place
             if stop and len(found) == len(set(hooks)):
                 raise _Reached
 
@@ -191,13 +193,13 @@ class LanguageModel:
     def _replacing(self, site: _Site, value: Tensor) -> Iterator[None]:
         def new_input(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if args:
-                return (value.to(args[0].dtype), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": value.to(kwargs["hidden_states"].dtype)}
+                return (value.to(args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": value.to(kwargs["hidden_states"])}
 
         def new_output(_: Any, args: tuple, output: Any) -> Any:
             if isinstance(output, tuple):
-                return (value.to(output[0].dtype), *output[1:])
-            return value.to(output.dtype)
+                return (value.to(output[0]), *output[1:])
+            return value.to(output)
 
         if site.is_input:
             handle = site.module.register_forward_pre_hook(new_input, with_kwargs=True)
@@ -217,7 +219,8 @@ class LanguageModel:
         )
 
         def correct(_: Any, args: tuple, output: Any) -> Any:
-            total = _output(output) + (value - clean["mid"]).to(_output(output).dtype)
+            difference = value.to(clean["mid"].device) - clean["mid"]
+            total = _output(output) + difference.to(_output(output).dtype)
             return (total, *output[1:]) if isinstance(output, tuple) else total
 
         after = block.register_forward_hook(correct, prepend=True)

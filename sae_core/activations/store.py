@@ -11,8 +11,10 @@ A shard is a folder: `manifest.json`, and for each hook one file of raw activati
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +27,8 @@ from sae_core.seeding import generator
 
 SHUFFLE_TOKENS = 2**18
 """Activations that are shuffled together, at least (or all there are)."""
+
+Item = TypeVar("Item")
 
 Parts = dict[str, int]
 """Windows in each part of a shard: `train` and `validation`."""
@@ -62,17 +66,21 @@ class ActivationSource(ABC):
 
     def train_batches(self, epoch: int) -> Iterator[Tensor]:
         """(tokens_per_step, D) batches of one epoch, in the model's number format."""
-        order = torch.randperm(self.n_train, generator=generator(self.seed, "order", epoch))
         left_over: list[Tensor] = []
-        for number, indices in enumerate(order.split(self.shuffle_windows)):
-            rows = self.read("train", epoch, indices).flatten(0, 1)
-            draw = generator(self.seed, "shuffle", epoch, number)
-            rows = rows[torch.randperm(len(rows), generator=draw)]
+        for rows in self.shuffled(epoch):
             *batches, last = torch.cat([*left_over, rows]).split(self.tokens_per_step)
             yield from batches
             left_over = [last]
         if len(last) == self.tokens_per_step:
             yield last
+
+    def shuffled(self, epoch: int) -> Iterator[Tensor]:
+        """(about `SHUFFLE_TOKENS`, D) activations at a time, windows and tokens in random order."""
+        order = torch.randperm(self.n_train, generator=generator(self.seed, "order", epoch))
+        for number, indices in enumerate(order.split(self.shuffle_windows)):
+            rows = self.read("train", epoch, indices).flatten(0, 1)
+            draw = generator(self.seed, "shuffle", epoch, number)
+            yield rows[torch.randperm(len(rows), generator=draw)]
 
     def validation_batches(self) -> Iterator[Tensor]:
         """(at most tokens_per_step, D) batches of the validation windows, always the same."""
@@ -262,6 +270,9 @@ class CachedSource(ActivationSource):
             seed,
         )
 
+    def shuffled(self, epoch: int) -> Iterator[Tensor]:
+        return one_ahead(super().shuffled(epoch))  # the disk is read while the SAE trains
+
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
             indices = indices + epoch % self.passes * self.n_train
@@ -271,6 +282,16 @@ class CachedSource(ActivationSource):
             here = (indices >= first) & (indices < first + len(rows))
             out[here] = rows[indices[here] - first]
         return out
+
+
+def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The same items, each made in a thread while the one before is in use."""
+    end = object()
+    with ThreadPoolExecutor(1) as thread:
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
 
 
 def _cover(manifests: list[Manifest], part: str, total: int) -> bool:

@@ -1,7 +1,7 @@
 """Where batches come from: shards against the model itself, the shuffle, damaged shards."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +195,50 @@ def test_validation_batches_are_every_window_in_order() -> None:
     assert torch.equal(torch.cat(batches), expected)
     assert all(len(batch) <= 64 for batch in batches)
     assert list(Numbered(50, 0, 23, 64, 0).validation_batches()) == []
+
+
+# Memory, and reading ahead
+
+
+def anonymous_memory() -> int:
+    """Bytes that this process holds, mapped files not counted."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("RssAnon:")[1].split()[0])
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux's /proc")
+def test_a_store_larger_than_the_shuffle_is_read_in_bounded_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store of 256 MB, in a sparse file, and a shuffle of 4 MB."""
+    monkeypatch.setattr(store, "SHUFFLE_TOKENS", 2**11)
+    d_in, positions, n_windows = 512, 64, 2048
+    counts = {"train": n_windows, "validation": 0}
+    first, hooks = dict.fromkeys(counts, 0), [HOOKS[0].spec]
+    manifest = store.Manifest(hooks, "float32", d_in, positions, 1, counts, first, counts, None)
+    manifest.save(tmp_path / MANIFEST)
+    (tmp_path / f"{HOOKS[0].spec}.validation.bin").touch()
+    with (tmp_path / TRAIN).open("wb") as file:
+        file.truncate(4 * d_in * positions * n_windows)
+    source = cached(tmp_path)
+    assert source.shuffle_windows * positions == 2**11
+    before, most = anonymous_memory(), 0
+    for batch in source.train_batches(0):
+        most = max(most, anonymous_memory())
+        assert batch.shape == (STEP, d_in)
+    assert most - before < 64 * 2**20
+
+
+def test_what_fails_while_reading_ahead_is_raised() -> None:
+    def items() -> Iterator[int]:
+        yield from (1, 2)
+        raise SAEError("the third")
+
+    ahead = store.one_ahead(items())
+    assert (next(ahead), next(ahead)) == (1, 2)
+    with pytest.raises(SAEError, match="the third"):
+        next(ahead)
+    assert list(store.one_ahead(iter(range(5)))) == list(range(5))
 
 
 # Damage
