@@ -49,6 +49,7 @@ bench: setup $(PEERS)/.installed
 	$(PEERS)/bin/python tests/benchmarks/memory.py
 	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
 	python tests/benchmarks/path.py --chapters $(CHAPTERS)
+	PYTHONPATH=. python tests/benchmarks/end_to_end.py --chapters $(CHAPTERS)
 
 fmt: setup
 	ruff check --fix .

@@ -16,8 +16,8 @@ from sae_core.naming import SAE_FILES
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
 
-History = dict[str, list[float]]
-"""One list a metric, one entry an epoch."""
+History = dict[str, list[float | None]]
+"""One list a metric, one entry an epoch; None for an epoch without end-to-end steps."""
 
 OPTIONAL_TENSORS = {"ever_fired", "num_batches_not_active"}
 

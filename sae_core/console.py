@@ -9,7 +9,18 @@ from sae_core.checkpoint import History
 from sae_core.progress import progress_bar
 from sae_core.training import EpochRecord, Observer
 
-SHOWN = ("loss", "recon_loss", "sparsity", "dead_features", "val_loss", "val_sparsity")
+SHOWN = (
+    "loss",
+    "recon_loss",
+    "logit_kl",
+    "total_post_layer_mse",
+    "sparsity",
+    "dead_features",
+    "val_loss",
+    "val_logit_kl",
+    "val_sparsity",
+)
+"""Of an epoch's figures, those that it has."""
 
 
 class Console(Observer):

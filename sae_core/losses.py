@@ -1,8 +1,15 @@
 """The terms of the loss, each a scalar tensor. Shapes: N tokens, D activation width."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import Function
+
+LOGIT_ROWS = 256
+"""Tokens whose logits, V each, are in memory at once."""
 
 
 def reconstruction_loss(x: Tensor, x_hat: Tensor) -> Tensor:
@@ -45,3 +52,43 @@ def fraction_of_variance_unexplained(
     """
     variance = float(squared) - float(total.double().pow(2).sum()) / n_tokens
     return float(squared_error) / max(variance, 1e-30)
+
+
+class KnownGradient(Function):
+    """`KnownGradient.apply(x, value, gradient)`: the scalar `value`, when what its backward pass
+    would give `x` has been computed together with it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return g * ctx.saved_tensors[0], None, None
+
+
+def unembedded_kl(unembed: Callable[[Tensor], Tensor], clean: Tensor, spliced: Tensor) -> Tensor:
+    """`sum KL(p_clean || p_spliced)` over tokens, in nats, from final hidden states (N, D).
+
+    From the clean to the spliced model: `sum_v p_clean[v] (log p_clean[v] - log p_spliced[v])`.
+    `unembed` makes (n, V) logits of n hidden states. Value and gradient, which goes to `spliced`
+    alone, are computed together, `LOGIT_ROWS` tokens at a time: the N x V logits never exist.
+    """
+    wanted = spliced.requires_grad and torch.is_grad_enabled()
+    dtype = torch.promote_types(spliced.dtype, torch.float32)
+    total = torch.zeros((), dtype=dtype, device=spliced.device)
+    gradient = torch.empty_like(spliced) if wanted else None
+    for first in range(0, len(spliced), LOGIT_ROWS):
+        block = slice(first, first + LOGIT_ROWS)
+        with torch.no_grad():
+            log_p = F.log_softmax(unembed(clean[block]), dim=-1, dtype=dtype)
+        rows = spliced[block].detach().requires_grad_(wanted)
+        logits = unembed(rows)
+        log_q = F.log_softmax(logits.detach(), dim=-1, dtype=dtype)
+        p = log_p.exp()
+        total += torch.linalg.vecdot(p, log_p.sub_(log_q)).sum()
+        if gradient is not None:
+            d_logits = log_q.exp_().sub_(p).to(logits.dtype)  # d KL / d logits = q - p
+            [gradient[block]] = torch.autograd.grad(logits, rows, d_logits)
+    return total if gradient is None else KnownGradient.apply(spliced, total, gradient)

@@ -19,6 +19,7 @@ from sae_core.activations.token_windows import TokenWindows, read_windows, split
 from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
 from sae_core.data_processing.texts import read_texts
 from sae_core.devices import keep_freed_memory, pick_device, pick_precision
+from sae_core.end_to_end import EndToEnd, later_layers
 from sae_core.kinds import build
 from sae_core.naming import (
     BEST_CHECKPOINT,
@@ -56,6 +57,7 @@ class SAETrainer:
         source: activations at `hook`.
         origin: where they come from.
         checkpoints: folder that this run's checkpoints go into.
+        end_to_end: the losses of the end-to-end phase; None trains without one.
     """
 
     def __init__(
@@ -71,12 +73,15 @@ class SAETrainer:
         runtime: RuntimeConfig,
         checkpoints: Path,
         observer: Observer,
+        end_to_end: EndToEnd | None = None,
     ) -> None:
         self.training, self.runtime, self.observer = training, runtime, observer
         self.checkpoints = checkpoints
         self.dtype: torch.dtype = getattr(torch, sae.sae_dtype)
         device = pick_device(runtime.device)
         metadata = asdict(origin) | asdict(data) | {"training": asdict(training)}
+        if end_to_end is not None:
+            metadata["end_to_end"] = asdict(end_to_end.config)
         spec = sae_spec(sae, hook, d_in, device, metadata)
         self.sae = build(spec)
         self.sae.initialise(generator(data.seed, "weights"))
@@ -85,7 +90,12 @@ class SAETrainer:
         keep_freed_memory()
         rows = runtime.activation_batch_size
         self.loop = Trainer(
-            self.sae, source, training, observer, row_block=None if rows == "auto" else rows
+            self.sae,
+            source,
+            training,
+            observer,
+            row_block=None if rows == "auto" else rows,
+            end_to_end=end_to_end,
         )
 
     def train(self) -> None:
@@ -189,6 +199,7 @@ def _check(config: RunConfig, batch: bool) -> _Checked:
     device = pick_device(config.runtime.device)
     facts = model_facts(config.model)
     hook = choose_hook(config.hook, facts)
+    later_layers(config.end_to_end, hook, facts.n_layers)
     model_name, expansion = config.model.model_name, config.sae.sae_expansion
     name = path_component(
         config.output.run_name or run_name(model_name, *hook, config.sae.tag, expansion),
@@ -242,6 +253,11 @@ def train_from_model(config: RunConfig, observer: Observer, batch: bool = False)
         tokens_per_step=config.training.tokens_per_step,
         seed=config.data.seed,
     )
+    end_to_end = None
+    if config.end_to_end.use_end_to_end:
+        end_to_end = EndToEnd(
+            model, windows, run.hook, config.end_to_end, config.runtime.batch_size
+        )
     origin = Origin(
         model_name=config.model.model_name,
         model_commit=run.facts.commit,
@@ -261,6 +277,7 @@ def train_from_model(config: RunConfig, observer: Observer, batch: bool = False)
         runtime=config.runtime,
         checkpoints=run.checkpoints,
         observer=observer,
+        end_to_end=end_to_end,
     )
     trainer.train()
     return trainer.export(run.output)

@@ -1,8 +1,8 @@
 """Every setting of a training run, grouped; each field's docstring is its command-line help.
 
 The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`, `DataConfig`,
-`TrainingConfig`) stand apart from those that do not (`RuntimeConfig`, `OutputConfig`,
-`TrackingConfig`, `PublishingConfig`): the workflow retrains for the former only.
+`TrainingConfig`, `EndToEndConfig`) stand apart from those that do not (`RuntimeConfig`,
+`OutputConfig`, `TrackingConfig`, `PublishingConfig`): the workflow retrains for the former only.
 """
 
 import os
@@ -193,8 +193,8 @@ class OutputConfig:
 class EndToEndConfig:
     """Losses on what the language model does with the reconstruction."""
 
-    use_end_to_end: bool = False
-    """Add end-to-end losses."""
+    use_end_to_end: bool = True
+    """Add end-to-end losses in the last part of the training."""
 
     use_logit_kl: bool = True
     """The KL divergence of the model's predictions (end-to-end)."""
@@ -203,22 +203,34 @@ class EndToEndConfig:
     """The squared error of the later layers' residuals (end-to-end)."""
 
     logit_kl_weight: float = 1e-2
-    """Weight of the KL divergence."""
+    """Weight of the KL divergence; in a phase that is not the whole training, the default makes it
+    pull as hard as the reconstruction error, and another value in proportion."""
 
     block_mse_weight: float = 1e-3
-    """Weight of the later layers' error."""
+    """Weight of the later layers' error, in the same way."""
+
+    block_mse_layers: tuple[int, ...] = ()
+    """0-based layers behind the hook whose error counts; all of them when omitted."""
+
+    end_to_end_fraction: float = 0.1
+    """Share of the optimizer steps, the last ones, with end-to-end losses; 1 is every step."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "logit_kl_weight", "block_mse_weight")
+        if not 0 < self.end_to_end_fraction <= 1:
+            raise SAEError(
+                f"--end-to-end-fraction {self.end_to_end_fraction}: must be above 0 and at most 1; "
+                "without end-to-end losses, use --no-use-end-to-end"
+            )
         if self.use_end_to_end and not (self.use_logit_kl or self.use_block_mse):
             raise SAEError(
                 "--use-end-to-end needs --use-logit-kl or --use-block-mse; "
                 "switch one of them on, or use --no-use-end-to-end"
             )
-        for option in ("use_end_to_end", "use_block_mse", "logit_kl_weight", "block_mse_weight"):
-            if getattr(self, option) != getattr(type(self), option):
-                name = option.replace("_", "-")
-                raise SAEError(f"--{name} is not available yet; leave it out")
+        if min(self.block_mse_layers, default=0) < 0:
+            raise SAEError(f"--block-mse-layers {min(self.block_mse_layers)}: must be at least 0")
+        if self.block_mse_layers and not self.use_block_mse:
+            raise SAEError("--block-mse-layers needs --use-block-mse")
 
 
 def _environment(name: str, default: str | None = None) -> str | None:

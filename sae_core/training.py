@@ -8,11 +8,16 @@ with f the code, aux the auxiliary loss on dead features and own what the kind o
 short warm-up, and a linear decay to zero over the last fifth of the steps; decoder rows are kept
 at unit norm.
 
+In the end-to-end phase, the last steps, a batch is whole windows, and the loss gains the terms of
+`end_to_end.py`. The validation loss changes its meaning there: the best epoch is chosen anew among
+those that end in the phase, and if patience runs out before it, training goes on with the phase.
+
 The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`.
 """
 
 import math
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +28,7 @@ from torch import Tensor
 from sae_core import losses
 from sae_core.activations.store import ActivationSource
 from sae_core.checkpoint import History
+from sae_core.end_to_end import CleanPass, EndToEnd
 from sae_core.errors import SAEError
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
 from sae_core.train_config import TrainingConfig
@@ -101,7 +107,25 @@ class Normalisation(NamedTuple):
     def __call__(self, x: Tensor) -> Tensor:
         """(N, D) raw activations -> (at most N, D) float32."""
         x = x.to(self.mean.device, torch.float32)
-        return (x[x.norm(dim=1) <= self.max_norm] - self.mean) / self.scale
+        return self.scaled(x[x.norm(dim=1) <= self.max_norm])
+
+    def scaled(self, x: Tensor) -> Tensor:
+        """(N, D) float32 raw activations -> as they enter the SAE."""
+        return (x - self.mean) / self.scale
+
+    def raw(self, x_hat: Tensor) -> Tensor:
+        """(N, D) what the SAE gives -> raw activations."""
+        return x_hat * self.scale + self.mean
+
+
+class Batch(NamedTuple):
+    """The tokens of one step."""
+
+    x: Tensor
+    """(N, D) activations as they enter the SAE, outliers left out."""
+    n_outliers: int = 0
+    passes: Sequence[CleanPass] = ()
+    """The windows whose tokens they are; only in the end-to-end phase."""
 
 
 class Terms(NamedTuple):
@@ -114,6 +138,18 @@ class Terms(NamedTuple):
     l1_contribution: Tensor
     aux_loss: Tensor
     kind_loss: Tensor
+    end_to_end: dict[str, Tensor]
+    """What the phase adds, by its names in the history; without gradients."""
+
+    def by_name(self) -> dict[str, Tensor]:
+        """All of them, by the names in the history."""
+        terms = self._asdict()
+        return terms | terms.pop("end_to_end")
+
+    def detached(self) -> "Terms":
+        """For the record."""
+        *terms, end_to_end = self
+        return Terms(*(term.detach() for term in terms), end_to_end)
 
 
 def learning_rate(step: int, n_steps: int, peak: float) -> float:
@@ -130,6 +166,7 @@ class Trainer:
         sae: initialised, on the device to train on.
         source: batches of raw activations.
         row_block: tokens of SAE work at once; None chooses.
+        end_to_end: the losses of the end-to-end phase; None trains without one.
     """
 
     def __init__(
@@ -139,9 +176,10 @@ class Trainer:
         config: TrainingConfig,
         observer: Observer,
         row_block: int | None = None,
+        end_to_end: EndToEnd | None = None,
     ) -> None:
         self.sae, self.source, self.config = sae, source, config
-        self.observer, self.row_block = observer, row_block
+        self.observer, self.row_block, self.end_to_end = observer, row_block, end_to_end
         # As they lie in memory, which is as W_enc's transpose: fused Adam copies anything else.
         self._as_stored = [_as_stored(p.detach()) for p in sae.parameters()]
         self.optimizer = torch.optim.Adam(self._as_stored, lr=config.lr, fused=True)
@@ -151,36 +189,39 @@ class Trainer:
         self.tokens = self.outliers = 0
         self.best_epoch: int | None = None
         self._best_loss, self._epochs_since_best = math.inf, 0
+        self.n_steps = config.num_epochs * source.steps_per_epoch
+        self.n_local_steps = self.n_steps - (end_to_end.n_steps(self.n_steps) if end_to_end else 0)
+        self._in_phase = False
 
     def train(self) -> Iterator[EpochRecord]:
         """Train, and hand over a record after each epoch, when the SAE may be stored."""
         config, steps_per_epoch = self.config, self.source.steps_per_epoch
+        step = epoch = 0
         self.observer.on_start(config.num_epochs, steps_per_epoch)
-        for epoch in range(1, config.num_epochs + 1):
-            means = _Means()
-            for step, raw in enumerate(self._batches(epoch), start=1):
-                x = self.normalise(raw)
-                self.outliers += len(raw) - len(x)
-                done = (epoch - 1) * steps_per_epoch + step - 1
-                lr = learning_rate(done, config.num_epochs * steps_per_epoch, config.lr)
-                if len(x) == 0:
+        while step < self.n_steps:
+            epoch, means = step // steps_per_epoch + 1, _Means()
+            for batch in self._batches(step):
+                self.outliers += batch.n_outliers
+                lr = learning_rate(step, self.n_steps, config.lr)
+                step += 1
+                if len(batch.x) == 0:
                     continue
-                terms, l0 = self.step(x, lr)
-                self.tokens += len(x)
-                means.add(terms, l0, len(x))
-                self.observer.on_step(epoch, step, terms.loss, l0)
+                terms, l0 = self.step(batch, lr)
+                self.tokens += len(batch.x)
+                means.add(terms, l0, len(batch.x))
+                self.observer.on_step(epoch, step - (epoch - 1) * steps_per_epoch, terms.loss, l0)
             record = self._record(epoch, means)
             self.observer.on_epoch(record)
             yield record
             if self._patience_is_out():
-                break
+                step = self.n_local_steps if step <= self.n_local_steps else self.n_steps
         self.observer.on_end(self.history, stopped_early=epoch < config.num_epochs)
 
-    def step(self, x: Tensor, lr: float) -> tuple[Terms, float]:
-        """One optimizer step on a batch (N, D) of normalised activations: its terms, and L0."""
+    def step(self, batch: Batch, lr: float) -> tuple[Terms, float]:
+        """One optimizer step: its terms, and L0."""
         sae = self.sae
-        made = sae.reconstruct(x, self.row_block)
-        terms = self._terms(x, made)
+        made = sae.reconstruct(batch.x, self.row_block)
+        terms = self._terms(batch, made)
         terms.loss.backward()
         sae.add_dead_gradient()
         sae.project_decoder_gradient()
@@ -193,25 +234,77 @@ class Trainer:
         sae.zero_grad()
         sae.normalise_decoder()
         sae.record_activity(made.fired)
-        self._last_batch = x
-        return Terms(*(term.detach() for term in terms)), made.l0
+        self._last_batch = batch.x
+        return terms.detached(), made.l0
 
-    def _batches(self, epoch: int) -> Iterator[Tensor]:
-        batches = self.source.train_batches(epoch - 1)
-        if epoch > 1:
-            return batches
+    # Batches
+
+    def _batches(self, step: int) -> Iterator[Batch]:
+        """The rest of the epoch that has step `step` (of all), which is its first or the phase's:
+        shuffled activations, then, in the phase, whole windows."""
+        source = self.source
+        epoch, first = divmod(step, source.steps_per_epoch)
+        n_local = min(max(self.n_local_steps - step, 0), source.steps_per_epoch - first)
+        local = source.train_batches(epoch, n_local)
+        yield from map(self._local_batch, self._measure(local) if step == 0 else local)
+        for number in range(first + n_local, source.steps_per_epoch):
+            assert self.end_to_end is not None
+            indices = source.windows_of(epoch, number)
+            tokens = self.end_to_end.windows.train(source.pass_of(epoch), indices)
+            batch = self._window_batch(tokens)
+            if not self._in_phase and len(batch.x):
+                self._begin_phase(batch)
+            yield batch
+
+    def _measure(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
+        """Measure on the first of `batches` how activations enter the SAE; gives all of them."""
         sample = list(islice(batches, MEASURED_BATCHES))
+        measured = sample or list(self.source.train_batches(0, MEASURED_BATCHES))
         device = self.sae.b_dec.device
-        self.normalise = Normalisation.measure(torch.cat(sample).to(device, torch.float32))
+        self.normalise = Normalisation.measure(torch.cat(measured).to(device, torch.float32))
         return chain(sample, batches)
 
-    def _terms(self, x: Tensor, made: Reconstruction) -> Terms:
-        recon = losses.reconstruction_loss(x, made.x_hat)
-        aux = self.sae.auxiliary_loss(x, made.x_hat)
+    def _local_batch(self, raw: Tensor) -> Batch:
+        x = self.normalise(raw)
+        return Batch(x, len(raw) - len(x))
+
+    def _window_batch(self, tokens: Tensor) -> Batch:
+        assert self.end_to_end is not None
+        passes = self.end_to_end.clean(tokens, self.normalise.max_norm)
+        x = self.normalise.scaled(torch.cat([part.x[part.kept].float() for part in passes]))
+        return Batch(x, sum(part.n_outliers for part in passes), passes)
+
+    def _validation_batches(self) -> Iterator[Batch]:
+        if not self._in_phase:
+            return map(self._local_batch, self.source.validation_batches())
+        assert self.end_to_end is not None
+        windows = map(self.end_to_end.windows.validation, self.source.validation_windows())
+        return map(self._window_batch, windows)
+
+    # Losses and figures
+
+    def _begin_phase(self, batch: Batch) -> None:
+        """Forget the best epoch, and balance the end-to-end terms on the phase's first batch."""
+        assert self.end_to_end is not None
+        self._in_phase = True
+        self._best_loss, self._epochs_since_best = math.inf, 0
+        if self.n_local_steps > 0:
+            with torch.no_grad():
+                x_hat = self.sae.reconstruct(batch.x, self.row_block).x_hat
+            pull = 2 * (x_hat - batch.x).norm() / (len(batch.x) * self.normalise.scale)
+            self.end_to_end.balance(batch.passes, self.normalise.raw(x_hat), float(pull))
+
+    def _terms(self, batch: Batch, made: Reconstruction) -> Terms:
+        recon = losses.reconstruction_loss(batch.x, made.x_hat)
+        aux = self.sae.auxiliary_loss(batch.x, made.x_hat)
         recon_part = self.config.recon_weight * recon
         l1_part = self.sae.spec.l1_coefficient * made.l1
         loss = recon_part + l1_part + self.sae.spec.aux_penalty * aux + made.kind_loss
-        return Terms(loss, recon, made.l1, recon_part, l1_part, aux, made.kind_loss)
+        figures: dict[str, Tensor] = {}
+        if self.end_to_end is not None and batch.passes:
+            added, figures = self.end_to_end.loss(batch.passes, self.normalise.raw(made.x_hat))
+            loss = loss + added
+        return Terms(loss, recon, made.l1, recon_part, l1_part, aux, made.kind_loss, figures)
 
     def _record(self, epoch: int, means: "_Means") -> EpochRecord:
         metrics = means.values()
@@ -230,9 +323,16 @@ class Trainer:
             self.best_epoch, self._best_loss, self._epochs_since_best = epoch, val_loss, 0
         else:
             self._epochs_since_best += 1
-        for name, value in {"epoch": epoch, "tokens": self.tokens, **metrics}.items():
-            self.history.setdefault(name, []).append(value)
+        self._note({"epoch": epoch, "tokens": self.tokens, **metrics})
         return EpochRecord(epoch, self.config.num_epochs, self.tokens, metrics, improved)
+
+    def _note(self, entry: dict[str, float]) -> None:
+        """Add an epoch to the history; what it does not have, or no earlier one had, is None."""
+        n_before = len(self.history.get("epoch", []))
+        for name in [*self.history, *entry]:
+            column = self.history.setdefault(name, [None] * n_before)
+            if len(column) == n_before:
+                column.append(entry.get(name))
 
     def _patience_is_out(self) -> bool:
         patience = self.config.early_stopping_patience
@@ -246,11 +346,12 @@ class Trainer:
             return {}
         self.sae.calibrate(map(self.normalise, self.source.validation_batches()))
         means = _Means()
-        for x in map(self.normalise, self.source.validation_batches()):
+        for batch in self._validation_batches():
+            x = batch.x
             if len(x) == 0:  # nothing but outliers
                 continue
             made = self.sae.reconstruct_at_inference(x, self.row_block)
-            means.add(self._terms(x, made), made.l0, len(x))
+            means.add(self._terms(batch, made), made.l0, len(x))
         return means.values()
 
 
@@ -265,19 +366,18 @@ def _clip_gradients(tensors: list[Tensor]) -> None:
 
 
 class _Means:
-    """Means over tokens of the terms of many batches."""
+    """Means over tokens of the terms of many batches; of each, over the batches that have it."""
 
     def __init__(self) -> None:
-        self.tokens, self.l0 = 0, 0.0
-        self.sums = torch.zeros(len(Terms._fields), dtype=torch.double)
+        self.tokens: Counter[str] = Counter()
+        self.sums: Counter[str] = Counter()
 
     def add(self, terms: Terms, l0: float, n_tokens: int) -> None:
-        self.tokens += n_tokens
-        self.l0 += l0 * n_tokens
-        self.sums += torch.stack(terms).cpu().double() * n_tokens
+        named = terms.by_name()
+        values = torch.stack(list(named.values())).cpu().double() * n_tokens
+        self.sums.update(dict(zip(named, values.tolist(), strict=True)))
+        self.sums["sparsity"] += l0 * n_tokens
+        self.tokens.update(dict.fromkeys([*named, "sparsity"], n_tokens))
 
     def values(self) -> dict[str, float]:
-        means = (self.sums / max(self.tokens, 1)).tolist()
-        return dict(zip(Terms._fields, means, strict=True)) | {
-            "sparsity": self.l0 / max(self.tokens, 1)
-        }
+        return {name: total / self.tokens[name] for name, total in self.sums.items()}

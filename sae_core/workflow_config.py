@@ -21,6 +21,7 @@ from sae_core.naming import hook_spec, middle_layer, model_id, path_component, r
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
+    EndToEndConfig,
     EvaluationConfig,
     HarvestConfig,
     HookConfig,
@@ -114,6 +115,7 @@ class Plan:
 
     process: ProcessConfig
     training: TrainingConfig
+    end_to_end: EndToEndConfig
     harvest: HarvestConfig
     evaluation: EvaluationConfig
     runtime: RuntimeConfig
@@ -158,8 +160,10 @@ class Plan:
 
     def train_options(self, run: RunPlan) -> str:
         """What an SAE is made of, besides its activations."""
-        groups = [options(group) for group in (run.sae, self.training, run.model.data)]
-        return " ".join(filter(None, [f"--hook {run.hook_spec}", *groups]))
+        settings = [run.sae, self.training, run.model.data, self.end_to_end]
+        if self.end_to_end.use_end_to_end:
+            settings.append(self._load_settings(run.model))
+        return " ".join(filter(None, [f"--hook {run.hook_spec}", *map(options, settings)]))
 
     @staticmethod
     def _load_settings(model: ModelPlan) -> LoadConfig:
@@ -179,6 +183,7 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
     plan = Plan(
         process=_group(ProcessConfig, "chapters", chapters),
         training=_group(TrainingConfig, "training", section("training", {})),
+        end_to_end=_group(EndToEndConfig, "end_to_end", section("end_to_end", {})),
         harvest=_group(HarvestConfig, "harvest", section("harvest", {})),
         evaluation=_group(EvaluationConfig, "evaluation", section("evaluation", {})),
         runtime=_group(RuntimeConfig, "runtime", section("runtime", {})),

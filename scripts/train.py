@@ -1,11 +1,26 @@
-"""Stored activations -> one SAE directory."""
+"""Stored activations -> one SAE directory; the end-to-end phase also runs the language model."""
 
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sae_core import cli
+from sae_core.errors import SAEError
 from sae_core.sae_config import SAEConfig
-from sae_core.train_config import DataConfig, RuntimeConfig, TrainingConfig
+from sae_core.train_config import (
+    DataConfig,
+    EndToEndConfig,
+    LoadConfig,
+    ModelConfig,
+    RuntimeConfig,
+    TrainingConfig,
+)
+
+if TYPE_CHECKING:
+    from sae_core.activations.language_model import Hook
+    from sae_core.activations.store import CachedSource
+    from sae_core.end_to_end import EndToEnd
+    from sae_core.model_sources import ModelRecord
 
 
 @dataclass(frozen=True)
@@ -27,6 +42,8 @@ class Job:
     sae: SAEConfig = field(default_factory=SAEConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
+    load: LoadConfig = field(default_factory=LoadConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
 
 
@@ -41,6 +58,9 @@ def run(job: Job) -> None:
     source = CachedSource(
         job.shards, hook, tokens_per_step=job.training.tokens_per_step, seed=job.data.seed
     )
+    end_to_end = None
+    if job.end_to_end.use_end_to_end:
+        end_to_end = load_end_to_end(job, record, hook, source)
     origin = Origin(
         model_name=record.name,
         model_commit=record.commit,
@@ -60,9 +80,45 @@ def run(job: Job) -> None:
         runtime=job.runtime,
         checkpoints=job.checkpoints,
         observer=Console(job.runtime.log_freq),
+        end_to_end=end_to_end,
     )
     trainer.train()
     print(f"SAE: {trainer.export(job.output)}")
+
+
+def load_end_to_end(
+    job: Job, record: "ModelRecord", hook: "Hook", source: "CachedSource"
+) -> "EndToEnd":
+    """The model and the windows that the stored activations are of, ready for the phase.
+
+    Raises:
+        SAEError: they are of others.
+    """
+    from sae_core.activations.language_model import LanguageModel
+    from sae_core.activations.token_windows import read_windows
+    from sae_core.data_processing.texts import read_texts
+    from sae_core.devices import pick_device
+    from sae_core.end_to_end import EndToEnd, later_layers
+
+    later_layers(job.end_to_end, hook, record.n_layers)
+    texts = read_texts(job.texts, "--texts")
+    config = ModelConfig(model_name=record.path, **asdict(job.load))
+    model = LanguageModel.load(config, pick_device(job.runtime.device))
+    windows = read_windows(model.tokenizer, texts, job.data)
+    given = (
+        windows.n_train,
+        windows.n_validation,
+        windows.positions,
+        windows.bos,
+        str(model.dtype),
+    )
+    stored = (source.n_train, source.n_validation, source.positions, source.bos)
+    if given != (*stored, f"torch.{source.dtype}"):
+        raise SAEError(
+            f"{job.shards[0]}: holds activations of other texts, windows or model settings than "
+            "those given; harvest again"
+        )
+    return EndToEnd(model, windows, hook, job.end_to_end, job.runtime.batch_size)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
 from sae_core.errors import SAEError
 from sae_core.naming import hook_spec
@@ -62,6 +63,7 @@ class LanguageModel:
         self.tokenizer = tokenizer
         self._component = _block_component(model.config, type(model).__name__)
         self._blocks: nn.ModuleList = model.get_submodule(self._component.name)
+        self._base = model.get_submodule(self._component.name.rpartition(".")[0])
         self.n_layers = len(self._blocks)
         self.d_model: int = model.config.get_text_config().hidden_size
         self.device = next(model.parameters()).device
@@ -115,15 +117,24 @@ class LanguageModel:
         return found
 
     @torch.no_grad()
+    def hidden(
+        self, tokens: Tensor, hooks: Sequence[Hook] = ()
+    ) -> tuple[Tensor, dict[Hook, Tensor]]:
+        """(B, L) tokens -> (B, L, D) what `unembed` makes logits of, and the activations at
+        `hooks` on the way."""
+        found: dict[Hook, Tensor] = {}
+        with self._recording(hooks, found, stop=False):
+            return self._run_base(tokens), found
+
+    @torch.no_grad()
     def logits(
         self, tokens: Tensor, hooks: Sequence[Hook] = ()
     ) -> tuple[Tensor, dict[Hook, Tensor]]:
         """(B, L) tokens -> (B, L, V) logits, and the activations at `hooks` on the way."""
-        found: dict[Hook, Tensor] = {}
-        with self._recording(hooks, found, stop=False):
-            return self.model(tokens.to(self.device), use_cache=False).logits.to(self.device), found
+        hidden, found = self.hidden(tokens, hooks)
+        return self.unembed(hidden), found
 
-    def resume(
+    def resume_hidden(
         self,
         tokens: Tensor,
         residual: Tensor,
@@ -131,8 +142,8 @@ class LanguageModel:
         value: Tensor,
         hooks: Sequence[Hook] = (),
     ) -> tuple[Tensor, dict[Hook, Tensor]]:
-        """Logits when the (B, L, D) activations at `hook` are replaced by `value`, and the
-        activations at `hooks`, without running the blocks before the hook again.
+        """`hidden` when the (B, L, D) activations at `hook` are replaced by `value`, without
+        running the blocks before the hook again.
 
         `residual` is what the clean pass had at `resume_point(hook)`. Gradients flow to `value`.
         """
@@ -146,7 +157,33 @@ class LanguageModel:
                 if hook.hook_name == "hook_resid_mid":
                     stack.enter_context(self._replacing_skip_path(hook, value))
             stack.enter_context(self._recording(hooks, found, stop=False))
-            return self.model(tokens.to(self.device), use_cache=False).logits.to(self.device), found
+            return self._run_base(tokens), found
+
+    def resume(
+        self,
+        tokens: Tensor,
+        residual: Tensor,
+        hook: Hook,
+        value: Tensor,
+        hooks: Sequence[Hook] = (),
+    ) -> tuple[Tensor, dict[Hook, Tensor]]:
+        """`logits` of the same: what `unembed` makes of `resume_hidden`."""
+        hidden, found = self.resume_hidden(tokens, residual, hook, value, hooks)
+        return self.unembed(hidden), found
+
+    def unembed(self, hidden: Tensor) -> Tensor:
+        """(..., D) rows of `hidden` -> (..., V) logits, by the model's own forward, which may
+        scale or cap them. Gradients flow to `hidden`."""
+        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        unread = torch.zeros(rows.shape[:2], dtype=torch.long, device=self.device)
+        with forward_of([self._base], lambda *_, **__: BaseOutput((rows,))):
+            logits = self.model(unread, use_cache=False).logits
+        return logits.to(self.device).view(*hidden.shape[:-1], -1)
+
+    def _run_base(self, tokens: Tensor) -> Tensor:
+        """(B, L, D) what the model gives before it makes logits of it."""
+        output = self._base(tokens.to(self.device), use_cache=False)
+        return output.last_hidden_state.to(self.device)
 
     def _note_block_output(self, _: Any, args: tuple, output: Any) -> None:
         self._blocks_give_tuples = isinstance(output, tuple)
@@ -233,20 +270,10 @@ class LanguageModel:
     @contextmanager
     def _skipping(self, n_blocks: int, residual: Tensor) -> Iterator[None]:
         """The first `n_blocks` blocks do nothing, and the residual behind them is `residual`."""
-        skipped = list(self._blocks)[:n_blocks]
         value = residual.to(self.dtype)
         given = (value,) if self._blocks_give_tuples else value
-        before = [block.__dict__.get("forward") for block in skipped]
-        for block in skipped:
-            block.forward = lambda *_, **__: given
-        try:
+        with forward_of(list(self._blocks)[:n_blocks], lambda *_, **__: given):
             yield
-        finally:
-            for block, forward in zip(skipped, before, strict=True):
-                if forward is None:
-                    del block.forward
-                else:  # what a device map put there
-                    block.forward = forward
 
 
 def resume_point(hook: Hook) -> Hook:

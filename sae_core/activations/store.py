@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
@@ -64,30 +65,60 @@ class ActivationSource(ABC):
         """Windows whose activations are shuffled together."""
         return min(self.n_train, -(-SHUFFLE_TOKENS // self.positions))
 
-    def train_batches(self, epoch: int) -> Iterator[Tensor]:
-        """(tokens_per_step, D) batches of one epoch, in the model's number format."""
+    def pass_of(self, epoch: int) -> int:
+        """The pass over the texts, which cuts them in a way of its own, that an epoch reads."""
+        return epoch
+
+    def train_batches(self, epoch: int, n_steps: int | None = None) -> Iterator[Tensor]:
+        """(tokens_per_step, D) batches of one epoch, in the model's number format.
+
+        Of the first `n_steps` alone, if given: only the windows that they need are read.
+        """
+        order = self._order(epoch)
+        if n_steps is not None and n_steps < self.steps_per_epoch:
+            order = order[: -(-n_steps * self.tokens_per_step // self.positions)]
+        yield from islice(self._batches(epoch, order), n_steps)
+
+    def windows_of(self, epoch: int, step: int) -> Tensor:
+        """(W,) the training windows of step `step` (from 0) of an epoch, when it takes whole ones:
+        `tokens_per_step / positions` on average, and at least one.
+
+        They follow those that `train_batches` reads for the steps before.
+        """
+        tokens = max(self.tokens_per_step, self.positions)
+        first, last = (-(-number * tokens // self.positions) for number in (step, step + 1))
+        return self._order(epoch)[torch.arange(first, last) % self.n_train]
+
+    def _order(self, epoch: int) -> Tensor:
+        return torch.randperm(self.n_train, generator=generator(self.seed, "order", epoch))
+
+    def _batches(self, epoch: int, order: Tensor) -> Iterator[Tensor]:
         left_over: list[Tensor] = []
-        for rows in self.shuffled(epoch):
+        for rows in self.shuffled(epoch, order):
             *batches, last = torch.cat([*left_over, rows]).split(self.tokens_per_step)
             yield from batches
             left_over = [last]
         if len(last) == self.tokens_per_step:
             yield last
 
-    def shuffled(self, epoch: int) -> Iterator[Tensor]:
-        """(about `SHUFFLE_TOKENS`, D) activations at a time, windows and tokens in random order."""
-        order = torch.randperm(self.n_train, generator=generator(self.seed, "order", epoch))
+    def shuffled(self, epoch: int, order: Tensor) -> Iterator[Tensor]:
+        """(about `SHUFFLE_TOKENS`, D) activations at a time of the windows `order`, tokens in
+        random order."""
         for number, indices in enumerate(order.split(self.shuffle_windows)):
             rows = self.read("train", epoch, indices).flatten(0, 1)
             draw = generator(self.seed, "shuffle", epoch, number)
             yield rows[torch.randperm(len(rows), generator=draw)]
 
-    def validation_batches(self) -> Iterator[Tensor]:
-        """(at most tokens_per_step, D) batches of the validation windows, always the same."""
+    def validation_windows(self) -> Iterator[Tensor]:
+        """(W,) the validation windows of each validation batch, always the same."""
         per_batch = max(1, self.tokens_per_step // self.positions)
-        for indices in torch.arange(self.n_validation).split(per_batch):
-            if len(indices):
-                yield self.read("validation", 0, indices).flatten(0, 1)
+        if self.n_validation:
+            yield from torch.arange(self.n_validation).split(per_batch)
+
+    def validation_batches(self) -> Iterator[Tensor]:
+        """(at most tokens_per_step, D) batches of the validation windows."""
+        for indices in self.validation_windows():
+            yield self.read("validation", 0, indices).flatten(0, 1)
 
 
 class StreamingSource(ActivationSource):
@@ -115,7 +146,7 @@ class StreamingSource(ActivationSource):
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
-            tokens = self.windows.train(epoch, indices)
+            tokens = self.windows.train(self.pass_of(epoch), indices)
         else:
             tokens = self.windows.validation(indices)
         return torch.cat(
@@ -270,12 +301,15 @@ class CachedSource(ActivationSource):
             seed,
         )
 
-    def shuffled(self, epoch: int) -> Iterator[Tensor]:
-        return one_ahead(super().shuffled(epoch))  # the disk is read while the SAE trains
+    def shuffled(self, epoch: int, order: Tensor) -> Iterator[Tensor]:
+        return one_ahead(super().shuffled(epoch, order))  # the disk is read while the SAE trains
+
+    def pass_of(self, epoch: int) -> int:
+        return epoch % self.passes
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
-            indices = indices + epoch % self.passes * self.n_train
+            indices = indices + self.pass_of(epoch) * self.n_train
         pieces = self._maps[part]
         out = torch.empty(len(indices), *pieces[0][1].shape[1:], dtype=pieces[0][1].dtype)
         for first, rows in pieces:

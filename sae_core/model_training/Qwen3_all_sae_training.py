@@ -16,6 +16,7 @@ from sae_core.errors import SAEError
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
+    EndToEndConfig,
     HookConfig,
     ModelConfig,
     OutputConfig,
@@ -102,6 +103,7 @@ class BatchConfig:
     sae: BatchSAEConfig = field(default_factory=BatchSAEConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     runtime: BatchRuntimeConfig = field(default_factory=BatchRuntimeConfig)
+    end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     publishing: PublishingConfig = field(default_factory=PublishingConfig)
 
@@ -124,6 +126,7 @@ class BatchConfig:
             runtime=_as(
                 RuntimeConfig, self.runtime, batch_size=self.runtime.batch_size or plan.batch_size
             ),
+            end_to_end=self.end_to_end,
             tracking=self.tracking,
             publishing=self.publishing,
         )

@@ -95,7 +95,8 @@ def loss_curves(history: History, title: str) -> bytes:
     _over_epochs(dead, history, "dead_feature_percentage")
     for axes in (l0, dead):
         _from_zero(axes)
-    loss.legend(loc="upper right", ncols=2)
+    _end_to_end_phase(loss, history)
+    loss.legend(loc="upper right", ncols=3)
     return _svg(figure)
 
 
@@ -189,6 +190,15 @@ def _over_epochs(axes: Axes, history: History, key: str) -> None:
             axes.plot(epochs, history[name], form, color=colour, label=label)
     axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+
+
+def _end_to_end_phase(axes: Axes, history: History) -> None:
+    """A line where the loss gains the end-to-end terms, if that is not the beginning."""
+    column = history.get("logit_kl") or history.get("total_post_layer_mse") or []
+    epochs = [e for e, value in zip(history["epoch"], column, strict=False) if value is not None]
+    if epochs and epochs[0] > history["epoch"][0]:
+        look = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (4, 3))}
+        axes.axvline(epochs[0] - 0.5, **look, label="end-to-end from here")
 
 
 def _is_finite(value: float | None) -> bool:

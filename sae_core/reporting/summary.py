@@ -14,8 +14,9 @@ from sae_core.errors import SAEError
 Evaluation = dict[str, Any]
 """The contents of one `results/evaluations/<run_name>.json`."""
 
-History = dict[str, list[float]]
-"""The contents of one `history.json`: one list a metric, one entry an epoch."""
+History = dict[str, list[float | None]]
+"""The contents of one `history.json`: one list a metric, one entry an epoch; null where an epoch
+has no end-to-end losses."""
 
 SUMMARY_COLUMNS = (
     "run_name",

@@ -27,7 +27,7 @@ from sae_core.sae_config import SAEConfig
 from sae_core.sae_train import sae_spec
 from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
-from sae_core.training import Normalisation, Observer, Trainer, learning_rate
+from sae_core.training import Batch, Normalisation, Observer, Trainer, learning_rate
 
 ROWS = 512
 """Tokens whose dense code is in memory at once."""
@@ -103,7 +103,7 @@ def ours(data: Data, config: SAEConfig, lr: float, compute_dtype: str) -> Traine
     sae.initialise(generator(0, "weights"))
     trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), TrainingConfig(lr=lr), Observer())
     for step, x in enumerate(data.batches):
-        trainer.step(x, learning_rate(step, len(data.batches), lr))
+        trainer.step(Batch(x), learning_rate(step, len(data.batches), lr))
     sae.calibrate(iter([data.calibration]))
     return Trained(sae.pre_activations, sae.decode, float(sae.threshold))
 

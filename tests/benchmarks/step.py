@@ -26,7 +26,7 @@ from sae_core.sae_config import SAEConfig
 from sae_core.sae_train import sae_spec
 from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
-from sae_core.training import Observer, Trainer
+from sae_core.training import Batch, Observer, Trainer
 
 LR = 1e-3
 DEAD_SHARE = 0.2
@@ -97,7 +97,7 @@ def ours(shape: Shape, compute_dtype: str, dead: bool) -> Step:
         sae.num_batches_not_active[dead_features(shape)] = 10**6
         sae.W_enc.data[:, dead_features(shape)] *= 0.1
     trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), TrainingConfig(), Observer())
-    return lambda x: trainer.step(x, LR)
+    return lambda x: trainer.step(Batch(x), LR)
 
 
 def sae_lens(shape: Shape, dead: bool) -> Step:

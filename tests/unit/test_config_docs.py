@@ -21,6 +21,7 @@ from sae_core.model_sources import FetchConfig, SourceConfig
 from sae_core.sae_config import TAGS, SAEConfig
 from sae_core.train_config import (
     DataConfig,
+    EndToEndConfig,
     EvaluationConfig,
     HarvestConfig,
     HookConfig,
@@ -42,6 +43,7 @@ SECTIONS: dict[str, type] = {
     "windows": DataConfig,
     "sae": SAEConfig,
     "training": TrainingConfig,
+    "end_to_end": EndToEndConfig,
     "harvest": HarvestConfig,
     "evaluation": EvaluationConfig,
     "runtime": RuntimeConfig,
@@ -68,7 +70,12 @@ NO_OPTION = {"output"}
 """Fields of `ProcessConfig` that the workflow sets itself."""
 
 
-LIMITS = {"minimum": "at least", "exclusiveMinimum": "above", "exclusiveMaximum": "below"}
+LIMITS = {
+    "minimum": "at least",
+    "maximum": "at most",
+    "exclusiveMinimum": "above",
+    "exclusiveMaximum": "below",
+}
 """How the documentation calls the limits of a number."""
 
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 from families import FAMILIES, NAMES, OTHERS
-from tiny_model import N_LAYERS, VOCABULARY, WIDTH, make_tiny_model
+from tiny_model import N_LAYERS, VOCABULARY, WIDTH, configuration, make_tiny_model
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -117,6 +117,25 @@ def test_logits_are_the_models(pair: Pair) -> None:
     torch.testing.assert_close(logits, pair.bridge(pair.tokens), **CLOSE)
     for hook, value in pair.model.activations(pair.tokens, hooks).items():
         assert torch.equal(found[hook], value)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+def test_logits_of_some_rows_are_the_models(family: str) -> None:
+    torch.manual_seed(0)
+    config = OTHERS[family] if family in OTHERS else configuration(family)
+    model = LanguageModel(AutoModelForCausalLM.from_config(config), tokenizer=None)
+    if family == "gemma2":  # its logits are capped at 30
+        model.model.get_output_embeddings().weight.data.mul_(100)
+    tokens = torch.arange(14).view(2, 7)
+    with torch.no_grad():
+        expected = model.model(tokens).logits
+    hidden, _ = model.hidden(tokens)
+    torch.testing.assert_close(model.unembed(hidden), expected)
+    torch.testing.assert_close(model.unembed(hidden[1, 2:5]), expected[1, 2:5])
+    assert "forward" not in model._base.__dict__
+    rows = hidden[0].requires_grad_()
+    [gradient] = torch.autograd.grad(model.unembed(rows)[:, 3].sum(), rows)
+    assert gradient.abs().sum() > 0
 
 
 # Resuming

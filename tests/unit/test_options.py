@@ -34,7 +34,8 @@ def base(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: list
     data.write_text(json.dumps(texts))
     return (
         f"--model-name {tiny_model} --data-path {data} --model-dtype float32 --device cpu "
-        "--num-epochs 2 --max-text-length 32 --tokens-per-step 256 --sae-expansion 2 --topk 4"
+        "--num-epochs 2 --max-text-length 32 --tokens-per-step 256 --sae-expansion 2 --topk 4 "
+        "--no-use-end-to-end"
     ).split()
 
 
@@ -56,6 +57,8 @@ def plain(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> Result:
 def weights_differ(result: Result, plain: Result) -> bool:
     return not torch.equal(result.sae.W_dec, plain.sae.W_dec)
 
+
+ALL = "--use-end-to-end --end-to-end-fraction 1"
 
 DYING = "--n-batches-to-dead 1 --topk 1 --tokens-per-step 16 --sae-expansion 8"
 """So few features fire in a batch that many count as dead at once."""
@@ -131,6 +134,30 @@ EFFECTS: dict[str, Callable[[Result, Result], Any]] = {
     "--num-epochs 4 --early-stopping-patience 0 --early-stopping-min-delta 10": lambda r, p: (
         r.history["epoch"] == [1, 2, 3, 4]
     ),
+    "--use-end-to-end": lambda r, p: (
+        [kl is None for kl in r.history["logit_kl"]] == [True, False]
+        and r.history["loss"][0] == p.history["loss"][0]
+        and weights_differ(r, p)
+        and not any("kl" in name or "mse" in name for name in p.history)
+        and not any("mse" in name for name in r.history)
+    ),
+    ALL: lambda r, p: None not in r.history["logit_kl"],
+    f"{ALL} --use-block-mse --no-use-logit-kl": lambda r, p: (
+        {"2_mse", "3_mse", "val_3_mse", "total_post_layer_mse", "block_mse_contribution"}
+        <= set(r.history)
+        and "logit_kl" not in r.history
+    ),
+    f"{ALL} --use-block-mse --block-mse-layers 3": lambda r, p: (
+        "2_mse" not in r.history
+        and r.history["total_post_layer_mse"] == pytest.approx(r.history["3_mse"])
+    ),
+    f"{ALL} --use-block-mse --block-mse-weight 0.25": lambda r, p: (
+        r.history["block_mse_contribution"][0]
+        == pytest.approx(0.25 * r.history["total_post_layer_mse"][0])
+    ),
+    f"{ALL} --logit-kl-weight 0.25": lambda r, p: (
+        r.history["kl_contribution"][0] == pytest.approx(0.25 * r.history["logit_kl"][0])
+    ),
 }
 
 
@@ -139,6 +166,17 @@ def test_option_has_its_effect(
     options: str, base: list[str], plain: Result, tmp_path: Path
 ) -> None:
     assert EFFECTS[options](train(base, tmp_path, *options.split()), plain)
+
+
+def test_layers_that_do_not_lie_behind_the_hook_are_named_before_the_model_is_loaded(
+    base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr("sae_core.activations.language_model.LanguageModel.load")
+    options = ["--use-end-to-end", "--use-block-mse", "--block-mse-layers", "1", "2"]
+    with pytest.raises(SAEError, match="--block-mse-layers 1: .* behind blocks.1.* are 2 to 3"):
+        train(base, tmp_path, *options)
+    with pytest.raises(SAEError, match="--use-block-mse: no layer lies behind blocks.3."):
+        train(base, tmp_path, *options[:2], "--hook-layer", "3")
 
 
 @pytest.mark.parametrize("options", ["--batch-size 1", "--activation-batch-size 7"])
@@ -219,10 +257,12 @@ def test_trust_remote_code_is_off_unless_asked_for(
         ("--lr 0", "--lr 0"),
         ("--batch-size 0", "--batch-size 0"),
         ("--hook-layer -1", "--hook-layer -1"),
-        ("--use-end-to-end", "--use-end-to-end is not available yet"),
         ("--use-end-to-end --no-use-logit-kl", "--use-logit-kl or --use-block-mse"),
-        ("--use-block-mse", "not available yet"),
-        ("--logit-kl-weight 0.5", "not available yet"),
+        ("--end-to-end-fraction 0", "--end-to-end-fraction 0"),
+        ("--end-to-end-fraction 1.5", "--end-to-end-fraction 1.5"),
+        ("--block-mse-layers 3", "--block-mse-layers needs --use-block-mse"),
+        ("--use-block-mse --block-mse-layers -1", "--block-mse-layers -1"),
+        ("--logit-kl-weight -1", "--logit-kl-weight -1"),
         ("--block-mse-weight -1", "--block-mse-weight -1"),
         ("--wandb", "--wandb is not available yet"),
         ("--wandb-log-final-artifact", "--wandb-log-final-artifact"),
@@ -281,8 +321,9 @@ def test_defaults_are_those_that_the_design_names() -> None:
         "aux_penalty": 0.03125, "num_epochs": 10, "tokens_per_step": 4096, "batch_size": 8,
         "activation_batch_size": "auto", "max_text_length": 512, "lr": 1e-3, "recon_weight": 1,
         "log_freq": 100, "checkpoint_freq": 2, "early_stopping_patience": 2,
-        "early_stopping_min_delta": 0, "use_logit_kl": True, "use_block_mse": False,
-        "logit_kl_weight": 1e-2, "block_mse_weight": 1e-3, "wandb_mode": "online",
+        "early_stopping_min_delta": 0, "use_end_to_end": True, "use_logit_kl": True,
+        "use_block_mse": False, "logit_kl_weight": 1e-2, "block_mse_weight": 1e-3,
+        "block_mse_layers": (), "end_to_end_fraction": 0.1, "wandb_mode": "online",
         "output_root": Path("sae_core/pretrained_models"),
         "checkpoint_root": Path("sae_core/checkpoints"),
     }  # fmt: skip

@@ -103,6 +103,15 @@ def test_loss_curves_of_one_epoch_without_validation():
     assert "training" in shown and "validation" not in shown
 
 
+@pytest.mark.parametrize(
+    ("column", "marked"), [([None, None, 0.3], True), ([0.5, 0.4, 0.3], False), (None, False)]
+)
+@pytest.mark.parametrize("name", ["logit_kl", "total_post_layer_mse"])
+def test_loss_curves_show_where_the_end_to_end_phase_begins(name, column, marked):
+    history = a_history() | ({name: column, f"val_{name}": column} if column else {})
+    assert ("end-to-end from here" in words(plots.loss_curves(history, "my run"))) == marked
+
+
 def test_density_names_the_run_and_counts_what_never_fired():
     shown = words(plots.density(an_evaluation()))
     assert "org_model.blocks.9.hook_resid_post.btop32sae.exp8" in shown

@@ -1,13 +1,12 @@
 """The pairwise arithmetic against its dense twin, in float64: values, gradients and memory."""
 
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
+from memory import LargestTensor
 from synthetic import normal, random_sae
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_core import sparse_ops
 from sae_core.losses import l1_loss, reconstruction_loss
@@ -193,22 +192,6 @@ def test_pairs_are_exactly_n_times_k_in_order() -> None:
     assert torch.equal(pairs.column[order], pairs.column.sort().values)
     assert torch.equal(rows, pairs.row[order])
     assert torch.equal(torch.diff(offsets), pairs.counts())
-
-
-class LargestTensor(TorchDispatchMode):
-    """The number of entries of the largest tensor that was made."""
-
-    entries = 0
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in result if isinstance(result, (tuple, list)) else [result]:
-            if isinstance(tensor, Tensor):
-                sparse = tensor.layout is not torch.strided
-                size = tensor._nnz() if sparse else tensor.untyped_storage().nbytes()
-                entries = size if sparse else size // tensor.element_size()
-                self.entries = max(self.entries, entries)
-        return result
 
 
 @pytest.mark.parametrize("lower_bound", [0.0, 3.0, TOO_HIGH])

@@ -197,6 +197,45 @@ def test_validation_batches_are_every_window_in_order() -> None:
     assert list(Numbered(50, 0, 23, 64, 0).validation_batches()) == []
 
 
+@pytest.mark.parametrize("shuffle_tokens", [1, 10 * 23, 10**6])
+@pytest.mark.parametrize("n_steps", [0, 1, 7, 17, 18])
+def test_first_batches_of_an_epoch_read_the_windows_they_need(
+    n_steps: int, shuffle_tokens: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "SHUFFLE_TOKENS", shuffle_tokens)
+    source, read = numbered(), []
+    numbers = source.read
+    source.read = lambda *given: read.append(given[2]) or numbers(*given)  # type: ignore
+    batches = list(source.train_batches(0, n_steps))
+    assert source.steps_per_epoch == 17
+    assert [batch.shape for batch in batches] == [(64, 1)] * min(n_steps, 17)
+    if n_steps < 17:
+        needed = -(-n_steps * 64 // 23)
+        assert torch.equal(torch.cat([torch.empty(0), *read]), source._order(0)[:needed])
+
+
+@pytest.mark.parametrize("tokens_per_step", [23, 40, 64, 115, 10**6])
+def test_whole_windows_follow_those_that_batches_read(tokens_per_step: int) -> None:
+    """Steps share no window, and between them take what their batches would."""
+    source = numbered(tokens_per_step)
+    steps = [source.windows_of(1, step) for step in range(source.steps_per_epoch)]
+    taken = torch.cat(steps)
+    assert torch.equal(taken, source._order(1)[: len(taken)])
+    for n_steps, before in enumerate(steps):
+        first = source._order(1).tolist().index(int(before[0]))
+        assert first == -(-n_steps * source.tokens_per_step // 23)
+    sizes = {len(step) for step in steps}
+    assert max(sizes) - min(sizes) <= 1
+
+
+def test_a_step_shorter_than_a_window_takes_a_whole_one() -> None:
+    source = numbered(tokens_per_step=5)
+    steps = [source.windows_of(0, step) for step in range(source.steps_per_epoch)]
+    assert [len(step) for step in steps] == [1] * (50 * 23 // 5)
+    order = source._order(0).tolist()
+    assert [int(step) for step in steps] == [order[i % 50] for i in range(len(steps))]
+
+
 # Memory, and reading ahead
 
 

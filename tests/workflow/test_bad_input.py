@@ -10,6 +10,7 @@ import pytest
 from project import Project
 from running import Run
 
+TEXTS = "data/processed_textbooks_all.json"
 SINGLE = "sae_core/model_training/single_sae_training.py"
 
 
@@ -31,6 +32,14 @@ SINGLE = "sae_core/model_training/single_sae_training.py"
         (lambda c: c["models"][0].update(name="../up"), "models[0].name"),
         (lambda c: c["models"][0].update(source={"wheel": "a==1"}), "models[0].source"),
         (lambda c: c["sae"].update(topk=0), "sae.topk: 0"),
+        (
+            lambda c: c.update(end_to_end={"end_to_end_fraction": 0}),
+            "end_to_end.end_to_end_fraction: 0",
+        ),
+        (
+            lambda c: c.update(end_to_end={"use_logit_kl": False}),
+            "end_to_end: use_end_to_end needs use_logit_kl or use_block_mse",
+        ),
         (lambda c: c.update(tracking={"wandb": True}), "tracking: wandb is not available yet"),
         (
             lambda c: c.update(publishing={"upload_to_hf": True, "hf_repo_id": None}),
@@ -75,6 +84,33 @@ def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Pro
     printed = project.snakemake(ok=False)
     assert "--hook-layer 4: the model's layers are 0 to 3" in printed
     assert "Loading weights" not in failed_log(project, printed, "harvest")
+
+
+@pytest.mark.xdist_group("completed")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ("", "holds activations of other texts, windows or model settings"),
+        ("--use-block-mse --block-mse-layers 2", "--block-mse-layers 2: the layers behind"),
+    ],
+)
+def test_training_checks_what_the_end_to_end_phase_is_given(
+    completed: Project, run: Run, tmp_path: Path, options: str, message: str
+) -> None:
+    """The stored activations are of windows of 32 tokens, not of the default's 512."""
+    results = completed.folder / "results"
+    done = run(
+        *(completed.folder / "scripts/train.py", "--texts", results / TEXTS),
+        *("--record", results / "models/tiny.json", "--hook", "blocks.2.hook_resid_post"),
+        *("--shards", next(results.glob("activations/tiny/*/*/0")), "--device", "cpu"),
+        *("--output", tmp_path / "sae", "--checkpoints", tmp_path / "points"),
+        *options.split(),
+        ok=False,
+        env={"PYTHONPATH": str(completed.folder)},
+    )
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ") and message in line
+    assert not (tmp_path / "sae").exists()
 
 
 @pytest.mark.parametrize(

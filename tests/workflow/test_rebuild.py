@@ -136,6 +136,24 @@ def test_changing_a_training_setting_retrains_from_the_same_activations(
     assert jobs.rules["harvest"] == 0
 
 
+@pytest.mark.parametrize(
+    "values", [{"use_end_to_end": False}, {"logit_kl_weight": 0.02}, {"use_block_mse": True}]
+)
+def test_changing_the_end_to_end_losses_retrains_from_the_same_activations(
+    completed: Project, values: dict[str, Any]
+) -> None:
+    with configured(completed, lambda config: config.update(end_to_end=values)):
+        jobs = completed.planned()
+    assert jobs.runs["train"] == jobs.runs["evaluate"] == ALL
+    assert jobs.rules["harvest"] == 0
+
+
+def test_training_ends_with_end_to_end_losses(completed: Project) -> None:
+    history = json.loads((completed.folder / f"results/saes/{RUN}/history.json").read_text())
+    for name in ("logit_kl", "kl_contribution", "val_logit_kl"):
+        assert history[name][0] is None and history[name][1] > 0
+
+
 def test_changing_the_windows_harvests_again(completed: Project) -> None:
     with configured(completed, lambda config: config["windows"].update(max_text_length=16)):
         jobs = completed.planned()

@@ -1,4 +1,4 @@
-# Activations -> one SAE directory.
+# Activations -> one SAE directory. The end-to-end phase also runs the language model.
 
 
 rule train:
@@ -19,6 +19,7 @@ rule train:
         gpu=1,
         # What changes no result stands here, not in params: a change of it reruns nothing.
         device=PLAN.runtime.device,
+        batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
         activation_batch_size=lambda wildcards: model_plan(wildcards).runtime.activation_batch_size,
         log_freq=PLAN.runtime.log_freq,
         checkpoint_freq=PLAN.runtime.checkpoint_freq,
@@ -29,6 +30,7 @@ rule train:
     shell:
         "python $SCRIPTS/train.py --texts {input.texts} --record {input.record}"
         " --shards {input.shards} {params.options} --device {resources.device}"
+        " --batch-size {resources.batch_size}"
         " --activation-batch-size {resources.activation_batch_size}"
         " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"
         " --checkpoints results/checkpoints/{wildcards.run} --output {params.folder}"

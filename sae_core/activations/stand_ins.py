@@ -1,0 +1,34 @@
+"""Parts of a model that do something else for a while."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class BaseOutput(tuple):
+    """What a base model gives, as any causal model's own forward reads it."""
+
+    @property
+    def last_hidden_state(self) -> Tensor:
+        return self[0]
+
+    def __getattr__(self, name: str) -> None:
+        """Caches, attentions, routers: there are none."""
+
+
+@contextmanager
+def forward_of(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Iterator[None]:
+    """The modules do this instead."""
+    before = [module.__dict__.get("forward") for module in modules]
+    for module in modules:
+        module.forward = forward
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                del module.forward
+            else:  # what a device map put there
+                module.forward = own

@@ -1,0 +1,191 @@
+"""What a short end-to-end phase is worth: local losses only, a phase at the end, and end-to-end
+losses throughout, at equal tokens and seed, each evaluated on the same held-out windows.
+
+Prints a Markdown table: the cross-entropy that the SAE costs (`ce_sae - ce_clean`) when every token
+is spliced, and when attention sinks (outliers, and a window's first token), which never train an
+SAE, keep their activation; FVU, L0, KL, dead features, minutes of training, and the second gap and
+the time as multiples of those of local losses only.
+The local steps read their activations from the model too, so that "times" are beside a streaming
+run; from stored activations local training is several times faster.
+"""
+
+import json
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from demo_model import demo_record, read_chapters
+from machine import describe
+
+from sae_core import cli
+from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.store import StreamingSource
+from sae_core.activations.token_windows import TokenWindows, read_windows
+from sae_core.checkpoint import load_sae
+from sae_core.console import Console
+from sae_core.devices import pick_device
+from sae_core.end_to_end import EndToEnd
+from sae_core.evaluation.metrics import evaluate
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_config import SAEConfig
+from sae_core.sae_train import Origin, SAETrainer
+from sae_core.train_config import (
+    DataConfig,
+    EndToEndConfig,
+    ModelConfig,
+    RuntimeConfig,
+    TrainingConfig,
+)
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train on, and how long."""
+
+    chapters: Path = Path("sae_core/data/raw_data")
+    """A folder that holds a folder of Markdown chapters a subject."""
+
+    tokens: int = 200_000
+    """Training tokens of each SAE, about."""
+
+    layer: int = 14
+    """0-based layer; the hook is hook_resid_post."""
+
+    model: Path | None = None
+    """Directory of a language model; the demo's when omitted."""
+
+    topk: int = 32
+    """Mean number of active features a token."""
+
+    expansion: int = 8
+    """Number of features, as a multiple of the activation's width."""
+
+    lr: float = 2e-3
+    """Peak learning rate."""
+
+    tokens_per_step: int = 4096
+    """Tokens in an optimizer step."""
+
+    length: int = 128
+    """Tokens in a window."""
+
+    batch_size: int = 8
+    """Windows in a forward pass of the language model."""
+
+    fractions: tuple[float, ...] = (0.0, 0.1, 1.0)
+    """Shares of the steps with end-to-end losses, one SAE each; the first is compared with."""
+
+    max_windows: int = 256
+    """Held-out windows that are evaluated, at most."""
+
+    seed: int = 420
+    """Seed of everything random."""
+
+
+def training_source(
+    options: Options, model: LanguageModel, windows: TokenWindows, hook: Hook
+) -> tuple[StreamingSource, int]:
+    """A source, and the epochs of it that make up `options.tokens`."""
+    source = StreamingSource(
+        model,
+        windows,
+        hook,
+        batch_size=options.batch_size,
+        tokens_per_step=options.tokens_per_step,
+        seed=options.seed,
+    )
+    epochs = -(-options.tokens // (source.n_train * source.positions))
+    source.n_train = max(1, options.tokens // (epochs * source.positions))
+    return source, epochs
+
+
+@torch.no_grad()
+def gap_beside_sinks(losses: EndToEnd, sae: SparseAutoencoder, held_out: Any, norm: float) -> float:
+    """The cross-entropy that the SAE costs when sinks, tokens above `norm`, are not spliced."""
+    cost = 0.0
+    for part in losses.clean(held_out, norm):
+        x_hat = sae(part.x[part.kept].float())
+        value = part.x.float().masked_scatter(part.kept[..., None], x_hat)
+        hidden, _ = losses.model.resume_hidden(part.tokens, part.residual, losses.hook, value)
+        for sign, states in ((-1, part.hidden), (1, hidden)):
+            for row, targets in zip(states, part.tokens, strict=True):
+                logits = losses.model.unembed(row[:-1]).float()
+                cost += sign * float(F.cross_entropy(logits, targets[1:], reduction="sum"))
+    return cost / held_out[:, 1:].numel()
+
+
+def measure(
+    options: Options, fraction: float, model: LanguageModel, windows: TokenWindows, data: DataConfig
+) -> dict[str, Any]:
+    """Train one SAE and evaluate it."""
+    hook = Hook(options.layer, "hook_resid_post")
+    source, epochs = training_source(options, model, windows, hook)
+    config = EndToEndConfig(end_to_end_fraction=fraction or 1.0)
+    phase = EndToEnd(model, windows, hook, config, options.batch_size)
+    with tempfile.TemporaryDirectory() as scratch:
+        trainer = SAETrainer(
+            source,
+            hook,
+            model.d_model,
+            Origin(str(options.model), None, str(model.dtype), "", "", windows.bos is not None),
+            sae=SAEConfig(topk=options.topk, sae_expansion=options.expansion),
+            data=data,
+            training=TrainingConfig(
+                num_epochs=epochs,
+                tokens_per_step=options.tokens_per_step,
+                lr=options.lr,
+                early_stopping_patience=0,
+            ),
+            runtime=RuntimeConfig(checkpoint_freq=0),
+            checkpoints=Path(scratch) / "points",
+            observer=Console(log_freq=10),
+            end_to_end=phase if fraction else None,
+        )
+        started = time.perf_counter()
+        trainer.train()
+        minutes = (time.perf_counter() - started) / 60
+        sae = load_sae(trainer.export(Path(scratch) / "sae"))
+    held_out = windows.evaluation()[: options.max_windows]
+    figures = evaluate(model, sae, held_out, options.batch_size)
+    beside = gap_beside_sinks(phase, sae, held_out, trainer.loop.normalise.max_norm)
+    figures |= {"gap": beside, "minutes": minutes, "tokens": trainer.loop.tokens}
+    print(json.dumps({"fraction": fraction} | figures), flush=True)
+    return figures
+
+
+def table(results: dict[float, dict[str, Any]]) -> str:
+    """One row an SAE, compared with the first."""
+    base = next(iter(results.values()))
+    lines = [
+        "| end-to-end | tokens | CE gap | beside sinks | FVU | L0 | KL | dead | minutes | gap, × | "
+        "time, × |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for fraction, r in results.items():
+        name = "none" if not fraction else "every step" if fraction == 1 else f"last {fraction:g}"
+        lines.append(
+            f"| {name} | {r['tokens']:,} | {r['ce_sae'] - r['ce_clean']:.4f} | {r['gap']:.4f} | "
+            f"{r['fvu']:.4f} | {r['l0']:.1f} | "
+            f"{r['kl']:.4f} | {r['dead_fraction']:.2%} | {r['minutes']:.1f} | "
+            f"{r['gap'] / base['gap']:.2f} | {r['minutes'] / base['minutes']:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def run(options: Options) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = read_chapters(options.chapters, Path(scratch))
+    path = demo_record().path if options.model is None else str(options.model)
+    model = LanguageModel.load(ModelConfig(model_name=path), pick_device("auto"))
+    data = DataConfig(max_text_length=options.length, seed=options.seed)
+    windows = read_windows(model.tokenizer, texts, data)
+    print(f"End-to-end losses ({describe('transformers')}, {model.dtype})\n", flush=True)
+    print(table({f: measure(options, f, model, windows, data) for f in options.fractions}))
+
+
+if __name__ == "__main__":
+    cli.run(run, Options, __doc__)

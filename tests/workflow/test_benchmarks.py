@@ -1,0 +1,21 @@
+"""The benchmarks run; what they find is not tested."""
+
+from pathlib import Path
+
+from running import Run
+
+
+def test_end_to_end(run: Run, root: Path, tiny_model: Path) -> None:
+    printed = run(
+        *("tests/benchmarks/end_to_end.py", "--model", tiny_model, "--layer", 1),
+        *("--chapters", root / "sae_core/data/raw_data", "--tokens", 2000),
+        *("--tokens-per-step", 256, "--length", 32, "--topk", 4, "--expansion", 2),
+        *("--max-windows", 4),
+        env={"PYTHONPATH": str(root)},
+    ).stdout
+    rows = [line for line in printed.splitlines() if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows] == [
+        "| end-to-end", "| none", "| last 0.1", "| every step"
+    ]  # fmt: skip
+    tokens = [int(row.split(" | ")[1].replace(",", "")) for row in rows[1:]]
+    assert max(tokens) < 1.03 * min(tokens), "equal but for whole windows and outliers"
