@@ -61,6 +61,9 @@ class SparseAutoencoder(nn.Module, ABC):
     num_batches_not_active: Tensor
     threshold: Tensor
 
+    encoder_scale: ClassVar[float] = 1.0
+    """Length of the encoder's directions at the start; the decoder's have length 1."""
+
     in_units_of_x: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
     """What `folded` scales: the tensors that are added to or compared with pre-activations."""
 
@@ -82,10 +85,13 @@ class SparseAutoencoder(nn.Module, ABC):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Random unit decoder rows, and the encoder tied to them at the start."""
+        """Random unit decoder rows, and the encoder tied to them at the start but for its scale.
+
+        With Adam, whose steps have one size, a shorter encoder turns faster.
+        """
         rows = torch.randn(self.spec.d_sae, self.spec.d_in, generator=generator)
         self.W_dec.copy_(F.normalize(rows, dim=1))
-        self.W_enc.copy_(self.W_dec.T)
+        self.W_enc.copy_(self.encoder_scale * self.W_dec.T)
 
     @property
     def weights(self) -> sparse_ops.Weights:

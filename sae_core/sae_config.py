@@ -55,6 +55,9 @@ class SAEConfig:
     n_batches_to_dead: int = 200
     """A feature that has not fired for this many batches counts as dead."""
 
+    n_tokens_to_dead: int | None = None
+    """The same, counted in tokens; replaces the number of batches."""
+
     aux_penalty: float = 0.03125
     """Weight of the auxiliary loss on dead features."""
 
@@ -69,10 +72,8 @@ class SAEConfig:
                 f"--matryoshka-fractions {' '.join(map(str, self.matryoshka_fractions))}: give at "
                 "least one number between 0 and 1, in ascending order"
             )
-        if self.topk_aux is not None and self.topk_aux <= 0:
-            raise SAEError(f"--topk-aux {self.topk_aux}: must be at least 1")
-        for name in ("sae_expansion", "n_batches_to_dead"):
-            if getattr(self, name) < 1:
+        for name in ("sae_expansion", "n_batches_to_dead", "n_tokens_to_dead", "topk_aux"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SAEError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
         for name in ("sparsity_penalty", "aux_penalty"):
             if getattr(self, name) < 0:

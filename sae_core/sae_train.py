@@ -82,6 +82,9 @@ class SAETrainer:
         metadata = asdict(origin) | asdict(data) | {"training": asdict(training)}
         if end_to_end is not None:
             metadata["end_to_end"] = asdict(end_to_end.config)
+        if sae.n_tokens_to_dead:
+            n_batches = max(1, sae.n_tokens_to_dead // training.tokens_per_step)
+            sae = replace(sae, n_batches_to_dead=n_batches)
         spec = sae_spec(sae, hook, d_in, device, metadata)
         self.sae = build(spec)
         self.sae.initialise(generator(data.seed, "weights"))

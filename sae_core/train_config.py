@@ -98,8 +98,9 @@ class TrainingConfig:
     tokens_per_step: int = 4096
     """Tokens in one optimizer step, which is also the pool of the batch top-k."""
 
-    lr: float = 1e-3
-    """Peak learning rate of Adam."""
+    lr: float | Literal["auto"] = 1e-3
+    """Peak learning rate of Adam; `auto` chooses by the number of features, 0.004 for 4,608 and
+    less for more, as 1 / sqrt(features)."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the encoder product; `auto` takes bfloat16 where the hardware is fast at
@@ -117,7 +118,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_epochs", "tokens_per_step")
         _at_least(self, 0, "recon_weight", "early_stopping_patience", "early_stopping_min_delta")
-        if self.lr <= 0:
+        if self.lr != "auto" and self.lr <= 0:
             raise SAEError(f"--lr {self.lr}: must be above 0")
 
 

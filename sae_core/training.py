@@ -41,6 +41,9 @@ DECAY = 0.2
 
 MAX_GRADIENT_NORM = 1.0
 
+AUTO_LR, AUTO_LR_WIDTH = 4e-3, 4608
+"""The learning rate `auto`, and the number of features that it is for."""
+
 MEASURED_BATCHES = 8
 """Batches that the mean, the scale and the median norm are measured on."""
 
@@ -152,6 +155,15 @@ class Terms(NamedTuple):
         return Terms(*(term.detach() for term in terms), end_to_end)
 
 
+def peak_learning_rate(lr: float | str, d_sae: int) -> float:
+    """`lr`, or the one for `d_sae` features when it is `auto`.
+
+    It falls with the root of the width (Gao et al., arXiv 2406.04093, section A.3); the constant
+    was measured on SmolLM2 with about a million tokens: docs/recipe.md.
+    """
+    return AUTO_LR * (AUTO_LR_WIDTH / d_sae) ** 0.5 if lr == "auto" else float(lr)
+
+
 def learning_rate(step: int, n_steps: int, peak: float) -> float:
     """The learning rate of step `step` (from 0) of `n_steps`: a trapezium."""
     rise = (step + 1) / max(1.0, WARM_UP * n_steps)
@@ -182,7 +194,8 @@ class Trainer:
         self.observer, self.row_block, self.end_to_end = observer, row_block, end_to_end
         # As they lie in memory, which is as W_enc's transpose: fused Adam copies anything else.
         self._as_stored = [_as_stored(p.detach()) for p in sae.parameters()]
-        self.optimizer = torch.optim.Adam(self._as_stored, lr=config.lr, fused=True)
+        self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
+        self.optimizer = torch.optim.Adam(self._as_stored, lr=self.lr, fused=True)
         self.history: History = {}
         self.normalise: Normalisation
         self._last_batch: Tensor
@@ -202,7 +215,7 @@ class Trainer:
             epoch, means = step // steps_per_epoch + 1, _Means()
             for batch in self._batches(step):
                 self.outliers += batch.n_outliers
-                lr = learning_rate(step, self.n_steps, config.lr)
+                lr = learning_rate(step, self.n_steps, self.lr)
                 step += 1
                 if len(batch.x) == 0:
                     continue

@@ -22,6 +22,8 @@ CALIBRATION_BATCHES = 16
 class BatchTopKSAE(SparseAutoencoder):
     """Batch top-k while training, a threshold afterwards."""
 
+    encoder_scale = 0.3
+
     def __init__(self, spec: SAESpec) -> None:
         super().__init__(spec)
         self._bound = sparse_ops.LowerBound()

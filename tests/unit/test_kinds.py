@@ -246,7 +246,10 @@ def test_initial_weights() -> None:
     for sae, seed in ((first, 1), (second, 1), (other, 2)):
         sae.initialise(generator(seed, "weights"))
     torch.testing.assert_close(first.W_dec.norm(dim=1), torch.ones(20))
-    assert torch.equal(first.W_enc, first.W_dec.T)
+    assert torch.equal(first.W_enc, 0.3 * first.W_dec.T)
+    standard = build(spec("standard"))
+    standard.initialise(generator(1, "weights"))
+    assert torch.equal(standard.W_enc, first.W_dec.T)
     assert torch.equal(first.W_dec, second.W_dec) and not torch.equal(first.W_dec, other.W_dec)
     assert not first.b_enc.any() and not first.b_dec.any() and not first.ever_fired.any()
 

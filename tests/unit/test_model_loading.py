@@ -20,7 +20,7 @@ from sae_core.activations.language_model import (
     model_facts,
     resume_point,
 )
-from sae_core.devices import device_map, pick_device, pick_dtype
+from sae_core.devices import device_map, pick_device, pick_dtype, pick_precision
 from sae_core.errors import SAEError
 from sae_core.train_config import ModelConfig
 
@@ -70,6 +70,9 @@ def test_devices_and_formats(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, dtype in ((True, torch.bfloat16), (False, torch.float32)):
         monkeypatch.setattr("torch.cpu.get_capabilities", lambda fast=fast: {"amx_bf16": fast})
         assert pick_dtype("auto", CPU) == dtype
+        assert pick_precision("auto", CPU) == (dtype, dtype)
+        assert pick_precision("float32", CPU) == (dtype, torch.float32)
+        assert pick_precision("bfloat16", CPU) == (torch.bfloat16, torch.bfloat16)
 
 
 def test_a_model_goes_over_several_gpus_where_there_are_some(

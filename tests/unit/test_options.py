@@ -121,6 +121,8 @@ EFFECTS: dict[str, Callable[[Result, Result], Any]] = {
     "--compute-dtype float32": lambda r, p: (
         weights_differ(r, p) == is_fast_at_bfloat16(torch.device("cpu"))
     ),
+    "--lr auto": lambda r, p: weights_differ(r, p),
+    f"{DYING} --n-tokens-to-dead 64": lambda r, p: r.sae.spec.n_batches_to_dead == 4,
     "--recon-weight 2": lambda r, p: (
         r.history["recon_contribution"][0] == pytest.approx(2 * r.history["recon_loss"][0])
     ),
