@@ -1,5 +1,6 @@
-"""Files written whole or not at all."""
+"""Files written whole or not at all, and what identifies them."""
 
+import hashlib
 import os
 from pathlib import Path
 
@@ -27,3 +28,9 @@ def write_file(path: Path, content: str | bytes) -> None:
         raise SAEError(
             f"{path}: cannot be written ({error.strerror}); name one in a folder you can write to"
         ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """The file's SHA-256 as hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

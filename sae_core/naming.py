@@ -1,5 +1,6 @@
 """Run names, hook names and paths: every name that appears on disk is made here."""
 
+import re
 from pathlib import Path
 from typing import Literal
 
@@ -14,6 +15,20 @@ EXPORT_FILES = (*SAE_FILES, "cfg.json", "sae_weights.safetensors")
 """What a final SAE directory holds: the last two are SAELens's format."""
 
 BEST_CHECKPOINT = "best_model.pt"
+
+METRICS_FILE = "metrics.jsonl"
+"""What a training told, one event a line; beside its checkpoints."""
+
+WANDB_NOTE = "wandb.json"
+"""Which W&B run a training has; beside its checkpoints."""
+
+EVALUATION_FILE = "evaluation.json"
+"""An SAE's evaluation in its folder on the Hub, and beside the checkpoints of a run by hand."""
+
+UPLOAD_MARKER = "upload.json"
+"""What became of the upload of a run by hand; beside its checkpoints."""
+
+REPO_ID = re.compile(r"(?=.{3,96}$)\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 def model_id(model_name: str) -> str:
@@ -56,6 +71,20 @@ def path_component(name: str, option: str) -> str:
         raise SAEError(
             f"{option}: {name!r} cannot name a folder; use letters, digits, '.', '_' and '-', "
             "and do not start with '.'"
+        )
+    return name
+
+
+def check_repo_id(name: str, option: str) -> str:
+    """`name`, when the Hub would take it as `owner/name`.
+
+    Raises:
+        SAEError: it would not.
+    """
+    if not REPO_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
+        raise SAEError(
+            f"{option} {name}: not a repository on the Hub; the form is owner/name, of at most 96 "
+            "letters, digits, '-', '_' and '.'"
         )
     return name
 

@@ -1,6 +1,5 @@
 """One training run from settings to SAE directory: source, model, SAE, loop and observer wired."""
 
-import hashlib
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,9 +19,11 @@ from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
 from sae_core.data_processing.texts import read_texts
 from sae_core.devices import keep_freed_memory, pick_device, pick_precision
 from sae_core.end_to_end import EndToEnd, later_layers
+from sae_core.files import file_sha256
 from sae_core.kinds import build
 from sae_core.naming import (
     BEST_CHECKPOINT,
+    METRICS_FILE,
     batch_checkpoint_name,
     ensure_writable,
     epoch_checkpoint,
@@ -30,6 +31,7 @@ from sae_core.naming import (
     path_component,
     run_name,
 )
+from sae_core.observers import MetricsFile, Observers
 from sae_core.publishing.saelens import saelens_files
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAEConfig, SAESpec
@@ -75,8 +77,9 @@ class SAETrainer:
         observer: Observer,
         end_to_end: EndToEnd | None = None,
     ) -> None:
-        self.training, self.runtime, self.observer = training, runtime, observer
-        self.checkpoints = checkpoints
+        self.training, self.runtime, self.checkpoints = training, runtime, checkpoints
+        events = MetricsFile(checkpoints / METRICS_FILE, runtime.log_freq)
+        self.observer = Observers(observer, events)
         self.dtype: torch.dtype = getattr(torch, sae.sae_dtype)
         device = pick_device(runtime.device)
         metadata = asdict(origin) | asdict(data) | {"training": asdict(training)}
@@ -96,7 +99,7 @@ class SAETrainer:
             self.sae,
             source,
             training,
-            observer,
+            self.observer,
             row_block=None if rows == "auto" else rows,
             end_to_end=end_to_end,
         )
@@ -177,15 +180,10 @@ def choose_hook(config: HookConfig, facts: ModelFacts) -> Hook:
     return check_hook(Hook(layer, config.hook_name), facts.n_layers, facts.hook_names)
 
 
-def file_sha256(path: Path) -> str:
-    """The file's SHA-256 as hexadecimal digits."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _Checked(NamedTuple):
+class CheckedRun(NamedTuple):
     """A run whose settings are known to fit together and the machine."""
 
+    name: str
     texts: list[str]
     device: torch.device
     facts: ModelFacts
@@ -195,8 +193,15 @@ class _Checked(NamedTuple):
     checkpoints: Path
 
 
-def _check(config: RunConfig, batch: bool) -> _Checked:
-    """Check everything that can be checked before the model is loaded."""
+def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
+    """Check everything that can be checked before the model is loaded.
+
+    Args:
+        batch: name the checkpoints' folder as the batch pipeline does, not by the run name.
+
+    Raises:
+        SAEError: a setting is wrong.
+    """
     texts = read_texts(config.output.data_path)
     split_texts(texts, config.data.val_fraction, config.data.seed)
     device = pick_device(config.runtime.device)
@@ -209,7 +214,8 @@ def _check(config: RunConfig, batch: bool) -> _Checked:
         "--run-name",
     )
     points = batch_checkpoint_name(model_name, hook.layer, expansion) if batch else name
-    return _Checked(
+    return CheckedRun(
+        name,
         texts,
         device,
         facts,
@@ -219,7 +225,7 @@ def _check(config: RunConfig, batch: bool) -> _Checked:
     )
 
 
-def _announce(sae: SAEConfig, run: _Checked, windows: TokenWindows) -> None:
+def _announce(sae: SAEConfig, run: CheckedRun, windows: TokenWindows) -> None:
     width = run.facts.d_model
     print(f"hook: {run.hook.spec}, width {width}")
     print(f"SAE: {sae.sae_type} with {width * sae.sae_expansion} features")
@@ -231,20 +237,21 @@ def _announce(sae: SAEConfig, run: _Checked, windows: TokenWindows) -> None:
 
 
 def train_from_model(config: RunConfig, observer: Observer, batch: bool = False) -> Path:
-    """A whole training run that streams its activations from the model.
+    """A whole training run: `check_run`, then `train_checked`."""
+    return train_checked(config, check_run(config, batch), observer)
 
-    Args:
-        batch: name the checkpoints' folder as the batch pipeline does, not by the run name.
+
+def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Path:
+    """A training run that streams its activations from the model.
 
     Returns:
         The final SAE directory.
 
     Raises:
-        SAEError: a setting is wrong; most are found before the model is loaded.
+        SAEError: a setting does not fit the model, or the training fails.
     """
-    run = _check(config, batch)
-    print(f"texts: {len(run.texts)} from {config.output.data_path}")
-    print(f"model: {config.model.model_name} on {run.device}", flush=True)
+    texts, name = config.output.data_path, config.model.model_name
+    print(f"texts: {len(run.texts)} from {texts}\nmodel: {name} on {run.device}", flush=True)
     model = LanguageModel.load(replace(config.model, revision=run.facts.commit), run.device)
     windows = read_windows(model.tokenizer, run.texts, config.data)
     _announce(config.sae, run, windows)
@@ -262,11 +269,11 @@ def train_from_model(config: RunConfig, observer: Observer, batch: bool = False)
             model, windows, run.hook, config.end_to_end, config.runtime.batch_size
         )
     origin = Origin(
-        model_name=config.model.model_name,
+        model_name=name,
         model_commit=run.facts.commit,
         model_dtype=str(model.dtype).removeprefix("torch."),
-        data_file=config.output.data_path.name,
-        data_sha256=file_sha256(config.output.data_path),
+        data_file=texts.name,
+        data_sha256=file_sha256(texts),
         prepend_bos=windows.bos is not None,
     )
     trainer = SAETrainer(

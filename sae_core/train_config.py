@@ -6,12 +6,12 @@ The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from sae_core.errors import SAEError
-from sae_core.naming import MiddleLayerStrategy
+from sae_core.naming import MiddleLayerStrategy, check_repo_id
 from sae_core.sae_config import SAEConfig
 
 DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.json")
@@ -253,11 +253,13 @@ class TrackingConfig:
     wandb_entity: str | None = field(default_factory=lambda: _environment("WANDB_ENTITY"))
     """Team or user (default: $WANDB_ENTITY)."""
 
-    wandb_mode: Literal["online", "offline", "disabled"] = "online"
-    """Send as it happens, store for `wandb sync`, or neither."""
+    wandb_mode: Literal["online", "offline", "disabled"] = field(
+        default_factory=lambda: _environment("WANDB_MODE", "online")  # type: ignore[arg-type]
+    )
+    """Send as it happens, store for `wandb sync`, or neither (default: $WANDB_MODE, or online)."""
 
-    wandb_group: str | None = None
-    """Group that the run belongs to."""
+    wandb_group: str | None = field(default_factory=lambda: _environment("WANDB_RUN_GROUP"))
+    """Group that the run belongs to (default: $WANDB_RUN_GROUP)."""
 
     wandb_tags: tuple[str, ...] = ()
     """Tags of the run."""
@@ -269,18 +271,18 @@ class TrackingConfig:
     """Also store the final SAE directory as an artifact; checkpoints never."""
 
     def __post_init__(self) -> None:
-        if self.wandb:
-            raise SAEError("--wandb is not available yet; leave it out")
-        if self.wandb_log_final_artifact:
-            raise SAEError("--wandb-log-final-artifact needs --wandb, which is not available yet")
+        if self.wandb_mode not in ("online", "offline", "disabled"):
+            raise SAEError(
+                f"WANDB_MODE={self.wandb_mode}: must be online, offline or disabled; or give "
+                "--wandb-mode"
+            )
+        if self.wandb_log_final_artifact and not self.wandb:
+            raise SAEError("--wandb-log-final-artifact needs --wandb; give both or neither")
 
 
 @dataclass(frozen=True)
-class PublishingConfig:
-    """The Hugging Face Hub."""
-
-    upload_to_hf: bool = False
-    """Upload the final SAE directory."""
+class RepoConfig:
+    """A repository on the Hugging Face Hub, and what its model cards say."""
 
     hf_repo_id: str | None = field(default_factory=lambda: _environment("SAE_HF_REPO_ID"))
     """Repository to upload to, `owner/name` (default: $SAE_HF_REPO_ID)."""
@@ -288,15 +290,40 @@ class PublishingConfig:
     hf_private: bool = False
     """Make the repository private when it is created."""
 
+    hf_license: str | None = None
+    """License of the SAEs, as the Hub names it (mit, apache-2.0), for the model card."""
+
+    hf_base_model: str | None = None
+    """Hub id of the language model, for the model card; by default its name, if that is one."""
+
+    hf_dataset: str | None = None
+    """Hub id of the dataset that the texts are from, for the model card."""
+
     def __post_init__(self) -> None:
-        if not self.upload_to_hf:
-            return
-        if not self.hf_repo_id:
+        for option in ("hf_repo_id", "hf_base_model", "hf_dataset"):
+            if getattr(self, option):
+                check_repo_id(getattr(self, option), f"--{option.replace('_', '-')}")
+
+
+@dataclass(frozen=True)
+class PublishingConfig(RepoConfig):
+    """The Hugging Face Hub."""
+
+    upload_to_hf: bool = False
+    """Upload the final SAE directory."""
+
+    def __post_init__(self) -> None:
+        if self.upload_to_hf and not self.hf_repo_id:
             raise SAEError(
                 "--upload-to-hf needs a repository: give --hf-repo-id owner/name or set "
                 "SAE_HF_REPO_ID"
             )
-        raise SAEError("--upload-to-hf is not available yet; leave it out")
+        super().__post_init__()
+
+    @property
+    def repo(self) -> RepoConfig:
+        """The repository alone."""
+        return RepoConfig(**{f.name: getattr(self, f.name) for f in fields(RepoConfig)})
 
 
 @dataclass(frozen=True)

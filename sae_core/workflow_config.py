@@ -48,6 +48,7 @@ class ModelPlan:
     hook: HookConfig
     data: DataConfig
     runtime: RuntimeConfig
+    publishing: PublishingConfig
     saes: tuple[SAEConfig, ...]
 
     @property
@@ -165,6 +166,14 @@ class Plan:
             settings.append(self._load_settings(run.model))
         return " ".join(filter(None, [f"--hook {run.hook_spec}", *map(options, settings)]))
 
+    def tracking_options(self) -> str:
+        """How a job tells W&B of an SAE, if it does."""
+        return options(self.tracking) if self.tracking.wandb else ""
+
+    def upload_options(self, model: ModelPlan) -> str:
+        """Where a model's SAEs are uploaded to, and what their cards say."""
+        return options(model.publishing.repo)
+
     @staticmethod
     def _load_settings(model: ModelPlan) -> LoadConfig:
         return LoadConfig(**{f.name: getattr(model.model, f.name) for f in fields(LoadConfig)})
@@ -235,6 +244,7 @@ def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPl
         hook=group(HookConfig),
         data=group(DataConfig, "windows"),
         runtime=group(RuntimeConfig, "runtime"),
+        publishing=group(PublishingConfig, "publishing"),
         saes=tuple(
             _group(SAEConfig, f"{where}.saes[{i}]", {**base, **sae})
             for i, sae in enumerate(entry.get("saes", [{}]))

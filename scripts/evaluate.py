@@ -6,7 +6,13 @@ from pathlib import Path
 
 from sae_core import cli
 from sae_core.files import write_file
-from sae_core.train_config import EvaluationConfig, LoadConfig, ModelConfig, RuntimeConfig
+from sae_core.train_config import (
+    EvaluationConfig,
+    LoadConfig,
+    ModelConfig,
+    RuntimeConfig,
+    TrackingConfig,
+)
 
 
 @dataclass(frozen=True)
@@ -21,12 +27,15 @@ class Job:
     """The model's record."""
     output: Path
     """JSON file to write."""
+    checkpoints: Path
+    """Folder of the SAE's checkpoints, where its W&B run is noted."""
     device: str = RuntimeConfig.device
     """Where to compute."""
     batch_size: int = RuntimeConfig.batch_size
     """Windows in one forward pass."""
     load: LoadConfig = field(default_factory=LoadConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 def run(job: Job) -> None:
@@ -36,6 +45,7 @@ def run(job: Job) -> None:
     from sae_core.devices import pick_device
     from sae_core.evaluation.metrics import evaluate, held_out_windows, identity
     from sae_core.model_sources import ModelRecord
+    from sae_core.model_training.wandb_session import add_to_summary, evaluation_summary
 
     sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
     record = ModelRecord.load(job.record)
@@ -46,6 +56,7 @@ def run(job: Job) -> None:
     write_file(job.output, json.dumps(figures, indent=1) + "\n")
     for name in ("l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction"):
         print(f"{name:>15} {figures[name]:.4f}")
+    add_to_summary(job.tracking, job.checkpoints, evaluation_summary(figures))
 
 
 if __name__ == "__main__":

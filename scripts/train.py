@@ -2,10 +2,11 @@
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sae_core import cli
 from sae_core.errors import SAEError
+from sae_core.model_training.wandb_session import log_in
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
@@ -13,6 +14,7 @@ from sae_core.train_config import (
     LoadConfig,
     ModelConfig,
     RuntimeConfig,
+    TrackingConfig,
     TrainingConfig,
 )
 
@@ -45,14 +47,20 @@ class Job:
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 def run(job: Job) -> None:
+    login = log_in(job.tracking)
+
     from sae_core.activations.language_model import Hook
     from sae_core.activations.store import CachedSource
     from sae_core.console import Console
+    from sae_core.files import file_sha256
     from sae_core.model_sources import ModelRecord
-    from sae_core.sae_train import Origin, SAETrainer, file_sha256
+    from sae_core.model_training.wandb_utils import WandbRun
+    from sae_core.observers import Observers
+    from sae_core.sae_train import Origin, SAETrainer
 
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
     source = CachedSource(
@@ -69,21 +77,32 @@ def run(job: Job) -> None:
         data_sha256=file_sha256(job.texts),
         prepend_bos=source.bos is not None,
     )
-    trainer = SAETrainer(
-        source,
-        hook,
-        source.d_in,
-        origin,
-        sae=job.sae,
-        data=job.data,
-        training=job.training,
-        runtime=job.runtime,
-        checkpoints=job.checkpoints,
-        observer=Console(job.runtime.log_freq),
-        end_to_end=end_to_end,
-    )
-    trainer.train()
-    print(f"SAE: {trainer.export(job.output)}")
+    settings = resolved(job, model=asdict(origin), hook={"hook_spec": hook.spec})
+    tags = (job.sae.sae_type, f"layer {hook.layer}", record.name)
+    with WandbRun(login, job.output.name, job.checkpoints, settings, tags) as tracking:
+        trainer = SAETrainer(
+            source,
+            hook,
+            source.d_in,
+            origin,
+            sae=job.sae,
+            data=job.data,
+            training=job.training,
+            runtime=job.runtime,
+            checkpoints=job.checkpoints,
+            observer=Observers(Console(job.runtime.log_freq), tracking),
+            end_to_end=end_to_end,
+        )
+        trainer.train()
+        folder = trainer.export(job.output)
+        tracking.exported(folder)
+    print(f"SAE: {folder}")
+
+
+def resolved(job: Job, **origin: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of the training in groups, for W&B."""
+    groups = ("sae", "data", "training", "end_to_end", "runtime")
+    return {name: asdict(getattr(job, name)) for name in groups} | origin
 
 
 def load_end_to_end(

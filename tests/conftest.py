@@ -17,6 +17,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 from running import Run, run_python  # noqa: E402
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    # sparse_ops silences it, but pytest puts filters of its own in place.
+    config.addinivalue_line("filterwarnings", "ignore:Sparse CSR tensor support is in beta state")
+    # The Hub's client and its HTTP library disagree about a name.
+    config.addinivalue_line("filterwarnings", "ignore:Use 'content=<...>' to upload raw")
+
+
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""

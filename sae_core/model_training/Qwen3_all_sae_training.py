@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -13,6 +13,7 @@ import tyro
 
 from sae_core import cli
 from sae_core.errors import SAEError
+from sae_core.model_training.one_run import check_services, train_one
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
@@ -43,6 +44,10 @@ PLANS = {
     "Qwen/Qwen3-14B": MemoryPlan(1, 192),
     "Qwen/Qwen3-32B": MemoryPlan(1, 128),
 }
+
+
+GROUP = "qwen3_sae_batch"
+"""W&B group of the runs, unless another is given."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +132,7 @@ class BatchConfig:
                 RuntimeConfig, self.runtime, batch_size=self.runtime.batch_size or plan.batch_size
             ),
             end_to_end=self.end_to_end,
-            tracking=self.tracking,
+            tracking=replace(self.tracking, wandb_group=self.tracking.wandb_group or GROUP),
             publishing=self.publishing,
         )
 
@@ -142,18 +147,16 @@ def train_all(config: BatchConfig) -> None:
     """Train on one model after the other; a model that fails does not stop the rest.
 
     Raises:
-        SAEError: some model failed; the table that is printed says which and why.
+        SAEError: W&B or the Hub will not let the runs in; or some model failed, and the table that
+            is printed says which and why.
     """
-    from sae_core.console import Console
-    from sae_core.sae_train import train_from_model
-
+    check_services(config.tracking, config.publishing)
     outcomes: dict[str, str] = {}
     failed = 0
     for name in config.model.models:
         print(f"\n== {name}", flush=True)
-        run = config.run(name)
         try:
-            outcomes[name] = str(train_from_model(run, Console(run.runtime.log_freq), batch=True))
+            outcomes[name] = str(train_one(config.run(name), batch=True))
         except (SAEError, RuntimeError, OSError) as error:
             failed += 1
             outcomes[name] = f"FAILED: {' '.join(str(error).split())}"

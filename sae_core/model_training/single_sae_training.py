@@ -8,16 +8,13 @@ if not __package__:  # run as a file: import the package from the repository it 
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from sae_core import cli
+from sae_core.model_training.one_run import train_one
 from sae_core.train_config import RunConfig
 
 
 def train(config: RunConfig) -> None:
     """Train the SAE and say where it is."""
-    from sae_core.console import Console
-    from sae_core.sae_train import train_from_model
-
-    folder = train_from_model(config, Console(config.runtime.log_freq))
-    print(f"SAE: {folder}")
+    print(f"SAE: {train_one(config)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

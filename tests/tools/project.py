@@ -6,7 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,8 @@ class Project:
 
     folder: Path
     config_file: str = "config/tiny.yaml"
+    environment: dict[str, str] = field(default_factory=dict)
+    """Variables of its runs."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -49,6 +51,7 @@ class Project:
 
     def snakemake(self, *arguments: str, ok: bool | None = True) -> str:
         """Run Snakemake here and return all that it printed."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         command = ["-m", "snakemake", "--configfile", self.config_file, "--cores", "2"]
         done = subprocess.run(
             [sys.executable, *command, *arguments],
@@ -57,7 +60,7 @@ class Project:
             stderr=subprocess.STDOUT,
             text=True,
             timeout=TIMEOUT,
-            env={**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"},
+            env={**os.environ, **self.environment, "PATH": path},
         )
         assert ok is None or (done.returncode == 0) == ok, done.stdout
         return done.stdout

@@ -10,11 +10,6 @@ from sae_core.activations.token_windows import TokenWindows, read_windows
 from sae_core.train_config import DataConfig, ModelConfig
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    # sparse_ops silences it, but pytest puts filters of its own in place.
-    config.addinivalue_line("filterwarnings", "ignore:Sparse CSR tensor support is in beta state")
-
-
 @pytest.fixture(scope="session")
 def language_model(tiny_model: Path) -> LanguageModel:
     """The tiny Qwen3 model, in float32."""

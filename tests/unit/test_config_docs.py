@@ -63,6 +63,7 @@ OVERRIDES = {
     "max_text_length": "windows",
     "batch_size": "runtime",
     "activation_batch_size": "runtime",
+    "hf_base_model": "publishing",
 }
 """Keys of a model whose default is that of a section."""
 
@@ -134,7 +135,7 @@ def settings_of(section: str, key: str) -> type | None:
     """The dataclass that a key of the configuration is a field of."""
     if section != "models":
         return SECTIONS[section]
-    kinds = (ModelConfig, HookConfig, DataConfig, RuntimeConfig)
+    kinds = (ModelConfig, HookConfig, DataConfig, RuntimeConfig, PublishingConfig)
     return next((kind for kind in kinds if key in names_of(kind)), None)
 
 

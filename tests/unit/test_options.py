@@ -45,7 +45,7 @@ def train(base: list[str], folder: Path, *options: str) -> Result:
     config = cli.parse(RunConfig, "", [*base, *roots, *options])
     sae = train_from_model(config, Observer())
     assert sae.parent == folder / "saes"
-    points = {path.name for path in (folder / "points" / sae.name).iterdir()}
+    points = {path.name for path in (folder / "points" / sae.name).iterdir() if path.is_dir()}
     return Result(sae, load_sae(sae), json.loads((sae / "history.json").read_text()), points)
 
 
@@ -266,10 +266,10 @@ def test_trust_remote_code_is_off_unless_asked_for(
         ("--use-block-mse --block-mse-layers -1", "--block-mse-layers -1"),
         ("--logit-kl-weight -1", "--logit-kl-weight -1"),
         ("--block-mse-weight -1", "--block-mse-weight -1"),
-        ("--wandb", "--wandb is not available yet"),
-        ("--wandb-log-final-artifact", "--wandb-log-final-artifact"),
-        ("--upload-to-hf", "--hf-repo-id"),
-        ("--upload-to-hf --hf-repo-id a/b --hf-private", "--upload-to-hf is not available yet"),
+        ("--wandb-log-final-artifact", "--wandb-log-final-artifact needs --wandb"),
+        ("--upload-to-hf", "--upload-to-hf needs a repository: give --hf-repo-id"),
+        ("--hf-repo-id saes", "--hf-repo-id saes: not a repository"),
+        ("--hf-dataset texts", "--hf-dataset texts: not a repository"),
     ],
 )
 def test_a_wrong_setting_is_named(

@@ -40,7 +40,11 @@ SINGLE = "sae_core/model_training/single_sae_training.py"
             lambda c: c.update(end_to_end={"use_logit_kl": False}),
             "end_to_end: use_end_to_end needs use_logit_kl or use_block_mse",
         ),
-        (lambda c: c.update(tracking={"wandb": True}), "tracking: wandb is not available yet"),
+        (
+            lambda c: c.update(tracking={"wandb_log_final_artifact": True}),
+            "tracking: wandb_log_final_artifact needs wandb",
+        ),
+        (lambda c: c["models"][0].update(hf_base_model="x"), "hf_base_model x: not a repository"),
         (
             lambda c: c.update(publishing={"upload_to_hf": True, "hf_repo_id": None}),
             "publishing: upload_to_hf needs a repository: give hf_repo_id",

@@ -185,6 +185,19 @@ def test_editing_the_loop_retrains(completed: Project) -> None:
     assert jobs.rules["harvest"] == 0
 
 
+def test_tracking_reruns_nothing(completed: Project) -> None:
+    tracking = {"wandb": True, "wandb_project": "other", "wandb_tags": ["a", "b c"]}
+    with configured(completed, lambda config: config.update(tracking=tracking)):
+        assert not completed.planned().rules
+
+
+def test_publishing_uploads_and_reruns_nothing_else(completed: Project) -> None:
+    publishing = {"upload_to_hf": True, "hf_repo_id": "alice/saes"}
+    with configured(completed, lambda config: config.update(publishing=publishing)):
+        jobs = completed.planned()
+    assert dict(jobs.rules) == {"upload": 4, "all": 1} and jobs.runs["upload"] == ALL
+
+
 @pytest.mark.parametrize(
     ("output", "expected"),
     [
@@ -218,7 +231,7 @@ def test_the_outputs_are_those_that_the_design_names(completed: Project) -> None
             assert figures["model_name"] == "tiny"
             assert figures["hook_spec"] == f"blocks.{layer}.hook_resid_post"
             checkpoints = {path.name for path in (results / "checkpoints" / run).iterdir()}
-            assert checkpoints == {"best_model.pt", "checkpoint_epoch2.pt"}
+            assert checkpoints == {"best_model.pt", "checkpoint_epoch2.pt", "metrics.jsonl"}
     assert (results / "data/processed_textbooks_all.json").is_file()
     assert json.loads((results / "models/tiny.json").read_text())["n_layers"] == 4
     assert len((results / "summary.csv").read_text().splitlines()) == 5

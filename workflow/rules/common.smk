@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from sae_core.code_hash import code_hash
 from sae_core.errors import SAEError
+from sae_core.model_training.one_run import check_services
 from sae_core.naming import EXPORT_FILES
 from sae_core.workflow_config import check_run_names, load_plan
 
@@ -25,6 +26,7 @@ except SAEError as error:
 TEXTS = "results/data/processed_textbooks_all.json"
 MODEL = "results/models/{model_id}.json"
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
+UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
 PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg"]
 
 
@@ -34,6 +36,14 @@ wildcard_constraints:
     hook_name=r"\w+",
     batch=r"(\d+|middle)(\+(\d+|middle))*",
     shard=r"\d+",
+
+
+def check_login(plan):
+    """Before the first job: that W&B and the Hub will let in what the jobs are to send."""
+    try:
+        check_services(plan.tracking, plan.publishing)
+    except SAEError as error:
+        raise WorkflowError(str(error))
 
 
 def depth(model):

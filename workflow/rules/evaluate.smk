@@ -21,6 +21,7 @@ rule evaluate:
         # What changes no result stands here, not in params: a change of it reruns nothing.
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
+        tracking=PLAN.tracking_options(),
     params:
         folder=subpath(input.weights, parent=True),
         options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
@@ -28,6 +29,7 @@ rule evaluate:
     shell:
         "python $SCRIPTS/evaluate.py --sae {params.folder} --texts {input.texts}"
         " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
+        " {resources.tracking} --checkpoints results/checkpoints/{wildcards.run}"
         " --output {output.evaluation} > {log} 2>&1"
 
 

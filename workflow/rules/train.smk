@@ -23,6 +23,7 @@ rule train:
         activation_batch_size=lambda wildcards: model_plan(wildcards).runtime.activation_batch_size,
         log_freq=PLAN.runtime.log_freq,
         checkpoint_freq=PLAN.runtime.checkpoint_freq,
+        tracking=PLAN.tracking_options(),
     params:
         folder=subpath(output.weights, parent=True),
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
@@ -33,5 +34,5 @@ rule train:
         " --batch-size {resources.batch_size}"
         " --activation-batch-size {resources.activation_batch_size}"
         " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"
-        " --checkpoints results/checkpoints/{wildcards.run} --output {params.folder}"
+        " {resources.tracking} --checkpoints results/checkpoints/{wildcards.run} --output {params.folder}"
         " > {log} 2>&1"

@@ -1,0 +1,117 @@
+"""What both training command lines do for one model: check, train, track, evaluate, publish."""
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sae_core.errors import SAEError
+from sae_core.model_training.wandb_session import evaluation_summary, is_on, log_in
+from sae_core.train_config import EvaluationConfig, PublishingConfig, RunConfig, TrackingConfig
+
+if TYPE_CHECKING:
+    from sae_core.sae_train import CheckedRun
+
+
+def check_services(tracking: TrackingConfig, publishing: PublishingConfig) -> TrackingConfig:
+    """Check the key and the token of the services that are to be used, before anything runs.
+
+    Returns:
+        How W&B can be told; see `log_in`.
+
+    Raises:
+        SAEError: one is missing, wrong, or has too few rights.
+    """
+    login = log_in(tracking)
+    if publishing.upload_to_hf:
+        from sae_core.publishing.client import check_access
+
+        check_access(publishing)
+    return login
+
+
+def train_one(config: RunConfig, batch: bool = False) -> Path:
+    """Train one SAE, and track and publish it if the settings ask for that.
+
+    Everything that can be wrong with a key, a token or a name is found before the model is
+    loaded. A tracked or published SAE is evaluated too; the evaluation lies beside its checkpoints.
+
+    Returns:
+        The final SAE directory.
+
+    Raises:
+        SAEError: something is wrong; what was written before is kept.
+    """
+    login = check_services(config.tracking, config.publishing)
+
+    from sae_core.console import Console
+    from sae_core.model_training.wandb_utils import WandbRun
+    from sae_core.observers import Observers
+    from sae_core.sae_train import check_run, train_checked
+
+    run = check_run(config, batch)
+    tags = (config.sae.sae_type, f"layer {run.hook.layer}", config.model.model_name)
+    settings = _resolved(config, run.hook.layer)
+    with WandbRun(login, run.name, run.checkpoints, settings, tags) as tracking:
+        console = Console(config.runtime.log_freq)
+        folder = train_checked(config, run, Observers(console, tracking))
+        tracking.exported(folder)
+        if config.publishing.upload_to_hf or is_on(login):
+            evaluation = _evaluate(config, run, folder)
+            if evaluation:
+                tracking.summarise(**evaluation_summary(json.loads(evaluation.read_text())))
+        if config.publishing.upload_to_hf:
+            tracking.summarise(**_upload(config, folder, evaluation, run.checkpoints))
+    return folder
+
+
+def _resolved(config: RunConfig, layer: int) -> dict[str, Any]:
+    """The settings of the training in groups, the middle layer as a number."""
+    groups = {name: group for name, group in asdict(config).items()}
+    groups["hook"]["hook_layer"] = layer
+    return {k: group for k, group in groups.items() if k not in ("tracking", "publishing")}
+
+
+def _evaluate(config: RunConfig, run: "CheckedRun", folder: Path) -> Path | None:
+    """Evaluate the SAE on its held-out windows, if it has enough of them."""
+    from sae_core.activations.language_model import LanguageModel
+    from sae_core.checkpoint import load_sae
+    from sae_core.evaluation.metrics import evaluate, held_out_windows, identity
+    from sae_core.files import write_file
+    from sae_core.naming import EVALUATION_FILE
+
+    sae = load_sae(folder)
+    model = LanguageModel.load(replace(config.model, revision=run.facts.commit), run.device)
+    most = EvaluationConfig().max_windows
+    try:
+        windows = held_out_windows(sae.spec, model.tokenizer, run.texts, most)
+    except SAEError as error:
+        print(f"not evaluated: {error}", flush=True)
+        return None
+    figures = evaluate(model, sae, windows, config.runtime.batch_size)
+    path = run.checkpoints / EVALUATION_FILE
+    write_file(path, json.dumps(identity(folder.name, sae.spec) | figures, indent=1) + "\n")
+    print(f"evaluation: {path}", flush=True)
+    return path
+
+
+def _upload(
+    config: RunConfig, folder: Path, evaluation: Path | None, beside: Path
+) -> dict[str, str]:
+    """Upload the SAE; what the run's summary says of it."""
+    from sae_core import cli
+    from sae_core.naming import UPLOAD_MARKER
+    from sae_core.publishing import hub
+
+    path, repo = beside / UPLOAD_MARKER, config.publishing.repo
+    try:
+        marker = hub.upload(folder, evaluation, repo)
+    except SAEError as error:
+        given = f"--evaluation {evaluation} " if evaluation else ""
+        raise SAEError(
+            f"{error}; the SAE is in {folder}: run `python scripts/upload.py --sae {folder} "
+            f"{given}--marker {path} {cli.options(repo)}`"
+        ) from error
+    marker.save(path)
+    print(f"uploaded: {marker.url}", flush=True)
+    return marker.summary

@@ -1,0 +1,183 @@
+"""Runs of Weights & Biases: logging in, starting or resuming one, finishing it. No torch here.
+
+W&B never stops or slows the work. Only a key that is missing or wrong, or a run that W&B refuses,
+is an error, and before anything is loaded. If W&B cannot be reached, the run is stored on disk,
+and one line says how to send it later.
+
+Which run a training has is noted beside its checkpoints, so that it goes on when the training is
+started again after an interruption, and so that evaluation and upload, which may be other
+processes, can add to its summary.
+"""
+
+import json
+import os
+import re
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sae_core.errors import SAEError
+from sae_core.files import write_file
+from sae_core.naming import WANDB_NOTE
+from sae_core.train_config import TrackingConfig
+
+# W&B's client reports on itself to its server, and at exit tries that for long and loudly.
+os.environ.setdefault("OTEL_SDK_DISABLED", "true")
+
+INIT_TIMEOUT = 15.0
+"""Seconds that starting a run may take, after the ten of `log_in`; then it is stored on disk. With
+what the client needs to give up, 30 in all."""
+
+FINISH_TIMEOUT = 50.0
+"""Seconds that sending the rest may take at the end; with the client's own exit, 60 in all."""
+
+UNREACHABLE = ("did not respond in time", "invalid character")
+"""In the client's message when a login gets no answer, or one that is not W&B's; both have no class
+of their own."""
+
+REFUSED = re.compile(r"denied|forbidden|not found|not logged in|unauthori[sz]ed|\b40[134]\b")
+"""In the client's message when W&B does answer, and will not have the run."""
+
+
+@dataclass(frozen=True)
+class RunNote:
+    """Which W&B run a training has: `wandb.json` beside its checkpoints."""
+
+    id: str
+    project: str
+    entity: str | None
+    fingerprint: str
+    """Of the settings that make the result; with others, a training is another run."""
+    finished: bool
+
+    def save(self, checkpoints: Path) -> None:
+        """Write the note."""
+        write_file(checkpoints / WANDB_NOTE, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, checkpoints: Path) -> "RunNote | None":
+        """Read the note, if there is one."""
+        try:
+            return cls(**json.loads((checkpoints / WANDB_NOTE).read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):
+            return None
+
+
+def is_on(settings: TrackingConfig) -> bool:
+    """Whether the settings ask for a run."""
+    return settings.wandb and settings.wandb_mode != "disabled"
+
+
+def log_in(settings: TrackingConfig) -> TrackingConfig:
+    """The settings as they can be followed: offline, if W&B does not answer within ten seconds.
+
+    Raises:
+        SAEError: the key is missing or wrong.
+    """
+    if not settings.wandb or settings.wandb_mode != "online":
+        return settings
+
+    import wandb
+
+    wandb.setup(wandb.Settings(silent=True))
+    try:
+        if wandb.login(prompt=False, verify=True):
+            return settings
+        problem = "no API key"
+    except wandb.errors.Error as error:
+        problem = " ".join(str(error).split())[:200]
+        if any(words in problem for words in UNREACHABLE):
+            print("W&B: cannot be reached; the run is stored here instead", flush=True)
+            return replace(settings, wandb_mode="offline")
+    raise SAEError(
+        f"--wandb: {problem}; run `python -m wandb login`, set WANDB_API_KEY, or use "
+        "--wandb-mode offline"
+    )
+
+
+def add_to_summary(settings: TrackingConfig, checkpoints: Path, values: dict[str, Any]) -> None:
+    """Add to the summary of the run that is noted beside `checkpoints`, if there is one.
+
+    Whatever becomes of it, the caller goes on.
+    """
+    note = RunNote.load(checkpoints)
+    if not is_on(settings) or note is None:
+        return
+    try:
+        run = start(log_in(settings), note)
+        run.summary.update(values)
+        finish(run, 0)
+    except Exception as error:  # whatever a client's background process may come up with
+        print(f"W&B: not told ({one_line(error)})", flush=True)
+
+
+def evaluation_summary(figures: dict[str, Any]) -> dict[str, float]:
+    """The figures of an evaluation as values of a run's summary."""
+    numbers = (int, float)
+    return {f"eval/{name}": value for name, value in figures.items() if type(value) in numbers}
+
+
+def start(settings: TrackingConfig, note: RunNote, **about: Any) -> Any:
+    """Start or resume the run; online if W&B can be reached, else on disk."""
+    import wandb
+
+    if settings.wandb_mode == "online":
+        try:
+            run = _init("online", note, **about)
+            print(f"W&B: {run.url}", flush=True)
+            return run
+        except wandb.errors.Error as error:
+            if REFUSED.search(str(error).lower()):
+                raise SAEError(
+                    f"--wandb: W&B refuses the run ({one_line(error)}); check --wandb-entity and "
+                    "--wandb-project, run `python -m wandb login`, or use --wandb-mode offline"
+                ) from error
+            print("W&B: cannot be reached; the run is stored here instead", flush=True)
+            wandb.teardown()  # else the client holds the failed run's id
+    run = _init("offline", note, **about)
+    folder = run.settings.sync_dir
+    print(f"W&B: offline; send the run with `python -m wandb sync {folder}`", flush=True)
+    return run
+
+
+def _init(mode: str, note: RunNote, **about: Any) -> Any:
+    import wandb
+
+    run = wandb.init(
+        project=note.project,
+        entity=note.entity,
+        id=note.id,
+        resume="allow",
+        mode=mode,
+        settings=wandb.Settings(
+            init_timeout=INIT_TIMEOUT,
+            finish_timeout=FINISH_TIMEOUT,
+            finish_timeout_raises=True,
+            console="off",
+            silent=True,
+            disable_git=True,
+        ),
+        **about,
+    )
+    # A resumed run forgets its axes, unless told again.
+    run.define_metric("epoch")
+    run.define_metric("tokens")
+    for part in ("train/*", "val/*"):
+        run.define_metric(part, step_metric="epoch")
+    return run
+
+
+def finish(run: Any, exit_code: int) -> None:
+    folder = run.settings.sync_dir
+    try:
+        run.finish(exit_code=exit_code)
+    except Exception as error:  # TimeoutError, or a background process that is gone
+        print(
+            f"W&B: not all of the run was sent ({one_line(error)}); send the rest with "
+            f"`python -m wandb sync --no-skip-online {folder}`",
+            flush=True,
+        )
+
+
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__

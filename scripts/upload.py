@@ -1,0 +1,55 @@
+"""One SAE directory and its evaluation -> the Hub, and a marker that says so."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by hand, too
+
+from sae_core import cli
+from sae_core.errors import SAEError
+from sae_core.train_config import RepoConfig, TrackingConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """The SAE to upload."""
+
+    sae: Path
+    """Final SAE directory; its name is the folder's in the repository."""
+    marker: Path
+    """JSON file to write when all is there: repository, commit and the SHA-256 of every file."""
+    evaluation: Path | None = None
+    """The SAE's evaluation, JSON."""
+    checkpoints: Path | None = None
+    """Folder of its checkpoints, where its W&B run is noted."""
+    dry_run: bool = False
+    """Say what would be sent, and send nothing."""
+    repo: RepoConfig = field(default_factory=RepoConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def run(job: Job) -> None:
+    if not job.repo.hf_repo_id:
+        raise SAEError("--hf-repo-id: name the repository, owner/name, or set SAE_HF_REPO_ID")
+
+    from sae_core.model_training.wandb_session import add_to_summary
+    from sae_core.publishing import hub
+    from sae_core.publishing.model_card import SAEFacts
+
+    if job.dry_run:
+        facts = SAEFacts.read(job.sae, job.evaluation, job.repo)
+        print(f"would be sent to {job.repo.hf_repo_id}, besides a line in its README.md:")
+        for name, content in hub.run_files(job.sae, job.evaluation, facts).items():
+            size = len(content) if isinstance(content, bytes) else content.stat().st_size
+            print(f"{size:>12,}  {name}")
+        return
+    marker = hub.upload(job.sae, job.evaluation, job.repo)
+    marker.save(job.marker)
+    print(f"uploaded: {marker.url}")
+    if job.checkpoints is not None:
+        add_to_summary(job.tracking, job.checkpoints, marker.summary)
+
+
+if __name__ == "__main__":
+    cli.run(run, Job, __doc__)

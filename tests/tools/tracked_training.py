@@ -1,0 +1,68 @@
+"""A training of three epochs that tells W&B of itself: python tracked_training.py FOLDER [OPTIONS]
+
+The loop's events are made up. FOLDER gets the checkpoints; `FOLDER/pause` makes the training wait
+after each epoch until `FOLDER/go` is there, and a line is printed for each epoch.
+"""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from sae_core import cli
+from sae_core.model_training import wandb_session
+from sae_core.model_training.wandb_utils import WandbRun
+from sae_core.train_config import TrackingConfig
+from sae_core.training import EpochRecord
+
+EPOCHS = 3
+PAUSE = 60.0
+"""Seconds that a pause may take."""
+
+
+@dataclass(frozen=True)
+class Training:
+    folder: Annotated[Path, tyro.conf.Positional]
+    seed: int = 0
+    fails: bool = False
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+
+def metrics(epoch: int) -> dict[str, float]:
+    return {"loss": 1 / epoch, "dead_features": epoch, "val_loss": abs(2 - epoch) + 0.5}
+
+
+def run(training: Training) -> None:
+    wandb_session.INIT_TIMEOUT, wandb_session.FINISH_TIMEOUT = 3.0, 3.0
+    folder = training.folder
+    login = wandb_session.log_in(training.tracking)
+    config = {"data": {"seed": training.seed}, "runtime": {"device": "cpu"}}
+    with WandbRun(login, "a.run", folder, config, ("standard", "layer 1", "x" * 80)) as tracking:
+        for epoch in range(1, EPOCHS + 1):
+            tracking.on_epoch(EpochRecord(epoch, EPOCHS, 10 * epoch, metrics(epoch), epoch <= 2))
+            print(f"epoch {epoch}", flush=True)
+            wait(folder)
+        if training.fails:
+            raise RuntimeError("the training failed")
+        sae = folder / "final"
+        sae.mkdir(exist_ok=True)
+        (sae / "weights.pt").write_text("the SAE")
+        tracking.exported(sae)
+    wandb_session.add_to_summary(
+        login, folder, wandb_session.evaluation_summary({"fvu": 0.25, "run_name": "x"})
+    )
+
+
+def wait(folder: Path) -> None:
+    end = time.monotonic() + PAUSE
+    while (folder / "pause").exists() and time.monotonic() < end:
+        if (folder / "go").exists():
+            (folder / "go").unlink()
+            return
+        time.sleep(0.02)
+
+
+if __name__ == "__main__":
+    cli.run(run, Training, "")

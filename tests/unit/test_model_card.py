@@ -1,0 +1,92 @@
+"""Model cards, read as the Hub and as a stranger read them."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from published import FIGURES, METADATA, make_sae_directory
+from synthetic import KINDS
+
+from sae_core.publishing.model_card import SAEFacts, repo_card, sae_card
+from sae_core.train_config import RepoConfig
+
+NAME = "Qwen_Qwen3-0.6B.blocks.13.hook_resid_post.btop3sae.exp4"
+REPO = RepoConfig(hf_repo_id="alice/saes", hf_license="mit", hf_dataset="alice/texts")
+
+
+def facts(folder: Path, name: str = NAME, repo: RepoConfig = REPO, kind: str = "batch_topk"):
+    made = make_sae_directory(folder / name, kind)
+    return SAEFacts.read(made.folder, made.evaluation, repo)
+
+
+def metadata(card: str) -> dict:
+    empty, block, _ = card.split("---\n", 2)
+    assert empty == ""
+    return yaml.safe_load(block)
+
+
+def rows(card: str) -> list[str]:
+    return [line.split("](")[0][3:] for line in card.splitlines() if line.startswith("| [")]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_card_has_what_a_stranger_needs(kind: str, tmp_path: Path) -> None:
+    about = facts(tmp_path, kind=kind)
+    card = sae_card(about)
+    assert metadata(card) == {
+        "base_model": "Qwen/Qwen3-0.6B",
+        "datasets": ["alice/texts"],
+        "library_name": "saelens",
+        "license": "mit",
+        "tags": ["sparse-autoencoder", "saelens", "interpretability"],
+    }
+    for words in (
+        f'load_pretrained("alice/saes/{NAME}")',
+        f'SAE.from_pretrained("alice/saes", "{NAME}")',
+        "| FVU | 0.1250 |",
+        "| dead | 5.00% |",
+        f"| kind | {kind} |",
+        "| lr | 0.001 |",
+        "| seed | 420 |",
+        f"| data sha256 | {METADATA['data_sha256']} |",
+        f"| sha256 of weights.pt | `{about.weights_sha256}` |",
+        about.spec.hook_spec,
+    ):
+        assert words in card, words
+    assert "{" not in card and "None" not in card and "\n\n\n" not in card
+
+
+def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
+    repo = RepoConfig(hf_repo_id="alice/saes")
+    about = facts(tmp_path, repo=repo)
+    about.spec.metadata["model_name"] = "tiny"
+    about.spec.metadata.pop("training")
+    card = sae_card(replace(about, evaluation=None))
+    assert set(metadata(card)) == {"library_name", "tags"}
+    assert "It has not been evaluated." in card and "give the same SAE" not in card
+    named = replace(about, repo=replace(repo, hf_base_model="Qwen/Qwen3-0.6B"))
+    assert metadata(sae_card(named))["base_model"] == "Qwen/Qwen3-0.6B"
+
+
+def test_the_repository_s_card_lists_every_sae_once(tmp_path: Path) -> None:
+    names = [NAME.replace("13", "2"), NAME]
+    card = repo_card(None, facts(tmp_path, names[1]), "alice/saes")
+    card = repo_card(card, facts(tmp_path, names[0]), "alice/saes")
+    assert rows(card) == names, "in order, layer 2 before layer 13"
+    better = replace(facts(tmp_path), evaluation=FIGURES | {"fvu": 0.0625})
+    renewed = repo_card(card, better, "alice/saes")
+    assert rows(renewed) == names and "0.0625" in renewed
+    assert repo_card(renewed, better, "alice/saes") == renewed, "nothing new, nothing changed"
+    assert metadata(card)["base_model"] == ["Qwen/Qwen3-0.6B"]
+
+
+def test_what_others_wrote_stays(tmp_path: Path) -> None:
+    old = "---\nlicense: apache-2.0\ntags:\n- physics\n---\n\n# Ours\n\nBy Alice.\n"
+    card = repo_card(old, facts(tmp_path), "alice/saes")
+    card = card.replace("By Alice.", "By Alice and Bob.") + "\nThe end.\n"
+    card = repo_card(card, facts(tmp_path, "another"), "alice/saes")
+    assert "By Alice and Bob." in card and card.endswith("\nThe end.\n")
+    assert metadata(card)["license"] == "apache-2.0" and "physics" in metadata(card)["tags"]
+    assert "saelens" in metadata(card)["tags"] and set(rows(card)) == {NAME, "another"}
+    assert rows(repo_card("just text", facts(tmp_path), "alice/saes")) == [NAME]

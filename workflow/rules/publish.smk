@@ -1,0 +1,27 @@
+# An SAE and its evaluation -> the Hub, and a marker that says so. Only with `upload_to_hf`. The
+# submit node uploads: it has the network and the login.
+
+
+rule upload:
+    input:
+        **{Path(path).stem: path for path in SAE_FILES},
+        evaluation="results/evaluations/{run}.json",
+    output:
+        marker="results/uploads/{run}.json",
+    log:
+        "results/logs/upload/{run}.log",
+    benchmark:
+        "results/benchmarks/upload/{run}.tsv"
+    conda:
+        "../../envs/publish.yaml"
+    resources:
+        # What changes no result stands here, not in params: a change of it reruns nothing.
+        tracking=PLAN.tracking_options(),
+    params:
+        folder=subpath(input.weights, parent=True),
+        options=lambda wildcards: PLAN.upload_options(model_plan(wildcards)),
+        code=code_hash("scripts/upload.py"),
+    shell:
+        "python $SCRIPTS/upload.py --sae {params.folder} --evaluation {input.evaluation}"
+        " {params.options} {resources.tracking}"
+        " --checkpoints results/checkpoints/{wildcards.run} --marker {output.marker} > {log} 2>&1"
