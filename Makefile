@@ -1,6 +1,6 @@
 # make run    the embedded default, end to end        make test   lint and all tests
 # make bench  times and qualities beside the peers'   make fmt    format everything
-# make rulegraph   redraw the README's picture
+# make test-interop  SAEs to and from the peers       make rulegraph   redraw the README's picture
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -13,7 +13,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read; the shipped ones, or a folder that holds a folder a subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run test bench lint fmt rulegraph clean
+.PHONY: setup run test test-interop bench lint fmt rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -43,6 +43,9 @@ lint: setup
 
 test: lint
 	python -m pytest
+
+test-interop: setup $(PEERS)/.installed
+	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --numprocesses=0 tests/interop
 
 bench: setup $(PEERS)/.installed
 	PYTHONPATH=. $(PEERS)/bin/python tests/benchmarks/step.py

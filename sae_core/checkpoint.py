@@ -90,7 +90,7 @@ def load_sae(folder: Path) -> SparseAutoencoder:
         sae = build(SAESpec.load(config))
     except SAEError as error:
         raise SAEError(str(error) if str(config) in str(error) else f"{config}: {error}") from error
-    stored = _read_tensors(path)
+    stored = read_tensors(path)
     expected = sae.state_dict()
     for name, tensor in expected.items():
         if name not in stored and name in OPTIONAL_TENSORS:
@@ -124,7 +124,12 @@ def load_history(folder: Path) -> History:
         raise SAEError(f"{path}: not a readable training history ({error})") from error
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """A PyTorch file of named tensors, on the CPU; nothing else is unpickled.
+
+    Raises:
+        SAEError: it is missing, damaged, or holds anything else.
+    """
     try:
         stored: Any = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
