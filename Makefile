@@ -47,12 +47,16 @@ test: lint
 test-interop: setup $(PEERS)/.installed
 	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --numprocesses=0 tests/interop
 
+bench: export PYTHONPATH := $(CURDIR)
 bench: setup $(PEERS)/.installed
-	PYTHONPATH=. $(PEERS)/bin/python tests/benchmarks/step.py
-	$(PEERS)/bin/python tests/benchmarks/memory.py
+	$(PEERS)/bin/python tests/benchmarks/step.py
+	python tests/benchmarks/memory.py
 	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
 	python tests/benchmarks/path.py --chapters $(CHAPTERS)
-	PYTHONPATH=. python tests/benchmarks/end_to_end.py --chapters $(CHAPTERS)
+	python tests/benchmarks/end_to_end.py --chapters $(CHAPTERS)
+	python tests/benchmarks/ground_truth.py
+	python tests/benchmarks/shards.py build/bench/shard --chapters $(CHAPTERS)
+	$(PEERS)/bin/python tests/benchmarks/quality.py build/bench/shard
 
 fmt: setup
 	ruff check --fix .
@@ -63,4 +67,4 @@ rulegraph: setup
 	python tests/tools/rulegraph.py > docs/rulegraph.svg
 
 clean:
-	rm -rf results .snakemake
+	rm -rf results .snakemake build
