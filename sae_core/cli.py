@@ -3,17 +3,32 @@
 import dataclasses
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 
 Settings = TypeVar("Settings")
 
 FLAT = (tyro.conf.OmitArgPrefixes,)
 """Options carry no group prefix: `--topk`, not `--sae.topk`."""
+
+UNNAMED = tyro.conf.arg(name="")
+
+
+LONGEST = 4000
+"""Characters of a message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """What every command line has."""
+
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the traceback of an error, too."""
 
 
 def parse(settings: type[Settings], description: str, argv: Sequence[str] | None) -> Settings:
@@ -22,7 +37,9 @@ def parse(settings: type[Settings], description: str, argv: Sequence[str] | None
     Field names become options, field docstrings their help, nested dataclasses groups. A wrong
     option or value ends the program with status 2 and a message that names it.
     """
-    return tyro.cli(settings, description=description, args=argv, config=FLAT)
+    groups = [("own", Annotated[settings, UNNAMED]), ("common", Annotated[Common, UNNAMED])]
+    both: Any = dataclasses.make_dataclass("Options", groups)
+    return tyro.cli(both, description=description, args=argv, config=FLAT).own
 
 
 def run(
@@ -34,11 +51,21 @@ def run(
     """Parse the command line, run `body` on it and exit: 0, or 1 with one line that says why."""
     try:
         body(parse(settings, description, argv))
-    except SAEError as error:
-        sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
+    except Exception as error:
+        # Looked for here, as the options themselves may be what is wrong.
+        if "--debug" in (sys.argv[1:] if argv is None else argv):
+            traceback.print_exc()
+        sys.exit(f"error: {_reason(error)}")
     sys.exit(0)
+
+
+def _reason(error: Exception) -> str:
+    """An error as one line: what the user can mend as it is, anything else by its name."""
+    if isinstance(error, SAEError):
+        return one_line(error, most=LONGEST)
+    return f"{type(error).__name__}: {one_line(error)} (not foreseen; --debug shows where)"
 
 
 def options(settings: Any) -> str:

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and any other as a line."""
 
 
 class SAEError(Exception):
@@ -6,3 +6,10 @@ class SAEError(Exception):
 
     The message is one line that names the file, key or option at fault and says what to do.
     """
+
+
+def one_line(error: BaseException, most: int = 300) -> str:
+    """What an error says, as one line without control characters, cut to `most` characters; its
+    name if it says nothing."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)[:most]

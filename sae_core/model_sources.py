@@ -13,7 +13,7 @@ import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.files import write_file
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
@@ -143,7 +143,7 @@ def _from_hub(config: FetchConfig) -> Path:
         raise SAEError(
             f"model {config.name} at revision {config.revision or 'main'}: cannot be fetched from "
             "the Hub; check its name, the network and `hf auth login` "
-            f"({' '.join(str(error).split())[:300]})"
+            f"({one_line(error)})"
         ) from error
     return Path(folder)
 

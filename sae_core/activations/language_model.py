@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.naming import hook_spec
 from sae_core.train_config import ModelConfig
 
@@ -348,7 +348,7 @@ def _hub_options(config: ModelConfig) -> dict[str, Any]:
 
 
 def _cannot_load(name: str, error: Exception | str) -> SAEError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error) if isinstance(error, Exception) else error
     return SAEError(
         f"--model-name {name}: cannot be loaded; give a Hub id or a model's directory ({reason})"
     )
