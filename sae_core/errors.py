@@ -8,8 +8,8 @@ class SAEError(Exception):
     """
 
 
-def one_line(error: BaseException, most: int = 300) -> str:
-    """What an error says, as one line without control characters, cut to `most` characters; its
-    name if it says nothing."""
+def one_line(error: object, most: int = 300) -> str:
+    """What an error, or its message, says: one line without control characters, of at most `most`
+    characters; the error's name if it says nothing."""
     words = " ".join(str(error).split()) or type(error).__name__
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)[:most]

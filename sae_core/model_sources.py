@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sae_core.errors import SAEError, one_line
 from sae_core.files import write_file
+from sae_core.records import read_record
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What is taken from a Hub repository; Python files only with `trust_remote_code`."""
@@ -88,12 +89,7 @@ class ModelRecord:
         Raises:
             SAEError: it is missing or not one.
         """
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise SAEError(
-                f"{path}: not a readable model record ({error}); delete it and fetch again"
-            ) from error
+        return read_record(cls, path, "model record", "delete it and fetch again")
 
 
 def fetch(config: FetchConfig) -> ModelRecord:

@@ -5,7 +5,9 @@ The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`
 `OutputConfig`, `TrackingConfig`, `PublishingConfig`): the workflow retrains for the former only.
 """
 
+import math
 import os
+import re
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
@@ -14,13 +16,15 @@ from sae_core.errors import SAEError
 from sae_core.naming import MiddleLayerStrategy, check_repo_id
 from sae_core.sae_config import SAEConfig
 
+HOOK_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+
 DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.json")
 
 
 def _at_least(owner: object, least: float, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value is not None and value < least:
+        if value is not None and not least <= value < math.inf:
             raise SAEError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
 
@@ -86,6 +90,8 @@ class HookConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "hook_layer")
+        if not HOOK_NAME.fullmatch(self.hook_name):
+            raise SAEError(f"--hook-name {self.hook_name!r}: not the name of an activation")
 
 
 @dataclass(frozen=True)
@@ -118,7 +124,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_epochs", "tokens_per_step")
         _at_least(self, 0, "recon_weight", "early_stopping_patience", "early_stopping_min_delta")
-        if self.lr != "auto" and self.lr <= 0:
+        if self.lr != "auto" and not 0 < self.lr < math.inf:
             raise SAEError(f"--lr {self.lr}: must be above 0")
 
 

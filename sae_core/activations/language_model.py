@@ -5,6 +5,7 @@ Face model a name stands for, and the model's own forward (with fused attention)
 the same numbers as `TransformerBridge`, whose eager attention is slower.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -18,7 +19,9 @@ from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
 from sae_core.errors import SAEError, one_line
 from sae_core.naming import hook_spec
-from sae_core.train_config import ModelConfig
+from sae_core.train_config import HOOK_NAME, ModelConfig
+
+HOOK_SPEC = re.compile(rf"blocks\.([0-9]{{1,6}})\.({HOOK_NAME.pattern})", re.ASCII)
 
 
 class Hook(NamedTuple):
@@ -34,9 +37,15 @@ class Hook(NamedTuple):
 
     @classmethod
     def parse(cls, spec: str) -> "Hook":
-        """The hook of a full name `blocks.<layer>.<hook_name>`."""
-        _, layer, hook_name = spec.split(".", 2)
-        return cls(int(layer), hook_name)
+        """The hook of a full name `blocks.<layer>.<hook_name>`.
+
+        Raises:
+            SAEError: it has another form.
+        """
+        found = HOOK_SPEC.fullmatch(spec)
+        if found is None:
+            raise SAEError(f"hook {spec}: the form is blocks.<layer>.<hook_name>")
+        return cls(int(found[1]), found[2])
 
 
 class _Site(NamedTuple):
@@ -189,16 +198,17 @@ class LanguageModel:
         self._blocks_give_tuples = isinstance(output, tuple)
 
     def _site(self, hook: Hook) -> _Site:
-        *parts, side = _hook_paths(self._component)[hook.hook_name].split(".")
-        module, component = self._blocks[hook.layer], self._component
+        component = self._component
         try:
+            *parts, side = _hook_paths(component)[hook.hook_name].split(".")
+            module = self._blocks[hook.layer]
             for part in parts:
                 component = component.submodules[part]
                 module = module.get_submodule(component.name)
-        except (KeyError, AttributeError, TypeError) as error:
+        except (KeyError, AttributeError, TypeError, IndexError) as error:
             raise SAEError(
-                f"--hook-name {hook.hook_name}: {type(self.model).__name__} has no one module "
-                "that gives it; choose another hook"
+                f"{hook.spec}: {type(self.model).__name__} has no one module that gives it; choose "
+                "another hook"
             ) from error
         return _Site(module, side == "hook_in")
 

@@ -8,11 +8,12 @@ A shard is a folder: `manifest.json`, and for each hook one file of raw activati
 (windows, positions, D) for training and one for validation, read back memory-mapped.
 """
 
+import hashlib
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TypeVar
@@ -24,6 +25,7 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.files import write_file
+from sae_core.records import read_record
 from sae_core.seeding import generator
 
 SHUFFLE_TOKENS = 2**18
@@ -175,9 +177,17 @@ class Manifest:
     bos: int | None
     """The token that windows begin with, if any."""
 
+    checksum: str = ""
+    """Of the rest, so that a manifest that somebody edited is found out."""
+
     def save(self, path: Path) -> None:
         """Write the manifest as JSON."""
-        write_file(path, json.dumps(asdict(self), indent=2) + "\n")
+        checked = replace(self, checksum=self._checksum())
+        write_file(path, json.dumps(asdict(checked), indent=2) + "\n")
+
+    def _checksum(self) -> str:
+        fields = json.dumps(asdict(replace(self, checksum="")), sort_keys=True)
+        return hashlib.sha256(fields.encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -186,12 +196,15 @@ class Manifest:
         Raises:
             SAEError: it is missing or not one of ours.
         """
-        try:
-            return cls(**json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise SAEError(
-                f"{folder / 'manifest.json'}: not a readable shard ({error}); harvest again"
-            ) from error
+        path = folder / "manifest.json"
+        manifest = read_record(cls, path, "shard", "harvest again")
+        if manifest.checksum != manifest._checksum():
+            raise SAEError(f"{path}: not as it was written; harvest again")
+        return replace(manifest, checksum="")
+
+    def same_harvest(self, other: "Manifest") -> bool:
+        """Whether both are of one harvest, and differ but in their windows."""
+        return replace(self, windows={}, first={}) == replace(other, windows={}, first={})
 
 
 def _file(folder: Path, hook_spec: str, part: str) -> Path:
@@ -280,6 +293,11 @@ class CachedSource(ActivationSource):
     ) -> None:
         manifests = [Manifest.load(folder) for folder in folders]
         first = manifests[0]
+        for folder, manifest in zip(folders, manifests, strict=True):
+            if not manifest.same_harvest(first):
+                raise SAEError(
+                    f"{folder}: of another harvest than {folders[0]}; give the shards of one"
+                )
         self.d_in, self.dtype = first.d_in, first.dtype
         self.passes, self.bos = first.passes, first.bos
         self._maps: dict[str, list[tuple[int, Tensor]]] = {}

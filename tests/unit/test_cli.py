@@ -21,8 +21,6 @@ class Settings:
     data: DataConfig = field(default_factory=DataConfig)
 
 
-
-
 def ended(body: Any, capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
     """Status and error stream of a command."""
     with pytest.raises(SystemExit) as end:
