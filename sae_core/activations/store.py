@@ -10,9 +10,11 @@ A shard is a folder: `manifest.json`, and for each hook one file of raw activati
 
 import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -24,7 +26,7 @@ from torch import Tensor
 from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
-from sae_core.files import write_file
+from sae_core.files import check_space, new_folder, write_file, writing
 from sae_core.records import read_record
 from sae_core.seeding import generator
 
@@ -226,28 +228,18 @@ def harvest(
     """Write the activations of every window at every hook, in one pass of the model.
 
     Position 0 is left out: it never trains an SAE. With several shards, each takes a run of whole
-    forward batches, so that together they hold what one would.
+    forward batches, so that together they hold what one would. A shard that was there before stays
+    until the new one is whole.
 
     Args:
         progress: called with the windows done and the windows in all.
+
+    Raises:
+        SAEError: it does not fit on the disk, or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     parts = {"train": windows.n_train * passes, "validation": windows.n_validation}
     runs = {part: _share(n, batch_size, shard, n_shards) for part, n in parts.items()}
     done, total = 0, sum(stop - start for start, stop in runs.values())
-    for part, (start, stop) in runs.items():
-        files = {hook: _file(folder, hook.spec, part).open("wb") for hook in hooks}
-        for indices in torch.arange(start, stop).split(batch_size):
-            if not len(indices):
-                continue
-            tokens = _window_tokens(windows, part, indices)
-            for hook, activations in model.activations(tokens, hooks).items():
-                rows = activations[:, 1:].cpu().contiguous()
-                files[hook].write(rows.view(torch.uint8).numpy().data)
-            done += len(indices)
-            progress(done, total)
-        for file in files.values():
-            file.close()
     manifest = Manifest(
         hooks=[hook.spec for hook in hooks],
         dtype=str(model.dtype).removeprefix("torch."),
@@ -259,8 +251,42 @@ def harvest(
         total=parts,
         bos=windows.bos,
     )
-    manifest.save(folder / "manifest.json")
+    n_bytes = total * windows.positions * model.d_model * model.dtype.itemsize * len(hooks)
+    with writing(folder, n_bytes), new_folder(folder) as staging:
+        check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
+        for part, run in runs.items():
+            for indices in _harvest_part(model, windows, hooks, staging, part, run, batch_size):
+                done += len(indices)
+                progress(done, total)
+        manifest.save(staging / "manifest.json")
     return manifest
+
+
+def _harvest_part(
+    model: LanguageModel,
+    windows: TokenWindows,
+    hooks: Sequence[Hook],
+    folder: Path,
+    part: str,
+    run: tuple[int, int],
+    batch_size: int,
+) -> Iterator[Tensor]:
+    """Write the windows `run[0]` to `run[1]` of a part; gives those of each forward pass."""
+    with ExitStack() as stack:
+        files = {
+            hook: stack.enter_context(_file(folder, hook.spec, part).open("wb")) for hook in hooks
+        }
+        for indices in torch.arange(*run).split(batch_size):
+            if not len(indices):
+                continue
+            tokens = _window_tokens(windows, part, indices)
+            for hook, activations in model.activations(tokens, hooks).items():
+                rows = activations[:, 1:].cpu().contiguous()
+                files[hook].write(rows.view(torch.uint8).numpy().data)
+            yield indices
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _share(n: int, batch_size: int, shard: int, n_shards: int) -> tuple[int, int]:
