@@ -76,7 +76,7 @@ class EndToEnd:
 
     Args:
         windows: those that the SAE's activations are of.
-        batch_size: windows in a forward pass; it does not change the result.
+        batch_size: windows in a forward pass; see `LanguageModel.windows_at_once`.
 
     Raises:
         SAEError: a layer of `block_mse_layers` does not lie behind the hook.
@@ -97,12 +97,13 @@ class EndToEnd:
         self.weights = _weights(config)
 
     def clean(self, tokens: Tensor, max_norm: float) -> list[CleanPass]:
-        """Run windows (W, L) through the model, `batch_size` at a time.
+        """Run windows (W, L) through the model, some at a time.
 
         Tokens whose activation is longer than `max_norm` are outliers.
         """
         start, passes = resume_point(self.hook), []
-        for batch in tokens.split(self.batch_size):
+        at_once = self.model.windows_at_once(tokens.shape[1], self.batch_size)
+        for batch in tokens.split(at_once):
             batch = batch.to(self.model.device)
             hidden, found = self.model.hidden(batch, [self.hook, start, *self.later])
             x = found[self.hook]

@@ -130,16 +130,18 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """What the machine does at once. None of these changes the trained SAE."""
+    """What the machine does at once. None of these changes the trained SAE; another device, and on
+    a GPU another batch size, changes it by as much as numbers are rounded."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; `auto` takes CUDA, then Apple's MPS, then the CPU."""
 
     batch_size: int = 8
-    """Windows in one forward pass of the language model."""
+    """Windows in a forward pass of the language model on a GPU; a CPU takes about 1,024 tokens."""
 
     activation_batch_size: int | Literal["auto"] = "auto"
-    """Tokens of SAE work at once: the rows of the encoder product that are in memory."""
+    """Tokens of SAE work at once: the rows of the encoder product that are in memory, in steps of
+    512 or, for a wide SAE, fewer."""
 
     log_freq: int = 100
     """Steps between two updates of the progress bar's figures."""

@@ -21,6 +21,9 @@ from sae_core.errors import SAEError, one_line
 from sae_core.naming import hook_spec
 from sae_core.train_config import HOOK_NAME, ModelConfig
 
+CPU_TOKENS = 1024
+"""Tokens in one forward pass on a CPU, about."""
+
 HOOK_SPEC = re.compile(rf"blocks\.([0-9]{{1,6}})\.({HOOK_NAME.pattern})", re.ASCII)
 
 
@@ -124,6 +127,28 @@ class LanguageModel:
             except _Reached:
                 pass
         return found
+
+    def windows_at_once(self, length: int, batch_size: int) -> int:
+        """Windows of `length` tokens in a forward pass: `batch_size`, but on a CPU always those of
+        about `CPU_TOKENS` tokens.
+
+        The last bits of a matrix product depend on its shape. More at once is no faster there.
+        """
+        return max(1, CPU_TOKENS // length) if self.device.type == "cpu" else batch_size
+
+    def window_activations(
+        self, tokens: Tensor, hooks: Sequence[Hook], batch_size: int
+    ) -> Iterator[dict[Hook, Tensor]]:
+        """`activations` of any number of windows (W, L), some at a time.
+
+        All forward passes have one shape, for which the last one is filled up: a window's
+        activations do not depend on which windows it is with.
+        """
+        n = self.windows_at_once(tokens.shape[1], batch_size)
+        for part in tokens.split(n):
+            filler = part[:1].expand(n - len(part), -1)
+            found = self.activations(torch.cat([part, filler]), hooks)
+            yield {hook: x[: len(part)] for hook, x in found.items()}
 
     @torch.no_grad()
     def hidden(

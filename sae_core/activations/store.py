@@ -153,12 +153,8 @@ class StreamingSource(ActivationSource):
             tokens = self.windows.train(self.pass_of(epoch), indices)
         else:
             tokens = self.windows.validation(indices)
-        return torch.cat(
-            [
-                self.model.activations(batch, [self.hook])[self.hook][:, 1:]
-                for batch in tokens.split(self.batch_size)
-            ]
-        )
+        found = self.model.window_activations(tokens, [self.hook], self.batch_size)
+        return torch.cat([at[self.hook][:, 1:] for at in found])
 
 
 @dataclass(frozen=True)
@@ -227,9 +223,9 @@ def harvest(
 ) -> Manifest:
     """Write the activations of every window at every hook, in one pass of the model.
 
-    Position 0 is left out: it never trains an SAE. With several shards, each takes a run of whole
-    forward batches, so that together they hold what one would. A shard that was there before stays
-    until the new one is whole.
+    Position 0 is left out: it never trains an SAE. With several shards, each takes a run of the
+    windows, and together they hold what one would. A shard that was there before stays until the
+    new one is whole.
 
     Args:
         progress: called with the windows done and the windows in all.
@@ -238,7 +234,7 @@ def harvest(
         SAEError: it does not fit on the disk, or cannot be written.
     """
     parts = {"train": windows.n_train * passes, "validation": windows.n_validation}
-    runs = {part: _share(n, batch_size, shard, n_shards) for part, n in parts.items()}
+    runs = {part: (n * shard // n_shards, n * (shard + 1) // n_shards) for part, n in parts.items()}
     done, total = 0, sum(stop - start for start, stop in runs.values())
     manifest = Manifest(
         hooks=[hook.spec for hook in hooks],
@@ -276,23 +272,17 @@ def _harvest_part(
         files = {
             hook: stack.enter_context(_file(folder, hook.spec, part).open("wb")) for hook in hooks
         }
-        for indices in torch.arange(*run).split(batch_size):
-            if not len(indices):
-                continue
+        at_once = model.windows_at_once(windows.length, batch_size)
+        for indices in torch.arange(*run).split(at_once) if run[0] < run[1] else ():
             tokens = _window_tokens(windows, part, indices)
-            for hook, activations in model.activations(tokens, hooks).items():
+            [found] = model.window_activations(tokens, hooks, batch_size)
+            for hook, activations in found.items():
                 rows = activations[:, 1:].cpu().contiguous()
                 files[hook].write(rows.view(torch.uint8).numpy().data)
             yield indices
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
-
-
-def _share(n: int, batch_size: int, shard: int, n_shards: int) -> tuple[int, int]:
-    batches = -(-n // batch_size)
-    start, stop = (batches * s // n_shards * batch_size for s in (shard, shard + 1))
-    return min(start, n), min(stop, n)
 
 
 def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:

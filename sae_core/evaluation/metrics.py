@@ -126,7 +126,7 @@ def evaluate(
 ) -> dict[str, Any]:
     """The metrics of this module for `sae` on `windows` (W, L), as JSON values.
 
-    `batch_size` windows are in memory at once; it does not change the result.
+    `batch_size` windows are in memory at once; see `LanguageModel.windows_at_once`.
 
     Raises:
         SAEError: the SAE is for a model of another shape.
@@ -137,6 +137,7 @@ def evaluate(
             f"--model-name: the SAE is for {hook.spec} of width {sae.spec.d_in}, and the model has "
             f"{model.n_layers} layers of width {model.d_model}; give the SAE's own model"
         )
+    batch_size = model.windows_at_once(windows.shape[1], batch_size)
     later = [Hook(layer, "hook_resid_post") for layer in range(hook.layer, model.n_layers)]
     later = [point for point in later if point != hook]
     sae = sae.to(model.device)

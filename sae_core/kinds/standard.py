@@ -17,8 +17,7 @@ class StandardSAE(SparseAutoencoder):
     """`relu(pre)` in training and at inference; the threshold stays 0."""
 
     def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
-        rows = x.split(row_block or x.shape[0])
-        code = torch.cat([torch.relu(self.pre_activations(block)) for block in rows])
+        code = torch.relu(self.pre_activations(x))  # all of it is kept for the gradient
         active = code.detach() > 0
         return Reconstruction(
             x_hat=self.decode(code),

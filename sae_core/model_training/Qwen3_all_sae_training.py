@@ -91,10 +91,12 @@ class BatchDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class BatchRuntimeConfig(RuntimeConfig):
-    """What the machine does at once. None of these changes the trained SAEs."""
+    """What the machine does at once. None of these changes the trained SAEs; another device, and on
+    a GPU another batch size, changes them by as much as numbers are rounded."""
 
     batch_size: int | None = None  # type: ignore[assignment]
-    """Windows in one forward pass of the language model; by default what suits its size."""
+    """Windows in a forward pass of the language model on a GPU, by default what suits its size;
+    a CPU takes about 1,024 tokens."""
 
 
 @dataclass(frozen=True)

@@ -140,6 +140,7 @@ def reconstructions(case: Case, losses: EndToEnd) -> tuple[list[Any], Tensor]:
     return passes, (x + 0.3 * x.norm() / noise.norm() * noise).requires_grad_()
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 @pytest.mark.parametrize("hook_name", ["hook_attn_out", "hook_mlp_out", "hook_resid_post"])
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2"])
