@@ -232,8 +232,8 @@ class LanguageModel:
                 module = module.get_submodule(component.name)
         except (KeyError, AttributeError, TypeError, IndexError) as error:
             raise SAEError(
-                f"{hook.spec}: {type(self.model).__name__} has no one module that gives it; choose "
-                "another hook"
+                f"--hook-name {hook.hook_name}: {type(self.model).__name__} has no one module "
+                "that gives it; choose another hook"
             ) from error
         return _Site(module, side == "hook_in")
 
