@@ -50,6 +50,7 @@ test-interop: setup $(PEERS)/.installed
 bench: export PYTHONPATH := $(CURDIR)
 bench: setup $(PEERS)/.installed
 	$(PEERS)/bin/python tests/benchmarks/step.py
+	python tests/benchmarks/step_profile.py
 	python tests/benchmarks/memory.py
 	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
 	python tests/benchmarks/path.py --chapters $(CHAPTERS)
