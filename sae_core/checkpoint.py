@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from sae_core.errors import SAEError
+from sae_core.files import sync
 from sae_core.kinds import build
 from sae_core.naming import SAE_FILES
 from sae_core.sae_base import SparseAutoencoder
@@ -48,6 +49,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
             folder.rename(retired)
         try:
             staging.rename(folder)
+            sync(folder.parent)
         except OSError:
             if retired.exists():
                 retired.rename(folder)

@@ -1,6 +1,7 @@
 """Command lines from settings dataclasses: options, help and one-line errors in one place."""
 
 import dataclasses
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -8,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from sae_core.errors import SAEError
+from sae_core.errors import Interrupted, SAEError
 
 Settings = TypeVar("Settings")
 
@@ -31,11 +32,17 @@ def run(
     description: str,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Parse the command line, run `body` on it and exit: 0, or 1 with one line that says why."""
+    """Parse the command line, run `body` on it and exit: 0, or 1 with one line that says why.
+
+    A training that a signal interrupts exits with 75, EX_TEMPFAIL of sysexits.h: run it again.
+    """
     try:
         body(parse(settings, description, argv))
     except SAEError as error:
         sys.exit(f"error: {error}")
+    except Interrupted as interrupted:
+        print(f"error: {interrupted}", file=sys.stderr, flush=True)
+        sys.exit(os.EX_TEMPFAIL)
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
     sys.exit(0)

@@ -6,8 +6,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_core.checkpoint import History
+from sae_core.events import EpochRecord, Observer
 from sae_core.progress import progress_bar
-from sae_core.training import EpochRecord, Observer
 
 SHOWN = (
     "loss",
@@ -37,10 +37,14 @@ class Console(Observer):
     def on_start(self, n_epochs: int, steps_per_epoch: int) -> None:
         self.n_epochs, self.steps_per_epoch = n_epochs, steps_per_epoch
 
+    def on_resume(self, n_epochs: int, steps_per_epoch: int, step: int) -> None:
+        self.on_start(n_epochs, steps_per_epoch)
+        print(f"an interrupted training goes on after step {step}", flush=True)
+
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
         if self.bar is None:
             self.bar = progress_bar(f"epoch {epoch}/{self.n_epochs}", "step", self.steps_per_epoch)
-        self.bar.update()
+        self.bar.update(step - self.bar.n)
         if step % self.log_freq == 0 or step == self.steps_per_epoch:
             self.bar.set_postfix(loss=f"{float(loss):.4f}", l0=f"{l0:.1f}")
 

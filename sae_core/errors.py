@@ -6,3 +6,7 @@ class SAEError(Exception):
 
     The message is one line that names the file, key or option at fault and says what to do.
     """
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work at a point from which the same command goes on with it."""

@@ -30,6 +30,23 @@ def write_file(path: Path, content: str | bytes) -> None:
         ) from error
 
 
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk itself: a power cut keeps it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def folder_stamp(folder: Path) -> str:
+    """A hash of the names, sizes and times of the files in a folder: another one after an edit."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path.relative_to(folder)), path.stat()) for path in paths]
+    listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts])
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
 def file_sha256(path: Path) -> str:
     """The file's SHA-256 as hexadecimal digits."""
     with path.open("rb") as file:

@@ -16,6 +16,15 @@ EXPORT_FILES = (*SAE_FILES, "cfg.json", "sae_weights.safetensors")
 
 BEST_CHECKPOINT = "best_model.pt"
 
+STATES = "resume"
+"""Where an interrupted training goes on from; beside its checkpoints, until it is done."""
+
+STALE_STATES = "resume.stale"
+"""The same of a training with other settings, data or code: not used, and free to be deleted."""
+
+LOCK_FILE = "training.lock"
+"""Held by the process that trains; beside its checkpoints."""
+
 METRICS_FILE = "metrics.jsonl"
 """What a training told, one event a line; beside its checkpoints."""
 

@@ -1,6 +1,7 @@
 """Observers of a training run that any run can use: several at once, and a file of events."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from sae_core.checkpoint import History
 from sae_core.errors import SAEError
-from sae_core.training import EpochRecord, Observer
+from sae_core.events import EpochRecord, Observer
 
 
 class Observers(Observer):
@@ -20,6 +21,10 @@ class Observers(Observer):
     def on_start(self, n_epochs: int, steps_per_epoch: int) -> None:
         for observer in self.observers:
             observer.on_start(n_epochs, steps_per_epoch)
+
+    def on_resume(self, n_epochs: int, steps_per_epoch: int, step: int) -> None:
+        for observer in self.observers:
+            observer.on_resume(n_epochs, steps_per_epoch, step)
 
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
         for observer in self.observers:
@@ -40,6 +45,8 @@ class Observers(Observer):
 
 class MetricsFile(Observer):
     """Every event as a line of JSON, added to what earlier trainings left.
+
+    A training that is interrupted and taken up again leaves the same lines as one that is not.
 
     Args:
         log_freq: steps between two steps that are written, as reading a loss waits for the device.
@@ -69,6 +76,15 @@ class MetricsFile(Observer):
 
     def on_end(self, history: History, stopped_early: bool) -> None:
         self._write(event="end", epochs=len(history["epoch"]), stopped_early=stopped_early)
+
+    def length(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def rewind(self, length: int) -> None:
+        """Take back what was told after the file had this length."""
+        if self.length() > length:
+            os.truncate(self.path, length)
 
     def _write(self, **event: Any) -> None:
         try:

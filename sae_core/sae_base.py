@@ -8,7 +8,8 @@ folded SAEs are stored.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -187,6 +188,29 @@ class SparseAutoencoder(nn.Module, ABC):
         self.ever_fired |= fired
         self.num_batches_not_active += 1
         self.num_batches_not_active[fired] = 0
+
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """What is known of the smallest values that are kept, by attribute."""
+        known = {k: v for k, v in vars(self).items() if isinstance(v, sparse_ops.LowerBound)}
+        return {name: (bound.value, bound.last) for name, bound in known.items()}
+
+    def set_bounds(self, bounds: Mapping[str, Sequence[float]]) -> None:
+        """Put back what `bounds` gave."""
+        for name, values in bounds.items():
+            setattr(self, name, sparse_ops.LowerBound(*values))
+
+    @contextmanager
+    def undone_on_failure(self) -> Iterator[None]:
+        """What raises inside leaves threshold and bounds as they were, and no gradients."""
+        threshold, bounds = self.threshold.detach().clone(), self.bounds()
+        try:
+            yield
+        except BaseException:
+            self.threshold.data.copy_(threshold)
+            self.set_bounds(bounds)
+            self._dead = None
+            self.zero_grad()
+            raise
 
     @torch.no_grad()
     def project_decoder_gradient(self) -> None:

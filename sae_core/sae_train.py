@@ -16,14 +16,19 @@ from sae_core.activations.language_model import (
 from sae_core.activations.store import ActivationSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows, split_texts
 from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
+from sae_core.code_hash import code_hash
 from sae_core.data_processing.texts import read_texts
 from sae_core.devices import keep_freed_memory, pick_device, pick_precision
 from sae_core.end_to_end import EndToEnd, later_layers
-from sae_core.files import file_sha256
+from sae_core.errors import Interrupted
+from sae_core.events import EpochRecord, Observer
+from sae_core.files import file_sha256, folder_stamp
+from sae_core.interrupts import Interrupts
 from sae_core.kinds import build
 from sae_core.naming import (
     BEST_CHECKPOINT,
     METRICS_FILE,
+    STATES,
     batch_checkpoint_name,
     ensure_writable,
     epoch_checkpoint,
@@ -33,11 +38,13 @@ from sae_core.naming import (
 )
 from sae_core.observers import MetricsFile, Observers
 from sae_core.publishing.saelens import saelens_files
+from sae_core.resume import Periodically, SavedStates
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAEConfig, SAESpec
 from sae_core.seeding import generator
 from sae_core.train_config import DataConfig, HookConfig, RunConfig, RuntimeConfig, TrainingConfig
-from sae_core.training import Observer, Trainer
+from sae_core.training import Trainer
+from sae_core.training_state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,7 @@ class SAETrainer:
         origin: where they come from.
         checkpoints: folder that this run's checkpoints go into.
         end_to_end: the losses of the end-to-end phase; None trains without one.
+        model_files: a stamp of the language model's files, where it has no commit.
     """
 
     def __init__(
@@ -76,10 +84,13 @@ class SAETrainer:
         checkpoints: Path,
         observer: Observer,
         end_to_end: EndToEnd | None = None,
+        model_files: str | None = None,
     ) -> None:
         self.training, self.runtime, self.checkpoints = training, runtime, checkpoints
-        events = MetricsFile(checkpoints / METRICS_FILE, runtime.log_freq)
-        self.observer = Observers(observer, events)
+        self.events = MetricsFile(checkpoints / METRICS_FILE, runtime.log_freq)
+        self.interrupts = Interrupts(lambda: self.loop.at_rest)
+        states = Periodically(runtime.resume_minutes, self._save_state, self.interrupts.check)
+        self.observer = Observers(observer, self.events, states)
         self.dtype: torch.dtype = getattr(torch, sae.sae_dtype)
         device = pick_device(runtime.device)
         metadata = asdict(origin) | asdict(data) | {"training": asdict(training)}
@@ -93,6 +104,15 @@ class SAETrainer:
         self.sae.initialise(generator(data.seed, "weights"))
         self.sae.to(device)
         self.sae.precision = pick_precision(training.compute_dtype, device)
+        self.states = SavedStates(
+            checkpoints / STATES,
+            {
+                "sae": asdict(replace(spec, device="")),
+                "activations": source.identity() | {"model_files": model_files},
+                "code": code_hash("sae_core/sae_train.py"),
+                "torch": torch.__version__,
+            },
+        )
         keep_freed_memory()
         rows = runtime.activation_batch_size
         self.loop = Trainer(
@@ -105,13 +125,60 @@ class SAETrainer:
         )
 
     def train(self) -> None:
-        """Run the loop, writing checkpoints as it goes."""
+        """Run the loop, writing checkpoints as it goes; from where an interrupted process left it,
+        if it has these settings.
+
+        Raises:
+            Interrupted: a signal came; all that was done is stored.
+        """
+        self._restore()
+        with self.interrupts:
+            try:
+                for record in self.loop.train():
+                    self._on_epoch(record)
+                    self.interrupts.check()
+            except Interrupted as interrupted:
+                if self.loop.n_done > 0:
+                    self._save_state()
+                done = f"{self.loop.n_done} of {self.loop.n_steps} steps"
+                raise Interrupted(f"{interrupted} after {done}; run it again to go on") from None
+
+    def _on_epoch(self, record: EpochRecord) -> None:
         frequency = self.runtime.checkpoint_freq
-        for record in self.loop.train():
-            if record.improved:
-                self._checkpoint(BEST_CHECKPOINT)
-            if frequency and record.epoch % frequency == 0:
-                self._checkpoint(epoch_checkpoint(record.epoch))
+        if record.improved:
+            self._checkpoint(BEST_CHECKPOINT)
+        if frequency and record.epoch % frequency == 0:
+            self._checkpoint(epoch_checkpoint(record.epoch))
+
+    def _restore(self) -> None:
+        state = self.states.newest()
+        if state is not None and state.values["best_epoch"] is not None:
+            if not (self.checkpoints / BEST_CHECKPOINT).is_dir():
+                state = self.states.set_aside(f"lacks its {BEST_CHECKPOINT}")
+        if state is None:
+            self._save_state()
+            return
+        self.loop.restore(state)
+        self.events.rewind(state.values["metrics"])
+        if state.values["machine"] != self._machine():
+            print(
+                f"the state is of a machine with {state.values['machine']}, and this one has "
+                f"{self._machine()}: the result will be the same but for rounding",
+                flush=True,
+            )
+
+    def _save_state(self) -> None:
+        tensors, values = self.loop.state()
+        values |= {"metrics": self.events.length(), "machine": self._machine()}
+        self.states.save(TrainingState(tensors, values))
+
+    def _machine(self) -> str:
+        device, precision = self.sae.b_dec.device.type, self.sae.precision
+        return f"{device}, {torch.get_num_threads()} threads, {precision.product} products"
+
+    def finish(self) -> None:
+        """Delete what only an interrupted training needs: the SAE is exported."""
+        self.states.remove()
 
     def export(self, folder: Path) -> Path:
         """Write the final SAE directory: the best checkpoint, or the last state without one."""
@@ -288,6 +355,9 @@ def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Pat
         checkpoints=run.checkpoints,
         observer=observer,
         end_to_end=end_to_end,
+        model_files=None if run.facts.commit else folder_stamp(Path(name).expanduser()),
     )
     trainer.train()
-    return trainer.export(run.output)
+    folder = trainer.export(run.output)
+    trainer.finish()
+    return folder

@@ -141,9 +141,13 @@ class RuntimeConfig:
     checkpoint_freq: int = 2
     """Epochs between two checkpoints; 0 keeps the best one only."""
 
+    resume_minutes: float = 5.0
+    """Minutes of training that a killed process may lose: so often the state is stored that the
+    same command goes on from; 0 stores it after every step."""
+
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "log_freq")
-        _at_least(self, 0, "checkpoint_freq")
+        _at_least(self, 0, "checkpoint_freq", "resume_minutes")
         if self.activation_batch_size != "auto":
             _at_least(self, 1, "activation_batch_size")
 

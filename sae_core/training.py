@@ -16,10 +16,8 @@ The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import chain, islice
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -30,95 +28,30 @@ from sae_core.activations.store import ActivationSource
 from sae_core.checkpoint import History
 from sae_core.end_to_end import CleanPass, EndToEnd
 from sae_core.errors import SAEError
+from sae_core.events import EpochRecord, Observer
+from sae_core.normalisation import Normalisation
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.schedule import learning_rate, peak_learning_rate
 from sae_core.train_config import TrainingConfig
-
-WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises to its peak."""
-
-DECAY = 0.2
-"""Share of the steps, the last ones, in which it falls to zero."""
+from sae_core.training_state import Means, TrainingState, learned, put_back
 
 MAX_GRADIENT_NORM = 1.0
-
-AUTO_LR, AUTO_LR_WIDTH = 4e-3, 4608
-"""The learning rate `auto`, and the number of features that it is for."""
 
 MEASURED_BATCHES = 8
 """Batches that the mean, the scale and the median norm are measured on."""
 
-OUTLIER_FACTOR = 10.0
-"""Tokens with an activation norm this many times the median are left out of training: attention
-sinks, whose few directions would take up the whole loss."""
-
-
-class EpochRecord(NamedTuple):
-    """One entry of the history."""
-
-    epoch: int
-    """Counted from 1."""
-    n_epochs: int
-    tokens: int
-    """Tokens trained on so far."""
-    metrics: dict[str, float]
-    improved: bool
-    """The validation loss is the best so far."""
-
-
-class Observer:
-    """What the loop tells the outside; every method may be left as it is."""
-
-    def on_start(self, n_epochs: int, steps_per_epoch: int) -> None:
-        """Training begins."""
-
-    def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
-        """Step `step` (from 1) of an epoch (from 1) is done."""
-
-    def on_epoch(self, record: EpochRecord) -> None:
-        """An epoch and its validation are done."""
-
-    def on_checkpoint(self, folder: Path, best: bool) -> None:
-        """An SAE directory was written."""
-
-    def on_end(self, history: History, stopped_early: bool) -> None:
-        """Training is over."""
-
-
-class Normalisation(NamedTuple):
-    """How raw activations enter the SAE: `(x - mean) / scale`, outliers left out."""
-
-    mean: Tensor
-    """(D,) float32, on the SAE's device."""
-    scale: float
-    max_norm: float
-
-    @classmethod
-    def measure(cls, x: Tensor) -> "Normalisation":
-        """From a sample (N, D) of training activations."""
-        norms = x.norm(dim=1)
-        max_norm = OUTLIER_FACTOR * float(norms.median())
-        x = x[norms <= max_norm]
-        mean = x.mean(0)
-        scale = float((x - mean).pow(2).sum(1).mean().sqrt())
-        if not math.isfinite(scale) or scale == 0:
-            raise SAEError(
-                f"the activations at this hook have scale {scale}: they are all alike, or overflow "
-                "the model's number format (try --model-dtype bfloat16 or float32)"
-            )
-        return cls(mean, scale, max_norm)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(N, D) raw activations -> (at most N, D) float32."""
-        x = x.to(self.mean.device, torch.float32)
-        return self.scaled(x[x.norm(dim=1) <= self.max_norm])
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """(N, D) float32 raw activations -> as they enter the SAE."""
-        return (x - self.mean) / self.scale
-
-    def raw(self, x_hat: Tensor) -> Tensor:
-        """(N, D) what the SAE gives -> raw activations."""
-        return x_hat * self.scale + self.mean
+PROGRESS = (
+    "n_done",
+    "epoch",
+    "tokens",
+    "outliers",
+    "history",
+    "best_epoch",
+    "best_loss",
+    "epochs_since_best",
+    "in_phase",
+)
+"""Of the loop's attributes, those that a state holds as they are."""
 
 
 class Batch(NamedTuple):
@@ -155,22 +88,6 @@ class Terms(NamedTuple):
         return Terms(*(term.detach() for term in terms), end_to_end)
 
 
-def peak_learning_rate(lr: float | str, d_sae: int) -> float:
-    """`lr`, or the one for `d_sae` features when it is `auto`.
-
-    It falls with the root of the width (Gao et al., arXiv 2406.04093, section A.3); the constant
-    was measured on SmolLM2 with about a million tokens: docs/recipe.md.
-    """
-    return AUTO_LR * (AUTO_LR_WIDTH / d_sae) ** 0.5 if lr == "auto" else float(lr)
-
-
-def learning_rate(step: int, n_steps: int, peak: float) -> float:
-    """The learning rate of step `step` (from 0) of `n_steps`: a trapezium."""
-    rise = (step + 1) / max(1.0, WARM_UP * n_steps)
-    fall = (n_steps - step) / max(1.0, DECAY * n_steps)
-    return peak * min(1.0, rise, fall)
-
-
 class Trainer:
     """Trains one SAE on one source of activations.
 
@@ -196,39 +113,94 @@ class Trainer:
         self._as_stored = [_as_stored(p.detach()) for p in sae.parameters()]
         self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
         self.optimizer = torch.optim.Adam(self._as_stored, lr=self.lr, fused=True)
+        self.normalise: Normalisation | None = None
+        self.last_batch: Tensor | None = None
+        self.n_done = self.epoch = self.tokens = self.outliers = 0
         self.history: History = {}
-        self.normalise: Normalisation
-        self._last_batch: Tensor
-        self.tokens = self.outliers = 0
         self.best_epoch: int | None = None
-        self._best_loss, self._epochs_since_best = math.inf, 0
+        self.best_loss, self.epochs_since_best = math.inf, 0
+        self.in_phase = False
+        self.means: Means | None = None
         self.n_steps = config.num_epochs * source.steps_per_epoch
         self.n_local_steps = self.n_steps - (end_to_end.n_steps(self.n_steps) if end_to_end else 0)
-        self._in_phase = False
+        self.at_rest = False
 
     def train(self) -> Iterator[EpochRecord]:
         """Train, and hand over a record after each epoch, when the SAE may be stored."""
-        config, steps_per_epoch = self.config, self.source.steps_per_epoch
-        step = epoch = 0
-        self.observer.on_start(config.num_epochs, steps_per_epoch)
-        while step < self.n_steps:
-            epoch, means = step // steps_per_epoch + 1, _Means()
-            for batch in self._batches(step):
-                self.outliers += batch.n_outliers
-                lr = learning_rate(step, self.n_steps, self.lr)
-                step += 1
-                if len(batch.x) == 0:
-                    continue
-                terms, l0 = self.step(batch, lr)
-                self.tokens += len(batch.x)
-                means.add(terms, l0, len(batch.x))
-                self.observer.on_step(epoch, step - (epoch - 1) * steps_per_epoch, terms.loss, l0)
-            record = self._record(epoch, means)
+        lengths = self.config.num_epochs, self.source.steps_per_epoch
+        if self.n_done == 0:
+            self.observer.on_start(*lengths)
+        else:
+            self.observer.on_resume(*lengths, self.n_done)
+        while self.means is not None or self.n_done < self.n_steps:
+            if self.means is None:
+                self.epoch, self.means = self.n_done // self.source.steps_per_epoch + 1, Means()
+            for batch in self._waiting_for(self._batches()):
+                self._train_on(batch, self.means)
+            record = self._record()
             self.observer.on_epoch(record)
             yield record
-            if self._patience_is_out():
-                step = self.n_local_steps if step <= self.n_local_steps else self.n_steps
-        self.observer.on_end(self.history, stopped_early=epoch < config.num_epochs)
+        self.observer.on_end(self.history, stopped_early=self.epoch < self.config.num_epochs)
+
+    def _waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches. While one is made, the training is at rest: an exception may end it,
+        and `state` is what the last step left."""
+        while True:
+            self.at_rest = True
+            batch = next(batches, None)
+            self.at_rest = False
+            if batch is None:
+                return
+            yield batch
+
+    def _train_on(self, batch: Batch, means: Means) -> None:
+        lr = learning_rate(self.n_done, self.n_steps, self.lr)
+        self.n_done += 1
+        self.outliers += batch.n_outliers
+        if len(batch.x) == 0:
+            return
+        if batch.passes and not self.in_phase:
+            self._begin_phase(batch)
+        terms, l0 = self.step(batch, lr)
+        self.tokens += len(batch.x)
+        means.add(terms.by_name(), l0, len(batch.x))
+        number = self.n_done - (self.epoch - 1) * self.source.steps_per_epoch
+        self.observer.on_step(self.epoch, number, terms.loss, l0)
+
+    def state(self) -> TrainingState:
+        """All that the next step depends on, while the training is at rest. The tensors are the
+        loop's own: to be stored before it goes on."""
+        values = {name: getattr(self, name) for name in PROGRESS}
+        if self.normalise is None:  # nothing is done but what the settings say
+            return TrainingState({}, values)
+        mean, *rest = self.normalise
+        tensors = learned(self.sae, self.optimizer) | {"mean": mean}
+        if self.last_batch is not None and self.source.n_validation == 0:
+            tensors["last_batch"] = self.last_batch
+        values |= {
+            "normalise": rest,
+            "bounds": self.sae.bounds(),
+            "means": self.means and [self.means.tokens, self.means.sums],
+            "end_to_end": self.end_to_end and self.end_to_end.weights,
+        }
+        return TrainingState(tensors, values)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state of a training with the same settings."""
+        tensors, values = state
+        for name in PROGRESS:
+            setattr(self, name, values[name])
+        if "normalise" not in values:
+            return
+        put_back(self.sae, self.optimizer, tensors)
+        device = self.sae.b_dec.device
+        self.normalise = Normalisation(tensors["mean"].to(device), *values["normalise"])
+        if "last_batch" in tensors:
+            self.last_batch = tensors["last_batch"].to(device)
+        self.sae.set_bounds(values["bounds"])
+        self.means = Means(*values["means"]) if values["means"] else None
+        if self.end_to_end is not None:
+            self.end_to_end.weights = values["end_to_end"]
 
     def step(self, batch: Batch, lr: float) -> tuple[Terms, float]:
         """One optimizer step: its terms, and L0."""
@@ -247,27 +219,26 @@ class Trainer:
         sae.zero_grad()
         sae.normalise_decoder()
         sae.record_activity(made.fired)
-        self._last_batch = batch.x
+        self.last_batch = batch.x
         return terms.detached(), made.l0
 
     # Batches
 
-    def _batches(self, step: int) -> Iterator[Batch]:
-        """The rest of the epoch that has step `step` (of all), which is its first or the phase's:
-        shuffled activations, then, in the phase, whole windows."""
-        source = self.source
-        epoch, first = divmod(step, source.steps_per_epoch)
-        n_local = min(max(self.n_local_steps - step, 0), source.steps_per_epoch - first)
-        local = source.train_batches(epoch, n_local)
-        yield from map(self._local_batch, self._measure(local) if step == 0 else local)
-        for number in range(first + n_local, source.steps_per_epoch):
+    def _batches(self) -> Iterator[Batch]:
+        """The rest of the epoch, from the step after `n_done` on: shuffled activations, then, in
+        the phase, whole windows."""
+        source, epoch = self.source, self.epoch - 1
+        start, length = epoch * source.steps_per_epoch, source.steps_per_epoch
+        first, n_local = self.n_done - start, min(max(self.n_local_steps - start, 0), length)
+        local = source.train_batches(epoch, n_local, skip=first)
+        if self.normalise is None:
+            local = self._measure(local)
+        yield from map(self._local_batch, local)
+        for number in range(max(first, n_local), length):
             assert self.end_to_end is not None
             indices = source.windows_of(epoch, number)
             tokens = self.end_to_end.windows.train(source.pass_of(epoch), indices)
-            batch = self._window_batch(tokens)
-            if not self._in_phase and len(batch.x):
-                self._begin_phase(batch)
-            yield batch
+            yield self._window_batch(tokens)
 
     def _measure(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
         """Measure on the first of `batches` how activations enter the SAE; gives all of them."""
@@ -288,7 +259,7 @@ class Trainer:
         return Batch(x, sum(part.n_outliers for part in passes), passes)
 
     def _validation_batches(self) -> Iterator[Batch]:
-        if not self._in_phase:
+        if not self.in_phase:
             return map(self._local_batch, self.source.validation_batches())
         assert self.end_to_end is not None
         windows = map(self.end_to_end.windows.validation, self.source.validation_windows())
@@ -299,8 +270,8 @@ class Trainer:
     def _begin_phase(self, batch: Batch) -> None:
         """Forget the best epoch, and balance the end-to-end terms on the phase's first batch."""
         assert self.end_to_end is not None
-        self._in_phase = True
-        self._best_loss, self._epochs_since_best = math.inf, 0
+        self.in_phase = True
+        self.best_loss, self.epochs_since_best = math.inf, 0
         if self.n_local_steps > 0:
             with torch.no_grad():
                 x_hat = self.sae.reconstruct(batch.x, self.row_block).x_hat
@@ -319,8 +290,9 @@ class Trainer:
             loss = loss + added
         return Terms(loss, recon, made.l1, recon_part, l1_part, aux, made.kind_loss, figures)
 
-    def _record(self, epoch: int, means: "_Means") -> EpochRecord:
-        metrics = means.values()
+    def _record(self) -> EpochRecord:
+        """Validate, and close the epoch."""
+        epoch, metrics = self.epoch, self.means.values()
         if not math.isfinite(metrics["loss"]):
             raise SAEError(
                 f"the loss is {metrics['loss']} after epoch {epoch} at {self.sae.spec.hook_spec}: "
@@ -331,12 +303,16 @@ class Trainer:
         metrics["dead_feature_percentage"] = 100 * dead / self.sae.spec.d_sae
         metrics |= {f"val_{name}": value for name, value in self._validate().items()}
         val_loss = metrics.get("val_loss", math.nan)
-        improved = val_loss < self._best_loss - self.config.early_stopping_min_delta
+        improved = val_loss < self.best_loss - self.config.early_stopping_min_delta
         if improved:
-            self.best_epoch, self._best_loss, self._epochs_since_best = epoch, val_loss, 0
+            self.best_epoch, self.best_loss, self.epochs_since_best = epoch, val_loss, 0
         else:
-            self._epochs_since_best += 1
+            self.epochs_since_best += 1
         self._note({"epoch": epoch, "tokens": self.tokens, **metrics})
+        self.means = None
+        if self._patience_is_out():
+            in_phase = self.n_done > self.n_local_steps
+            self.n_done = self.n_steps if in_phase else self.n_local_steps
         return EpochRecord(epoch, self.config.num_epochs, self.tokens, metrics, improved)
 
     def _note(self, entry: dict[str, float]) -> None:
@@ -349,22 +325,30 @@ class Trainer:
 
     def _patience_is_out(self) -> bool:
         patience = self.config.early_stopping_patience
-        return 0 < patience <= self._epochs_since_best and self.source.n_validation > 0
+        return 0 < patience <= self.epochs_since_best and self.source.n_validation > 0
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Calibrate the inference threshold and measure the SAE as it is used afterwards."""
+        """Calibrate the inference threshold and measure the SAE as it is used afterwards; at rest,
+        as an exception leaves no trace."""
+        with self.sae.undone_on_failure():
+            self.at_rest = True
+            found = self._calibrated_loss()
+            self.at_rest = False
+        return found
+
+    def _calibrated_loss(self) -> dict[str, float]:
         if self.source.n_validation == 0:
-            self.sae.calibrate([self._last_batch])
+            self.sae.calibrate([self.last_batch])
             return {}
         self.sae.calibrate(map(self.normalise, self.source.validation_batches()))
-        means = _Means()
+        means = Means()
         for batch in self._validation_batches():
             x = batch.x
             if len(x) == 0:  # nothing but outliers
                 continue
             made = self.sae.reconstruct_at_inference(x, self.row_block)
-            means.add(self._terms(batch, made), made.l0, len(x))
+            means.add(self._terms(batch, made).by_name(), made.l0, len(x))
         return means.values()
 
 
@@ -376,21 +360,3 @@ def _clip_gradients(tensors: list[Tensor]) -> None:
     norm = torch.nn.utils.get_total_norm([t.grad for t in tensors if t.grad is not None])
     if norm > MAX_GRADIENT_NORM:
         torch.nn.utils.clip_grads_with_norm_(tensors, MAX_GRADIENT_NORM, norm)
-
-
-class _Means:
-    """Means over tokens of the terms of many batches; of each, over the batches that have it."""
-
-    def __init__(self) -> None:
-        self.tokens: Counter[str] = Counter()
-        self.sums: Counter[str] = Counter()
-
-    def add(self, terms: Terms, l0: float, n_tokens: int) -> None:
-        named = terms.by_name()
-        values = torch.stack(list(named.values())).cpu().double() * n_tokens
-        self.sums.update(dict(zip(named, values.tolist(), strict=True)))
-        self.sums["sparsity"] += l0 * n_tokens
-        self.tokens.update(dict.fromkeys([*named, "sparsity"], n_tokens))
-
-    def values(self) -> dict[str, float]:
-        return {name: total / self.tokens[name] for name, total in self.sums.items()}

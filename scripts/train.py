@@ -1,5 +1,6 @@
 """Stored activations -> one SAE directory; the end-to-end phase also runs the language model."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,15 +52,16 @@ class Job:
 
 
 def run(job: Job) -> None:
-    login = log_in(job.tracking)
+    login, parent = log_in(job.tracking), os.getppid()
 
     from sae_core.activations.language_model import Hook
     from sae_core.activations.store import CachedSource
     from sae_core.console import Console
-    from sae_core.files import file_sha256
+    from sae_core.files import file_sha256, folder_stamp
     from sae_core.model_sources import ModelRecord
     from sae_core.model_training.wandb_utils import WandbRun
     from sae_core.observers import Observers
+    from sae_core.run_lock import run_lock
     from sae_core.sae_train import Origin, SAETrainer
 
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
@@ -79,7 +81,10 @@ def run(job: Job) -> None:
     )
     settings = resolved(job, model=asdict(origin), hook={"hook_spec": hook.spec})
     tags = (job.sae.sae_type, f"layer {hook.layer}", record.name)
-    with WandbRun(login, job.output.name, job.checkpoints, settings, tags) as tracking:
+    with (
+        run_lock(job.checkpoints),
+        WandbRun(login, job.output.name, job.checkpoints, settings, tags) as tracking,
+    ):
         trainer = SAETrainer(
             source,
             hook,
@@ -92,10 +97,13 @@ def run(job: Job) -> None:
             checkpoints=job.checkpoints,
             observer=Observers(Console(job.runtime.log_freq), tracking),
             end_to_end=end_to_end,
+            model_files=None if record.commit else folder_stamp(Path(record.path)),
         )
         trainer.train()
         folder = trainer.export(job.output)
         tracking.exported(folder)
+        if os.getppid() == parent:  # else Snakemake is dead, and deletes the SAE when it is back
+            trainer.finish()
     print(f"SAE: {folder}")
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -55,6 +55,11 @@ class ActivationSource(ABC):
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         """(W, positions, D) activations of the windows `indices` (W,) of a part."""
 
+    def identity(self) -> dict[str, Any]:
+        """What the batches depend on, besides the activations themselves, as JSON values."""
+        names = ("n_train", "n_validation", "positions", "tokens_per_step", "seed")
+        return {name: getattr(self, name) for name in names}
+
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in an epoch; what is left over differs from epoch to epoch."""
@@ -69,15 +74,20 @@ class ActivationSource(ABC):
         """The pass over the texts, which cuts them in a way of its own, that an epoch reads."""
         return epoch
 
-    def train_batches(self, epoch: int, n_steps: int | None = None) -> Iterator[Tensor]:
+    def train_batches(
+        self, epoch: int, n_steps: int | None = None, skip: int = 0
+    ) -> Iterator[Tensor]:
         """(tokens_per_step, D) batches of one epoch, in the model's number format.
 
-        Of the first `n_steps` alone, if given: only the windows that they need are read.
+        Of the first `n_steps` alone, if given: only the windows that they need are read. The first
+        `skip` of these are left out, and the windows that only they need are not read.
         """
         order = self._order(epoch)
-        if n_steps is not None and n_steps < self.steps_per_epoch:
+        if n_steps is None:
+            n_steps = self.steps_per_epoch
+        if n_steps < self.steps_per_epoch:
             order = order[: -(-n_steps * self.tokens_per_step // self.positions)]
-        yield from islice(self._batches(epoch, order), n_steps)
+        yield from islice(self._batches(epoch, order, skip), max(0, n_steps - skip))
 
     def windows_of(self, epoch: int, step: int) -> Tensor:
         """(W,) the training windows of step `step` (from 0) of an epoch, when it takes whole ones:
@@ -92,19 +102,22 @@ class ActivationSource(ABC):
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(self.n_train, generator=generator(self.seed, "order", epoch))
 
-    def _batches(self, epoch: int, order: Tensor) -> Iterator[Tensor]:
+    def _batches(self, epoch: int, order: Tensor, skip: int) -> Iterator[Tensor]:
+        rows_together = self.shuffle_windows * self.positions
+        first, row = divmod(skip * self.tokens_per_step, rows_together)
         left_over: list[Tensor] = []
-        for rows in self.shuffled(epoch, order):
-            *batches, last = torch.cat([*left_over, rows]).split(self.tokens_per_step)
+        for rows in self.shuffled(epoch, order, first):
+            *batches, last = torch.cat([*left_over, rows[row:]]).split(self.tokens_per_step)
             yield from batches
-            left_over = [last]
+            left_over, row = [last], 0
         if len(last) == self.tokens_per_step:
             yield last
 
-    def shuffled(self, epoch: int, order: Tensor) -> Iterator[Tensor]:
+    def shuffled(self, epoch: int, order: Tensor, first: int = 0) -> Iterator[Tensor]:
         """(about `SHUFFLE_TOKENS`, D) activations at a time of the windows `order`, tokens in
-        random order."""
-        for number, indices in enumerate(order.split(self.shuffle_windows)):
+        random order; the first `first` times are left out."""
+        parts = enumerate(order.split(self.shuffle_windows))
+        for number, indices in islice(parts, first, None):
             rows = self.read("train", epoch, indices).flatten(0, 1)
             draw = generator(self.seed, "shuffle", epoch, number)
             yield rows[torch.randperm(len(rows), generator=draw)]
@@ -301,8 +314,11 @@ class CachedSource(ActivationSource):
             seed,
         )
 
-    def shuffled(self, epoch: int, order: Tensor) -> Iterator[Tensor]:
-        return one_ahead(super().shuffled(epoch, order))  # the disk is read while the SAE trains
+    def shuffled(self, epoch: int, order: Tensor, first: int = 0) -> Iterator[Tensor]:
+        return one_ahead(super().shuffled(epoch, order, first))  # read while the SAE trains
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"passes": self.passes, "dtype": self.dtype}
 
     def pass_of(self, epoch: int) -> int:
         return epoch % self.passes

@@ -35,10 +35,10 @@ from sae_core.activations.language_model import Hook, LanguageModel, resume_poin
 from sae_core.activations.token_windows import read_windows
 from sae_core.errors import SAEError
 from sae_core.losses import fraction_of_variance_unexplained
+from sae_core.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
 from sae_core.train_config import DataConfig
-from sae_core.training import OUTLIER_FACTOR
 
 DATA_KEYS = tuple(field.name for field in fields(DataConfig))
 

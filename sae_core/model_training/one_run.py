@@ -47,12 +47,16 @@ def train_one(config: RunConfig, batch: bool = False) -> Path:
     from sae_core.console import Console
     from sae_core.model_training.wandb_utils import WandbRun
     from sae_core.observers import Observers
+    from sae_core.run_lock import run_lock
     from sae_core.sae_train import check_run, train_checked
 
     run = check_run(config, batch)
     tags = (config.sae.sae_type, f"layer {run.hook.layer}", config.model.model_name)
     settings = _resolved(config, run.hook.layer)
-    with WandbRun(login, run.name, run.checkpoints, settings, tags) as tracking:
+    with (
+        run_lock(run.checkpoints),
+        WandbRun(login, run.name, run.checkpoints, settings, tags) as tracking,
+    ):
         console = Console(config.runtime.log_freq)
         folder = train_checked(config, run, Observers(console, tracking))
         tracking.exported(folder)
