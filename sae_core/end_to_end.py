@@ -16,9 +16,13 @@ Run for the last steps of a training only, the two terms are balanced when this 
 arXiv 2503.17272): at its default weight a term's gradient at the reconstruction is as long as that
 of the reconstruction error.
 
+A transcoder's output is spliced in at its target, and what is said of the activation at the hook
+then holds for that at the target.
+
 Shapes: B windows in a forward pass, L positions, D activation width, N tokens that train the SAE.
 """
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -47,6 +51,8 @@ class CleanPass(NamedTuple):
     """(B, L, D) what the logits are made of."""
     later: dict[Hook, Tensor]
     """(B, L, D) residuals behind the later layers."""
+    target: Tensor
+    """(B, L, D) activations where the splice goes: a transcoder's target, else x."""
 
     @property
     def n_tokens(self) -> int:
@@ -77,6 +83,7 @@ class EndToEnd:
     Args:
         windows: those that the SAE's activations are of.
         batch_size: windows in a forward pass; it does not change the result.
+        target: of a transcoder.
 
     Raises:
         SAEError: a layer of `block_mse_layers` does not lie behind the hook.
@@ -89,27 +96,34 @@ class EndToEnd:
         hook: Hook,
         config: EndToEndConfig,
         batch_size: int,
+        target: Hook | None = None,
     ) -> None:
         self.model, self.windows, self.hook, self.config = model, windows, hook, config
-        self.batch_size = batch_size
-        layers = later_layers(config, hook, model.n_layers)
+        self.target, self.batch_size = target or hook, batch_size
+        layers = later_layers(config, self.target, model.n_layers)
         self.later = [Hook(layer, "hook_resid_post") for layer in layers]
         self.weights = _weights(config)
 
-    def clean(self, tokens: Tensor, max_norm: float) -> list[CleanPass]:
+    def clean(
+        self, tokens: Tensor, max_norm: float, target_max_norm: float = math.inf
+    ) -> list[CleanPass]:
         """Run windows (W, L) through the model, `batch_size` at a time.
 
-        Tokens whose activation is longer than `max_norm` are outliers.
+        Tokens whose activation is longer than `max_norm`, or at the target longer than
+        `target_max_norm`, are outliers.
         """
         start, passes = resume_point(self.hook), []
         for batch in tokens.split(self.batch_size):
             batch = batch.to(self.model.device)
-            hidden, found = self.model.hidden(batch, [self.hook, start, *self.later])
-            x = found[self.hook]
+            hooks = [self.hook, self.target, start, *self.later]
+            hidden, found = self.model.hidden(batch, hooks)
+            x, target = found[self.hook], found[self.target]
             kept = x.float().norm(dim=-1) <= max_norm
+            if target is not x:
+                kept &= target.float().norm(dim=-1) <= target_max_norm
             kept[:, 0] = False
             later = {point: found[point] for point in self.later}
-            passes.append(CleanPass(batch, x, kept, found[start], hidden, later))
+            passes.append(CleanPass(batch, x, kept, found[start], hidden, later, target))
         return passes
 
     def n_steps(self, of: int) -> int:
@@ -159,9 +173,9 @@ class EndToEnd:
     ) -> dict[str, Tensor]:
         """What some windows with the reconstructions `rows` (n, D) add to the terms, each a mean
         over all the `n_positions` or `n_tokens` of a batch."""
-        value = part.x.to(rows.dtype).masked_scatter(part.kept[..., None], rows)
+        value = part.target.to(rows.dtype).masked_scatter(part.kept[..., None], rows)
         hidden, later = self.model.resume_hidden(
-            part.tokens, part.residual, self.hook, value, self.later
+            part.tokens, part.residual, self.target, value, self.later
         )
         terms: dict[str, Tensor] = {}
         if self.config.use_logit_kl:

@@ -50,13 +50,21 @@ def hook_spec(layer: int, hook_name: str) -> str:
     return f"blocks.{layer}.{hook_name}"
 
 
+def hook_label(hook_name: str, target_hook_name: str = "") -> str:
+    """A hook's name in names on disk; a transcoder's has both: `<hook_name>-<target_hook_name>`."""
+    return f"{hook_name}-{target_hook_name}" if target_hook_name else hook_name
+
+
 def middle_layer(n_layers: int, strategy: MiddleLayerStrategy = "lower") -> int:
     """The 0-based middle layer of `n_layers`; they differ only when `n_layers` is even."""
     return (n_layers - 1) // 2 if strategy == "lower" else n_layers // 2
 
 
 def run_name(model_name: str, layer: int, hook_name: str, tag: str, expansion: int) -> str:
-    """`<model_id>.blocks.<layer>.<hook_name>.<tag>.exp<expansion>`, the name of one SAE."""
+    """`<model_id>.blocks.<layer>.<hook_name>.<tag>.exp<expansion>`, the name of one SAE.
+
+    `hook_name` is as `hook_label` gives it.
+    """
     return f"{model_id(model_name)}.{hook_spec(layer, hook_name)}.{tag}.exp{expansion}"
 
 

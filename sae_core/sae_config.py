@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, get_origin
 
 from sae_core.errors import SAEError
+from sae_core.naming import hook_label, hook_spec
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 
@@ -104,7 +105,7 @@ class SAESpec:
     """`config.json` of an SAE directory: what is needed to use the weights, and their origin.
 
     Directories that were written before `sae_type` and `metadata` existed load too: their kind
-    follows from `top_k`.
+    follows from `top_k`. Those without `target_hook_name` are SAEs.
     """
 
     d_in: int
@@ -121,11 +122,23 @@ class SAESpec:
     aux_penalty: float
     sae_type: str = ""
     matryoshka_sizes: list[int] = field(default_factory=list)
+    target_hook_name: str = ""
+    """Of a transcoder, where its output belongs, in the same layer; empty for an SAE."""
     metadata: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.sae_type:
             self.sae_type = "batch_topk" if self.top_k > 0 else "standard"
+
+    @property
+    def target_hook_spec(self) -> str:
+        """Full name of the hook that the output belongs to."""
+        return hook_spec(self.hook_layer, self.target_hook_name or self.hook_name)
+
+    @property
+    def site(self) -> str:
+        """`hook_spec`, or `blocks.<layer>.<hook_name>-<target_hook_name>`."""
+        return hook_spec(self.hook_layer, hook_label(self.hook_name, self.target_hook_name))
 
     def to_json(self) -> str:
         """The contents of `config.json`."""
@@ -143,7 +156,7 @@ class SAESpec:
         except (OSError, ValueError) as error:
             raise SAEError(f"{path}: not a readable SAE configuration ({error})") from error
         known = {f.name for f in fields(cls)}
-        required = known - {"sae_type", "matryoshka_sizes", "metadata"}
+        required = known - {"sae_type", "matryoshka_sizes", "target_hook_name", "metadata"}
         if not isinstance(stored, dict) or required - set(stored):
             missing = sorted(required - set(stored if isinstance(stored, dict) else ()))
             raise SAEError(f"{path}: not an SAE configuration; missing {', '.join(missing)}")

@@ -68,6 +68,7 @@ class SAETrainer:
         checkpoints: folder that this run's checkpoints go into.
         end_to_end: the losses of the end-to-end phase; None trains without one.
         model_files: a stamp of the language model's files, where it has no commit.
+        target: of a transcoder; `source` then has the activations at both hooks.
     """
 
     def __init__(
@@ -85,6 +86,7 @@ class SAETrainer:
         observer: Observer,
         end_to_end: EndToEnd | None = None,
         model_files: str | None = None,
+        target: Hook | None = None,
     ) -> None:
         self.training, self.runtime, self.checkpoints = training, runtime, checkpoints
         self.events = MetricsFile(checkpoints / METRICS_FILE, runtime.log_freq)
@@ -99,7 +101,7 @@ class SAETrainer:
         if sae.n_tokens_to_dead:
             n_batches = max(1, sae.n_tokens_to_dead // training.tokens_per_step)
             sae = replace(sae, n_batches_to_dead=n_batches)
-        spec = sae_spec(sae, hook, d_in, device, metadata)
+        spec = sae_spec(sae, hook, d_in, device, metadata, target)
         self.sae = build(spec)
         self.sae.initialise(generator(data.seed, "weights"))
         self.sae.to(device)
@@ -198,7 +200,8 @@ class SAETrainer:
         """The SAE as it takes raw activations, with what is known of its training so far."""
         loop = self.loop
         normalise = loop.normalise
-        sae = self.sae.folded(normalise.mean, normalise.scale, self.dtype)
+        target = normalise.target and (normalise.target.mean, normalise.target.scale)
+        sae = self.sae.folded(normalise.mean, normalise.scale, self.dtype, target)
         sae.spec.metadata |= {
             "epochs": len(loop.history["epoch"]),
             "tokens": loop.tokens,
@@ -208,11 +211,21 @@ class SAETrainer:
             "shuffle_tokens": loop.source.shuffle_windows * loop.source.positions,
             "torch_version": torch.__version__.split("+")[0],
         }
+        if normalise.target:
+            sae.spec.metadata |= {
+                "target_outlier_norm": normalise.target.max_norm,
+                "target_activation_scale": normalise.target.scale,
+            }
         return sae
 
 
 def sae_spec(
-    sae: SAEConfig, hook: Hook, d_in: int, device: torch.device, metadata: dict[str, Any]
+    sae: SAEConfig,
+    hook: Hook,
+    d_in: int,
+    device: torch.device,
+    metadata: dict[str, Any],
+    target: Hook | None = None,
 ) -> SAESpec:
     """The stored configuration of the SAE that `sae` asks for, on activations of width `d_in`."""
     d_sae = d_in * sae.sae_expansion
@@ -231,6 +244,7 @@ def sae_spec(
         aux_penalty=sae.aux_penalty,
         sae_type=sae.sae_type,
         matryoshka_sizes=sae.matryoshka_sizes(d_sae),
+        target_hook_name=target.hook_name if target else "",
         metadata=metadata,
     )
 
@@ -247,6 +261,16 @@ def choose_hook(config: HookConfig, facts: ModelFacts) -> Hook:
     return check_hook(Hook(layer, config.hook_name), facts.n_layers, facts.hook_names)
 
 
+def choose_target(config: HookConfig, hook: Hook, facts: ModelFacts) -> Hook | None:
+    """The target of a transcoder at `hook`, checked likewise; None for an SAE.
+
+    Raises:
+        SAEError: no such hook.
+    """
+    target = hook.target(config.target_hook_name)
+    return target and check_hook(target, facts.n_layers, facts.hook_names, "--target-hook-name")
+
+
 class CheckedRun(NamedTuple):
     """A run whose settings are known to fit together and the machine."""
 
@@ -258,6 +282,8 @@ class CheckedRun(NamedTuple):
     output: Path
     """The final SAE directory."""
     checkpoints: Path
+    target: Hook | None
+    """Of a transcoder."""
 
 
 def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
@@ -274,10 +300,12 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
     device = pick_device(config.runtime.device)
     facts = model_facts(config.model)
     hook = choose_hook(config.hook, facts)
-    later_layers(config.end_to_end, hook, facts.n_layers)
+    target = choose_target(config.hook, hook, facts)
+    later_layers(config.end_to_end, target or hook, facts.n_layers)
     model_name, expansion = config.model.model_name, config.sae.sae_expansion
     name = path_component(
-        config.output.run_name or run_name(model_name, *hook, config.sae.tag, expansion),
+        config.output.run_name
+        or run_name(model_name, hook.layer, config.hook.label, config.sae.tag, expansion),
         "--run-name",
     )
     points = batch_checkpoint_name(model_name, hook.layer, expansion) if batch else name
@@ -289,13 +317,16 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
         hook,
         ensure_writable(config.output.output_root, "--output-root") / name,
         ensure_writable(config.output.checkpoint_root, "--checkpoint-root") / points,
+        target,
     )
 
 
 def _announce(sae: SAEConfig, run: CheckedRun, windows: TokenWindows) -> None:
     width = run.facts.d_model
-    print(f"hook: {run.hook.spec}, width {width}")
-    print(f"SAE: {sae.sae_type} with {width * sae.sae_expansion} features")
+    target = f" to {run.target.hook_name}" if run.target else ""
+    print(f"hook: {run.hook.spec}{target}, width {width}")
+    kind = "transcoder" if run.target else "SAE"
+    print(f"{kind}: {sae.sae_type} with {width * sae.sae_expansion} features")
     print(
         f"windows: {windows.n_train} to train, {windows.n_validation} to validate, "
         f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",
@@ -329,11 +360,12 @@ def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Pat
         batch_size=config.runtime.batch_size,
         tokens_per_step=config.training.tokens_per_step,
         seed=config.data.seed,
+        target=run.target,
     )
     end_to_end = None
     if config.end_to_end.use_end_to_end:
         end_to_end = EndToEnd(
-            model, windows, run.hook, config.end_to_end, config.runtime.batch_size
+            model, windows, run.hook, config.end_to_end, config.runtime.batch_size, run.target
         )
     origin = Origin(
         model_name=name,
@@ -356,6 +388,7 @@ def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Pat
         observer=observer,
         end_to_end=end_to_end,
         model_files=None if run.facts.commit else folder_stamp(Path(name).expanduser()),
+        target=run.target,
     )
     trainer.train()
     folder = trainer.export(run.output)

@@ -7,12 +7,23 @@ The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`
 
 import os
 from dataclasses import dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from sae_core.errors import SAEError
-from sae_core.naming import MiddleLayerStrategy, check_repo_id
+from sae_core.naming import MiddleLayerStrategy, check_repo_id, hook_label
 from sae_core.sae_config import SAEConfig
+
+HOOK_NAMES = (
+    "hook_resid_pre",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "mlp.hook_in",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
+"""The activations of a block, by TransformerLens's names, in the order in which they come about."""
 
 DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.json")
 
@@ -82,10 +93,25 @@ class HookConfig:
 
     hook_name: str = "hook_resid_post"
     """TransformerLens name of the activation: hook_resid_pre, hook_resid_mid, hook_resid_post,
-    hook_attn_out or hook_mlp_out."""
+    hook_attn_out, hook_mlp_out or mlp.hook_in (the MLP's input, normalised)."""
+
+    target_hook_name: str = ""
+    """Train a transcoder (arXiv 2406.11944), which makes a later activation of the same layer out
+    of that at the hook: from mlp.hook_in to hook_mlp_out, for one. Empty for an SAE."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "hook_layer")
+        names = (self.hook_name, self.target_hook_name)
+        if self.target_hook_name and names not in combinations(HOOK_NAMES, 2):
+            raise SAEError(
+                f"--target-hook-name {self.target_hook_name}: a transcoder goes from --hook-name "
+                f"to a hook that comes after it, and the order is {', '.join(HOOK_NAMES)}"
+            )
+
+    @property
+    def label(self) -> str:
+        """The hooks in a run name."""
+        return hook_label(self.hook_name, self.target_hook_name)
 
 
 @dataclass(frozen=True)

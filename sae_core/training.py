@@ -6,7 +6,8 @@ Per step, on a batch x of N activations, centred and scaled to `E||x||^2 = 1`:
 
 with f the code, aux the auxiliary loss on dead features and own what the kind of SAE adds; Adam, a
 short warm-up, and a linear decay to zero over the last fifth of the steps; decoder rows are kept
-at unit norm.
+at unit norm. For a transcoder, the x that `x_hat` is compared with is its target, centred and
+scaled like x.
 
 In the end-to-end phase, the last steps, a batch is whole windows, and the loss gains the terms of
 `end_to_end.py`. The validation loss changes its meaning there: the best epoch is chosen anew among
@@ -62,6 +63,13 @@ class Batch(NamedTuple):
     n_outliers: int = 0
     passes: Sequence[CleanPass] = ()
     """The windows whose tokens they are; only in the end-to-end phase."""
+    target: Tensor | None = None
+    """(N, D) of a transcoder, the target scaled likewise."""
+
+    @property
+    def wanted(self) -> Tensor:
+        """(N, D) what is to be reconstructed."""
+        return self.x if self.target is None else self.target
 
 
 class Terms(NamedTuple):
@@ -173,12 +181,13 @@ class Trainer:
         values = {name: getattr(self, name) for name in PROGRESS}
         if self.normalise is None:  # nothing is done but what the settings say
             return TrainingState({}, values)
-        mean, *rest = self.normalise
-        tensors = learned(self.sae, self.optimizer) | {"mean": mean}
+        sites = self.normalise.sites
+        means = torch.stack([site.mean for site in sites])
+        tensors = learned(self.sae, self.optimizer) | {"mean": means}
         if self.last_batch is not None and self.source.n_validation == 0:
             tensors["last_batch"] = self.last_batch
         values |= {
-            "normalise": rest,
+            "normalise": [[site.scale, site.max_norm] for site in sites],
             "bounds": self.sae.bounds(),
             "means": self.means and [self.means.tokens, self.means.sums],
             "end_to_end": self.end_to_end and self.end_to_end.weights,
@@ -194,7 +203,8 @@ class Trainer:
             return
         put_back(self.sae, self.optimizer, tensors)
         device = self.sae.b_dec.device
-        self.normalise = Normalisation(tensors["mean"].to(device), *values["normalise"])
+        sites = zip(tensors["mean"].to(device), values["normalise"], strict=True)
+        self.normalise = Normalisation.of_sites(Normalisation(mean, *rest) for mean, rest in sites)
         if "last_batch" in tensors:
             self.last_batch = tensors["last_batch"].to(device)
         self.sae.set_bounds(values["bounds"])
@@ -205,7 +215,7 @@ class Trainer:
     def step(self, batch: Batch, lr: float) -> tuple[Terms, float]:
         """One optimizer step: its terms, and L0."""
         sae = self.sae
-        made = sae.reconstruct(batch.x, self.row_block)
+        made = sae.reconstruct(batch.x, self.row_block, batch.target)
         terms = self._terms(batch, made)
         terms.loss.backward()
         sae.add_dead_gradient()
@@ -245,18 +255,25 @@ class Trainer:
         sample = list(islice(batches, MEASURED_BATCHES))
         measured = sample or list(self.source.train_batches(0, MEASURED_BATCHES))
         device = self.sae.b_dec.device
-        self.normalise = Normalisation.measure(torch.cat(measured).to(device, torch.float32))
+        rows = torch.cat(measured).to(device, torch.float32)
+        parts = rows.split(self.sae.spec.d_in, dim=1)
+        self.normalise = Normalisation.of_sites(map(Normalisation.measure, parts))
         return chain(sample, batches)
 
     def _local_batch(self, raw: Tensor) -> Batch:
-        x = self.normalise(raw)
-        return Batch(x, len(raw) - len(x))
+        x, target = self.normalise.pair(raw)
+        return Batch(x, len(raw) - len(x), target=target)
 
     def _window_batch(self, tokens: Tensor) -> Batch:
         assert self.end_to_end is not None
-        passes = self.end_to_end.clean(tokens, self.normalise.max_norm)
-        x = self.normalise.scaled(torch.cat([part.x[part.kept].float() for part in passes]))
-        return Batch(x, sum(part.n_outliers for part in passes), passes)
+        normalise = self.normalise
+        passes = self.end_to_end.clean(tokens, normalise.max_norm, normalise.output.max_norm)
+        x = normalise.scaled(torch.cat([part.x[part.kept].float() for part in passes]))
+        target = None
+        if normalise.target:
+            raw = torch.cat([part.target[part.kept].float() for part in passes])
+            target = normalise.target.scaled(raw)
+        return Batch(x, sum(part.n_outliers for part in passes), passes, target)
 
     def _validation_batches(self) -> Iterator[Batch]:
         if not self.in_phase:
@@ -275,12 +292,12 @@ class Trainer:
         if self.n_local_steps > 0:
             with torch.no_grad():
                 x_hat = self.sae.reconstruct(batch.x, self.row_block).x_hat
-            pull = 2 * (x_hat - batch.x).norm() / (len(batch.x) * self.normalise.scale)
+            pull = 2 * (x_hat - batch.wanted).norm() / (len(x_hat) * self.normalise.output.scale)
             self.end_to_end.balance(batch.passes, self.normalise.raw(x_hat), float(pull))
 
     def _terms(self, batch: Batch, made: Reconstruction) -> Terms:
-        recon = losses.reconstruction_loss(batch.x, made.x_hat)
-        aux = self.sae.auxiliary_loss(batch.x, made.x_hat)
+        recon = losses.reconstruction_loss(batch.wanted, made.x_hat)
+        aux = self.sae.auxiliary_loss(batch.x, made.x_hat, batch.target)
         recon_part = self.config.recon_weight * recon
         l1_part = self.sae.spec.l1_coefficient * made.l1
         loss = recon_part + l1_part + self.sae.spec.aux_penalty * aux + made.kind_loss
@@ -341,13 +358,14 @@ class Trainer:
         if self.source.n_validation == 0:
             self.sae.calibrate([self.last_batch])
             return {}
-        self.sae.calibrate(map(self.normalise, self.source.validation_batches()))
+        pairs = map(self.normalise.pair, self.source.validation_batches())
+        self.sae.calibrate(x for x, _ in pairs)
         means = Means()
         for batch in self._validation_batches():
             x = batch.x
             if len(x) == 0:  # nothing but outliers
                 continue
-            made = self.sae.reconstruct_at_inference(x, self.row_block)
+            made = self.sae.reconstruct_at_inference(x, self.row_block, batch.target)
             means.add(self._terms(batch, made).by_name(), made.l0, len(x))
         return means.values()
 

@@ -32,6 +32,10 @@ class Hook(NamedTuple):
         """`blocks.<layer>.<hook_name>`"""
         return hook_spec(self.layer, self.hook_name)
 
+    def target(self, hook_name: str) -> "Hook | None":
+        """A transcoder's target, in the same block; None without a name, as for an SAE."""
+        return self._replace(hook_name=hook_name) if hook_name else None
+
     @classmethod
     def parse(cls, spec: str) -> "Hook":
         """The hook of a full name `blocks.<layer>.<hook_name>`."""
@@ -291,7 +295,9 @@ class ModelFacts(NamedTuple):
     hook_names: tuple[str, ...]
 
 
-def check_hook(hook: Hook, n_layers: int, hook_names: Sequence[str]) -> Hook:
+def check_hook(
+    hook: Hook, n_layers: int, hook_names: Sequence[str], option: str = "--hook-name"
+) -> Hook:
     """`hook`, when a model with `n_layers` layers and these hooks has it.
 
     Raises:
@@ -300,7 +306,7 @@ def check_hook(hook: Hook, n_layers: int, hook_names: Sequence[str]) -> Hook:
     if not 0 <= hook.layer < n_layers:
         raise SAEError(f"--hook-layer {hook.layer}: the model's layers are 0 to {n_layers - 1}")
     if hook.hook_name not in hook_names:
-        raise SAEError(f"--hook-name {hook.hook_name}: this model has {', '.join(hook_names)}")
+        raise SAEError(f"{option} {hook.hook_name}: this model has {', '.join(hook_names)}")
     return hook
 
 
@@ -356,10 +362,11 @@ def _cannot_load(name: str, error: Exception | str) -> SAEError:
 
 def _hook_paths(component: Any) -> dict[str, str]:
     """The hooks that are the input or output of a module, and where: `ln2.hook_in`."""
+    paths = dict(component.hook_aliases)
+    if getattr(component.submodules.get("mlp"), "name", None):
+        paths["mlp.hook_in"] = "mlp.hook_in"  # has no other name
     return {
-        name: path
-        for name, path in component.hook_aliases.items()
-        if path.split(".")[-1] in ("hook_in", "hook_out")
+        name: path for name, path in paths.items() if path.split(".")[-1] in ("hook_in", "hook_out")
     }
 
 

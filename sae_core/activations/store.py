@@ -38,6 +38,9 @@ Parts = dict[str, int]
 class ActivationSource(ABC):
     """Batches of activations at one hook, in an order that depends on seed and epoch alone.
 
+    For a transcoder, a row is the activation at the hook and, behind it, that at its target: where
+    D stands here, it is the width of both together.
+
     Args:
         n_train, n_validation: windows.
         positions: activations a window gives.
@@ -139,6 +142,7 @@ class StreamingSource(ActivationSource):
 
     Args:
         batch_size: windows in a forward pass.
+        target: of a transcoder.
     """
 
     def __init__(
@@ -150,11 +154,12 @@ class StreamingSource(ActivationSource):
         batch_size: int,
         tokens_per_step: int,
         seed: int,
+        target: Hook | None = None,
     ) -> None:
         super().__init__(
             windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed
         )
-        self.model, self.windows, self.hook = model, windows, hook
+        self.model, self.windows, self.hooks = model, windows, _hooks(hook, target)
         self.batch_size = batch_size
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
@@ -162,12 +167,14 @@ class StreamingSource(ActivationSource):
             tokens = self.windows.train(self.pass_of(epoch), indices)
         else:
             tokens = self.windows.validation(indices)
+        found = (self.model.activations(part, self.hooks) for part in tokens.split(self.batch_size))
         return torch.cat(
-            [
-                self.model.activations(batch, [self.hook])[self.hook][:, 1:]
-                for batch in tokens.split(self.batch_size)
-            ]
+            [torch.cat([at[hook][:, 1:] for hook in self.hooks], dim=-1) for at in found]
         )
+
+
+def _hooks(hook: Hook, target: Hook | None) -> list[Hook]:
+    return [hook, target] if target else [hook]
 
 
 @dataclass(frozen=True)
@@ -284,18 +291,27 @@ def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:
 class CachedSource(ActivationSource):
     """From the shards of a harvest, memory-mapped. Epoch e reads pass e modulo `passes`.
 
+    Args:
+        target: of a transcoder.
+
     Raises:
-        SAEError: the shards are incomplete, damaged or do not hold the hook.
+        SAEError: the shards are incomplete, damaged or do not hold the hooks.
     """
 
     def __init__(
-        self, folders: Sequence[Path], hook: Hook, *, tokens_per_step: int, seed: int
+        self,
+        folders: Sequence[Path],
+        hook: Hook,
+        *,
+        tokens_per_step: int,
+        seed: int,
+        target: Hook | None = None,
     ) -> None:
         manifests = [Manifest.load(folder) for folder in folders]
         first = manifests[0]
         self.d_in, self.dtype = first.d_in, first.dtype
         self.passes, self.bos = first.passes, first.bos
-        self._maps: dict[str, list[tuple[int, Tensor]]] = {}
+        self._maps: dict[str, list[tuple[int, list[Tensor]]]] = {}
         for part, total in first.total.items():
             if not _cover(manifests, part, total):
                 raise SAEError(
@@ -303,7 +319,10 @@ class CachedSource(ActivationSource):
                     "windows; give every shard of the harvest once"
                 )
             self._maps[part] = [
-                (manifest.first[part], _map(folder, hook.spec, part, manifest))
+                (
+                    manifest.first[part],
+                    [_map(folder, at.spec, part, manifest) for at in _hooks(hook, target)],
+                )
                 for folder, manifest in zip(folders, manifests, strict=True)
             ]
         super().__init__(
@@ -327,10 +346,13 @@ class CachedSource(ActivationSource):
         if part == "train":
             indices = indices + self.pass_of(epoch) * self.n_train
         pieces = self._maps[part]
-        out = torch.empty(len(indices), *pieces[0][1].shape[1:], dtype=pieces[0][1].dtype)
-        for first, rows in pieces:
-            here = (indices >= first) & (indices < first + len(rows))
-            out[here] = rows[indices[here] - first]
+        like = pieces[0][1]
+        width = len(like) * self.d_in
+        out = torch.empty(len(indices), self.positions, width, dtype=like[0].dtype)
+        for first, maps in pieces:
+            here = (indices >= first) & (indices < first + len(maps[0]))
+            for rows, columns in zip(maps, out.split(self.d_in, dim=-1), strict=True):
+                columns[here] = rows[indices[here] - first]
         return out
 
 

@@ -16,7 +16,9 @@ from sae_core.sae_base import Reconstruction, SparseAutoencoder
 class StandardSAE(SparseAutoencoder):
     """`relu(pre)` in training and at inference; the threshold stays 0."""
 
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         rows = x.split(row_block or x.shape[0])
         code = torch.cat([torch.relu(self.pre_activations(block)) for block in rows])
         active = code.detach() > 0

@@ -14,7 +14,7 @@ import pytest
 import torch
 from running import ROOT
 from short_training import make_sae
-from synthetic import KINDS, SparseDirections
+from synthetic import KINDS, SparseDirections, SparseMap
 from torch import Tensor
 
 from sae_core.activations.store import ActivationSource
@@ -95,6 +95,21 @@ def test_every_kind_goes_on_as_if_nothing_had_been(kind: str, tmp_path: Path) ->
     resumed = trainer(kind)
     resumed.restore(through_disk(interrupted.state(), tmp_path))
     assert_same(run(resumed), run(trainer(kind)))
+
+
+def test_a_transcoder_goes_on_likewise(tmp_path: Path) -> None:
+    def fresh(observer: Observer | None = None) -> Trainer:
+        made = trainer("topk", observer, source=SparseMap())
+        made.sae.spec.target_hook_name = "hook_mlp_out"
+        return made
+
+    interrupted = fresh(StopsAt(STEPS + 3))
+    with pytest.raises(Stop):
+        run(interrupted)
+    resumed = fresh()
+    resumed.restore(through_disk(interrupted.state(), tmp_path))
+    assert resumed.normalise is not None and resumed.normalise.target is not None
+    assert_same(run(resumed), run(fresh()))
 
 
 @pytest.mark.parametrize("n_validation", [0, 8])

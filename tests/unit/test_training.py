@@ -108,7 +108,9 @@ def test_same_seed_same_history() -> None:
 class DenseTwin(BatchTopKSAE):
     """The same SAE with dense matrices and PyTorch's own gradients."""
 
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         code = self._topk(self.pre_activations(x), len(x) * self.spec.top_k)
         active = code > 0
         return Reconstruction(
