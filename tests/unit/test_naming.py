@@ -11,6 +11,7 @@ from sae_core.naming import (
     batch_checkpoint_name,
     ensure_writable,
     epoch_checkpoint,
+    hook_label,
     middle_layer,
     path_component,
     run_name,
@@ -89,3 +90,11 @@ def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "touch", refuse)
     with pytest.raises(SAEError, match=r"--output-root: cannot write to .* \(Permission denied\)"):
         ensure_writable(tmp_path, "--output-root")
+
+
+def test_a_transcoder_has_both_hooks_in_its_name() -> None:
+    assert hook_label("hook_resid_post") == "hook_resid_post"
+    label = hook_label("mlp.hook_in", "hook_mlp_out")
+    name = run_name("gpt2", 3, label, "btop32sae", 4)
+    assert name == "gpt2.blocks.3.mlp.hook_in-hook_mlp_out.btop32sae.exp4"
+    assert path_component(name, "--run-name") == name
