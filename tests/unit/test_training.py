@@ -121,7 +121,7 @@ class DenseTwin(BatchTopKSAE):
             x.new_zeros(()),
         )
 
-    def auxiliary_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
+    def auxiliary_loss(self, x: Tensor, x_hat: Tensor, target: Tensor | None = None) -> Tensor:
         dead = self.dead_features
         if not dead.any():
             return x.new_zeros(())
