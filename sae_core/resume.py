@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sae_core.checkpoint import read_tensors
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.events import Observer
 from sae_core.files import sync
 from sae_core.naming import STALE_STATES
@@ -51,7 +51,7 @@ class SavedStates:
             tensors, values = read_tensors(folder / TENSORS), stored["values"]
             changed = _differences(stored["fingerprint"], self.fingerprint)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SAEError) as error:
-            return self.set_aside(f"cannot be read ({' '.join(str(error).split())})")
+            return self.set_aside(f"cannot be read ({one_line(error)})")
         if changed:
             return self.set_aside(f"is of another training: {', '.join(changed)} differ")
         return TrainingState(tensors, values)

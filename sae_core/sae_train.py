@@ -122,6 +122,7 @@ class SAETrainer:
             self.observer,
             row_block=None if rows == "auto" else rows,
             end_to_end=end_to_end,
+            max_skipped=runtime.max_skipped,
         )
 
     def train(self) -> None:
@@ -203,6 +204,7 @@ class SAETrainer:
             "epochs": len(loop.history["epoch"]),
             "tokens": loop.tokens,
             "outlier_tokens": loop.outliers,
+            "skipped_batches": loop.skipped,
             "outlier_norm": normalise.max_norm,
             "activation_scale": normalise.scale,
             "shuffle_tokens": loop.source.shuffle_windows * loop.source.positions,

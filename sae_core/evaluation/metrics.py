@@ -23,7 +23,6 @@ tokens it is active on; `dead_fraction`, the share of features active on no eval
 residuals of the clean and the spliced model, outliers left out.
 """
 
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -35,6 +34,7 @@ from sae_core.activations.language_model import Hook, LanguageModel, resume_poin
 from sae_core.activations.token_windows import read_windows
 from sae_core.errors import SAEError
 from sae_core.losses import fraction_of_variance_unexplained
+from sae_core.memory import WorkingUnit, forward_windows
 from sae_core.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
@@ -132,31 +132,49 @@ def evaluate(
     later = [Hook(layer, "hook_resid_post") for layer in range(hook.layer, model.n_layers)]
     later = [point for point in later if point != hook]
     sae = sae.to(model.device)
-    reference = _reference(model, hook, windows, batch_size)
+    unit = forward_windows(batch_size)
+    reference = _reference(model, hook, windows, unit)
+
+    def measure(at: slice) -> tuple[_Sums, Tensor]:
+        return _measured(model, sae, reference, later, _clean_pass(model, hook, later, windows[at]))
+
     sums, l0 = _Sums(), []
-    for batch in _clean_passes(model, hook, later, windows, batch_size):
-        x_hat, features = _reconstruct(sae, batch.x)
-        counted = torch.zeros(batch.tokens.shape, dtype=torch.bool, device=model.device)
-        counted[:, 1:] = batch.x[:, 1:].norm(dim=-1) <= reference.max_norm
-        _add_own_figures(sums, batch.x, x_hat, features, counted)
-        l0.append((features > 0).sum(-1)[counted])
-        logits, spliced = model.resume(batch.tokens, batch.residual, hook, x_hat, later)
-        _add_predictions(sums, "sae", batch, logits)
-        for point in later:
-            error = (spliced[point].float() - batch.later[point].float())[counted]
-            sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
-        mean = reference.mean.expand_as(batch.x)
-        for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(batch.x))):
-            logits, _ = model.resume(batch.tokens, batch.residual, hook, value)
-            _add_predictions(sums, name, batch, logits)
-        _add_predictions(sums, "clean", batch, batch.logits)
+    for found, active in unit.parts(len(windows), measure):
+        sums.add(**found.values)
+        l0.append(active)
     return _figures(sums, torch.cat(l0), [point.layer for point in later], windows, sae)
 
 
-def _reference(model: LanguageModel, hook: Hook, windows: Tensor, batch_size: int) -> Reference:
+def _measured(
+    model: LanguageModel,
+    sae: SparseAutoencoder,
+    reference: Reference,
+    later: list[Hook],
+    batch: Batch,
+) -> tuple[_Sums, Tensor]:
+    """What one batch adds to the figures, and the active features of each of its tokens."""
+    hook, sums = Hook(sae.spec.hook_layer, sae.spec.hook_name), _Sums()
+    x_hat, features = _reconstruct(sae, batch.x)
+    counted = torch.zeros(batch.tokens.shape, dtype=torch.bool, device=model.device)
+    counted[:, 1:] = batch.x[:, 1:].norm(dim=-1) <= reference.max_norm
+    _add_own_figures(sums, batch.x, x_hat, features, counted)
+    logits, spliced = model.resume(batch.tokens, batch.residual, hook, x_hat, later)
+    _add_predictions(sums, "sae", batch, logits)
+    for point in later:
+        error = (spliced[point].float() - batch.later[point].float())[counted]
+        sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
+    mean = reference.mean.expand_as(batch.x)
+    for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(batch.x))):
+        logits, _ = model.resume(batch.tokens, batch.residual, hook, value)
+        _add_predictions(sums, name, batch, logits)
+    _add_predictions(sums, "clean", batch, batch.logits)
+    return sums, (features > 0).sum(-1)[counted]
+
+
+def _reference(model: LanguageModel, hook: Hook, windows: Tensor, unit: WorkingUnit) -> Reference:
     sums, norms = _Sums(), []
-    for tokens in windows.split(batch_size):
-        x = model.activations(tokens, [hook])[hook].float()
+    for x in unit.parts(len(windows), lambda at: model.activations(windows[at], [hook])[hook]):
+        x = x.float()
         sums.add(total=x.sum((0, 1)))
         norms.append(x[:, 1:].norm(dim=-1).flatten())
     max_norm = OUTLIER_FACTOR * float(torch.cat(norms).median())
@@ -164,14 +182,10 @@ def _reference(model: LanguageModel, hook: Hook, windows: Tensor, batch_size: in
     return Reference(mean, max_norm)
 
 
-def _clean_passes(
-    model: LanguageModel, hook: Hook, later: list[Hook], windows: Tensor, batch_size: int
-) -> Iterator[Batch]:
-    start = resume_point(hook)
-    for tokens in windows.split(batch_size):
-        tokens = tokens.to(model.device)
-        logits, found = model.logits(tokens, [hook, start, *later])
-        yield Batch(tokens, found[hook].float(), logits, found[start], {p: found[p] for p in later})
+def _clean_pass(model: LanguageModel, hook: Hook, later: list[Hook], tokens: Tensor) -> Batch:
+    start, tokens = resume_point(hook), tokens.to(model.device)
+    logits, found = model.logits(tokens, [hook, start, *later])
+    return Batch(tokens, found[hook].float(), logits, found[start], {p: found[p] for p in later})
 
 
 def _reconstruct(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
