@@ -66,5 +66,5 @@ class Console(Observer):
     def on_end(self, history: History, stopped_early: bool) -> None:
         if stopped_early:
             print(f"stopped after epoch {history['epoch'][-1]}: the validation loss rises")
-        if skipped := sum(history["skipped_batches"]):
+        if skipped := sum(history.get("skipped_batches", [])):
             print(f"{skipped} batches were skipped: their numbers were not finite")

@@ -20,7 +20,7 @@ from sae_core.code_hash import code_hash
 from sae_core.data_processing.texts import read_texts
 from sae_core.devices import keep_freed_memory, pick_device, pick_precision
 from sae_core.end_to_end import EndToEnd, later_layers
-from sae_core.errors import Interrupted
+from sae_core.errors import Interrupted, SAEError, one_line
 from sae_core.events import EpochRecord, Observer
 from sae_core.files import file_sha256, folder_stamp
 from sae_core.interrupts import Interrupts
@@ -38,7 +38,7 @@ from sae_core.naming import (
 )
 from sae_core.observers import MetricsFile, Observers
 from sae_core.publishing.saelens import saelens_files
-from sae_core.resume import Periodically, SavedStates
+from sae_core.resume import Periodically, SavedStates, forget_states
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAEConfig, SAESpec
 from sae_core.seeding import generator
@@ -138,6 +138,8 @@ class SAETrainer:
                 for record in self.loop.train():
                     self._on_epoch(record)
                     self.interrupts.check()
+                    if self.loop.n_done == self.loop.n_steps:
+                        self._save_state()  # what is made of the SAE may fail, and begin again
             except Interrupted as interrupted:
                 if self.loop.n_done > 0:
                     self._save_state()
@@ -159,7 +161,14 @@ class SAETrainer:
         if state is None:
             self._save_state()
             return
-        self.loop.restore(state)
+        try:
+            self.loop.restore(state)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            self.states.set_aside("does not fit")
+            raise SAEError(
+                f"{self.states.folder}: not a state of this training ({one_line(error)}); run it "
+                "again to begin anew"
+            ) from error
         self.events.rewind(state.values["metrics"])
         if state.values["machine"] != self._machine():
             print(
@@ -176,10 +185,6 @@ class SAETrainer:
     def _machine(self) -> str:
         device, precision = self.sae.b_dec.device.type, self.sae.precision
         return f"{device}, {torch.get_num_threads()} threads, {precision.product} products"
-
-    def finish(self) -> None:
-        """Delete what only an interrupted training needs: the SAE is exported."""
-        self.states.remove()
 
     def export(self, folder: Path) -> Path:
         """Write the final SAE directory: the best checkpoint, or the last state without one."""
@@ -307,11 +312,15 @@ def _announce(sae: SAEConfig, run: CheckedRun, windows: TokenWindows) -> None:
 
 def train_from_model(config: RunConfig, observer: Observer, batch: bool = False) -> Path:
     """A whole training run: `check_run`, then `train_checked`."""
-    return train_checked(config, check_run(config, batch), observer)
+    run = check_run(config, batch)
+    folder = train_checked(config, run, observer)
+    forget_states(run.checkpoints)
+    return folder
 
 
 def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Path:
-    """A training run that streams its activations from the model.
+    """A training run that streams its activations from the model. Its last state stays, so that
+    the same call goes on from there, until `forget_states`.
 
     Returns:
         The final SAE directory.
@@ -360,6 +369,4 @@ def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Pat
         model_files=None if run.facts.commit else folder_stamp(Path(name).expanduser()),
     )
     trainer.train()
-    folder = trainer.export(run.output)
-    trainer.finish()
-    return folder
+    return trainer.export(run.output)

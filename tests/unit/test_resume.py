@@ -248,6 +248,14 @@ def test_a_training_that_is_killed_again_and_again(
     assert made(tmp_path) == undisturbed
 
 
+def test_what_is_done_is_not_trained_again(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """As when an evaluation or upload that follows is killed."""
+    assert train(tmp_path, *hit("export", 1)).returncode == -signal.SIGKILL
+    done = train(tmp_path, *hit("step", 1))
+    assert done.returncode == 0, done.stderr
+    assert made(tmp_path) == undisturbed
+
+
 @pytest.mark.parametrize("by", ["TERM", "USR1"])
 def test_a_signal_stores_all_that_was_done(
     by: str, undisturbed: dict[str, bytes], tmp_path: Path
@@ -296,7 +304,13 @@ def test_a_state_without_its_best_checkpoint_is_set_aside(
 
 
 def truncate_tensors(folder: Path) -> None:
-    (folder / "tensors.pt").write_bytes((folder / "tensors.pt").read_bytes()[:200])
+    os.truncate(folder / "tensors.pt", 200)
+
+
+def flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / "tensors.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "tensors.pt").write_bytes(content)
 
 
 def replace_tensors(folder: Path) -> None:
@@ -316,7 +330,15 @@ def truncate_values(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [truncate_tensors, replace_tensors, delete_tensors, mangle_values, truncate_values]
+    "damage",
+    [
+        truncate_tensors,
+        flip_a_bit,
+        replace_tensors,
+        delete_tensors,
+        mangle_values,
+        truncate_values,
+    ],
 )
 def test_a_damaged_state_is_set_aside(
     damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
