@@ -15,7 +15,7 @@ from sae_core.activations.language_model import (
 )
 from sae_core.activations.store import ActivationSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows, split_texts
-from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
+from sae_core.checkpoint import bring_back, load_sae, sae_files, save_sae, write_files
 from sae_core.code_hash import code_hash
 from sae_core.data_processing.texts import read_texts
 from sae_core.devices import keep_freed_memory, pick_device, pick_precision
@@ -154,9 +154,10 @@ class SAETrainer:
             self._checkpoint(epoch_checkpoint(record.epoch))
 
     def _restore(self) -> None:
-        state = self.states.newest()
-        if state is not None and state.values["best_epoch"] is not None:
-            if not (self.checkpoints / BEST_CHECKPOINT).is_dir():
+        state, best = self.states.newest(), self.checkpoints / BEST_CHECKPOINT
+        if state is not None and state.values.get("best_epoch") is not None:
+            bring_back(best)
+            if not best.is_dir():
                 state = self.states.set_aside(f"lacks its {BEST_CHECKPOINT}")
         if state is None:
             self._save_state()

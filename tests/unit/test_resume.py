@@ -225,7 +225,8 @@ def hit(what: str, at: int, by: str = "KILL") -> tuple[str, ...]:
         ("fsync", 7),  # between the files of a state
         ("rename", 4),  # between writing it and giving it its name
         ("rmtree", 9),  # before the one before it is deleted
-        ("rename", 12),  # of a checkpoint
+        ("rename", 10),  # of a checkpoint
+        ("rename", 21),  # between moving the best checkpoint aside and its successor in
     ],
 )
 def test_a_killed_training_ends_as_an_undisturbed_one(
