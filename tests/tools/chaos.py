@@ -26,12 +26,8 @@ benchmarks are times and memory."""
 SECONDS = (2.0, 12.0)
 """Between two kills."""
 
-ATTEMPTS = 5
-"""Runs that the workflow may need to finish when nothing is killed any more: one, unless jobs of
-a killed Snakemake are still at work."""
-
 PATIENCE = 1800
-"""Seconds that one run may take."""
+"""Seconds that one run may take, or the jobs that a killed Snakemake left."""
 
 
 def artifacts(folder: Path) -> dict[str, str]:
@@ -92,15 +88,24 @@ def disturb(project: Project, kills: int, seed: int, *targets: str) -> int:
             if run.poll() == 0:
                 break
             print(f"{kills} kills left", flush=True)
-        for _ in range(ATTEMPTS):
-            run = start(project, *targets)
-            sessions.append(run.pid)
-            if run.wait(PATIENCE) == 0:
-                return len(sessions)
-        raise RuntimeError(f"the workflow does not finish; see {project.folder / 'chaos.log'}")
+        settle(sessions)
+        run = start(project, *targets)
+        sessions.append(run.pid)
+        if run.wait(PATIENCE) != 0:
+            raise RuntimeError(f"it does not finish; see {project.folder / 'chaos.log'}")
+        return len(sessions)
     finally:
         for pid in (pid for session in sessions for pid in processes(session)):
             os.kill(pid, signal.SIGKILL)
+
+
+def settle(sessions: list[int]) -> None:
+    """Wait for the jobs of killed Snakemakes, which would keep those of the next one away."""
+    end = time.monotonic() + PATIENCE
+    while any(map(processes, sessions)):
+        if time.monotonic() > end:
+            raise RuntimeError("jobs of a killed Snakemake do not end")
+        time.sleep(0.2)
 
 
 def differences(expected: dict[str, str], found: dict[str, str]) -> list[str]:
