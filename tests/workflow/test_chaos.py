@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from chaos import artifacts, differences, disturb, processes, start
-from project import Project
+from project import TIMEOUT, Project
 
 pytestmark = pytest.mark.xdist_group("completed")
 
@@ -19,9 +19,9 @@ TARGETS = (f"results/saes/{RUN}/weights.pt", f"results/evaluations/{RUN}.json")
 
 
 def often(project: Project) -> Project:
-    """The project with the state stored after every step, which changes no result."""
+    """The project with the state stored twice a second, which changes no result."""
     config = project.config
-    config["runtime"]["resume_minutes"] = 0
+    config["runtime"]["resume_minutes"] = 1 / 120
     project.configure(config)
     return project
 
@@ -36,7 +36,7 @@ def test_chaos(completed: Project, project: Project) -> None:
 
 
 def wait_for(pattern: str, project: Project, session: int) -> None:
-    end = time.monotonic() + 300
+    end = time.monotonic() + TIMEOUT
     while not list(project.folder.glob(pattern)):
         assert time.monotonic() < end and processes(session), f"no {pattern}"
         time.sleep(0.05)
@@ -83,7 +83,7 @@ def test_the_workflow_goes_on_with_a_training_that_was_stopped(project: Project)
             if b"scripts/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
         ]
         os.kill(trainer, signal.SIGUSR1)
-        assert run.wait(300) == 0
+        assert run.wait(TIMEOUT) == 0
     finally:
         for pid in processes(run.pid):
             os.kill(pid, signal.SIGKILL)
