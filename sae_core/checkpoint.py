@@ -33,10 +33,8 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
         SAEError: it cannot be written.
     """
     staging = folder.with_name(f".{folder.name}.writing")
-    retired = folder.with_name(f".{folder.name}.replaced")
     try:
-        if retired.exists() and not folder.exists():
-            retired.rename(folder)
+        retired = bring_back(folder)
         for leftover in (staging, retired):
             shutil.rmtree(leftover, ignore_errors=True)
         staging.mkdir(parents=True)
@@ -61,6 +59,18 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
             f"{folder}: cannot be written ({error.strerror}); free some space or choose another "
             "folder"
         ) from error
+
+
+def bring_back(folder: Path) -> Path:
+    """Put a folder back in its place, if `write_files` died after it had moved it aside.
+
+    Returns:
+        Where it moves it to.
+    """
+    retired = folder.with_name(f".{folder.name}.replaced")
+    if retired.exists() and not folder.exists():
+        retired.rename(folder)
+    return retired
 
 
 def sae_files(sae: SparseAutoencoder, history: History) -> dict[str, bytes]:

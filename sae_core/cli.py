@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from sae_core.errors import Interrupted, SAEError
+from sae_core.errors import Interrupted, SAEError, one_line
 
 Settings = TypeVar("Settings")
 
@@ -45,6 +45,12 @@ def run(
         sys.exit(os.EX_TEMPFAIL)
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
+    except RuntimeError as error:
+        from sae_core.memory import is_out_of_memory
+
+        if not is_out_of_memory(error):
+            raise
+        sys.exit(f"error: out of memory, and not for want of smaller pieces ({one_line(error)})")
     sys.exit(0)
 
 

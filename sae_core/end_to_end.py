@@ -23,7 +23,7 @@ Shapes: B windows in a forward pass, L positions, D activation width, N tokens t
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -33,6 +33,7 @@ from sae_core.activations.language_model import Hook, LanguageModel, resume_poin
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.losses import KnownGradient, unembedded_kl
+from sae_core.memory import Result, forward_windows
 from sae_core.train_config import EndToEndConfig
 
 
@@ -58,6 +59,12 @@ class CleanPass(NamedTuple):
     def n_tokens(self) -> int:
         """N"""
         return int(self.kept.sum())
+
+    def at(self, windows: slice) -> "CleanPass":
+        """Some of the windows."""
+        *tensors, later, target = self
+        later = {point: residual[windows] for point, residual in later.items()}
+        return CleanPass(*(t[windows] for t in tensors), later, target[windows])
 
     @property
     def n_outliers(self) -> int:
@@ -99,7 +106,7 @@ class EndToEnd:
         target: Hook | None = None,
     ) -> None:
         self.model, self.windows, self.hook, self.config = model, windows, hook, config
-        self.target, self.batch_size = target or hook, batch_size
+        self.target, self.unit = target or hook, forward_windows(batch_size)
         layers = later_layers(config, self.target, model.n_layers)
         self.later = [Hook(layer, "hook_resid_post") for layer in layers]
         self.weights = _weights(config)
@@ -112,9 +119,10 @@ class EndToEnd:
         Tokens whose activation is longer than `max_norm`, or at the target longer than
         `target_max_norm`, are outliers.
         """
-        start, passes = resume_point(self.hook), []
-        for batch in tokens.split(self.batch_size):
-            batch = batch.to(self.model.device)
+        start = resume_point(self.hook)
+
+        def run(part: slice) -> CleanPass:
+            batch = tokens[part].to(self.model.device)
             hooks = [self.hook, self.target, start, *self.later]
             hidden, found = self.model.hidden(batch, hooks)
             x, target = found[self.hook], found[self.target]
@@ -123,8 +131,9 @@ class EndToEnd:
                 kept &= target.float().norm(dim=-1) <= target_max_norm
             kept[:, 0] = False
             later = {point: found[point] for point in self.later}
-            passes.append(CleanPass(batch, x, kept, found[start], hidden, later, target))
-        return passes
+            return CleanPass(batch, x, kept, found[start], hidden, later, target)
+
+        return list(self.unit.parts(len(tokens), run))
 
     def n_steps(self, of: int) -> int:
         """Steps with end-to-end losses, when there are `of` steps in all."""
@@ -154,19 +163,38 @@ class EndToEnd:
         n_positions = sum(part.tokens[:, 1:].numel() for part in passes)
         figures: dict[str, Tensor] = {}
         gradients = []
-        parts = x_hat.split([part.n_tokens for part in passes])
-        for part, rows in zip(passes, parts, strict=True):
+
+        def splice(part: CleanPass, rows: Tensor) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
             rows = rows.detach().requires_grad_(wanted)
             sums = self._splice(part, rows, n_positions, len(x_hat))
             for name, weight in weights.items():
                 sums[CONTRIBUTIONS[name]] = weight * sums[name]
-            if wanted:
-                loss = sum(sums[CONTRIBUTIONS[name]] for name in weights)
-                gradients.extend(torch.autograd.grad(loss, rows))
+            loss = sum(sums[CONTRIBUTIONS[name]] for name in weights)
+            return sums, torch.autograd.grad(loss, rows) if wanted else ()
+
+        for sums, gradient in self._in_parts(passes, x_hat, splice):
+            gradients.extend(gradient)
             for name, value in sums.items():
                 figures[name] = figures.get(name, 0.0) + value.detach()
         loss = torch.stack([figures[CONTRIBUTIONS[name]] for name in weights]).sum()
         return KnownGradient.apply(x_hat, loss, torch.cat(gradients)) if wanted else loss, figures
+
+    def _in_parts(
+        self,
+        passes: Sequence[CleanPass],
+        x_hat: Tensor,
+        work: Callable[[CleanPass, Tensor], Result],
+    ) -> Iterator[Result]:
+        """`work` on the windows of `passes` and their reconstructions, as many as there is memory
+        for at a time."""
+        parts = x_hat.split([part.n_tokens for part in passes])
+        for part, rows in zip(passes, parts, strict=True):
+            ends = [0, *part.kept.flatten(1).sum(1).cumsum(0).tolist()]
+
+            def on_some(at: slice, part=part, rows=rows, ends=ends) -> Result:
+                return work(part.at(at), rows[ends[at.start] : ends[at.stop]])
+
+            yield from self.unit.parts(len(part.tokens), on_some)
 
     def _splice(
         self, part: CleanPass, rows: Tensor, n_positions: int, n_tokens: int

@@ -10,3 +10,8 @@ class SAEError(Exception):
 
 class Interrupted(KeyboardInterrupt):
     """A signal ended the work at a point from which the same command goes on with it."""
+
+
+def one_line(error: BaseException) -> str:
+    """The beginning of an error's message, as one line."""
+    return " ".join(str(error).split())[:200] or type(error).__name__

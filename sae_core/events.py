@@ -33,6 +33,10 @@ class Observer:
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
         """Step `step` (from 1) of an epoch (from 1) is done."""
 
+    def on_skip(self, epoch: int, step: int, what: str) -> None:
+        """Step `step` (from 1) of an epoch (from 1) was left out: its `what`, activations or loss,
+        is not finite."""
+
     def on_epoch(self, record: EpochRecord) -> None:
         """An epoch and its validation are done."""
 

@@ -30,6 +30,10 @@ class Observers(Observer):
         for observer in self.observers:
             observer.on_step(epoch, step, loss, l0)
 
+    def on_skip(self, epoch: int, step: int, what: str) -> None:
+        for observer in self.observers:
+            observer.on_skip(epoch, step, what)
+
     def on_epoch(self, record: EpochRecord) -> None:
         for observer in self.observers:
             observer.on_epoch(record)
@@ -61,6 +65,9 @@ class MetricsFile(Observer):
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
         if step % self.log_freq == 0:
             self._write(event="step", epoch=epoch, step=step, loss=float(loss), l0=l0)
+
+    def on_skip(self, epoch: int, step: int, what: str) -> None:
+        self._write(event="skip", epoch=epoch, step=step, not_finite=what)
 
     def on_epoch(self, record: EpochRecord) -> None:
         self._write(

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from sae_core.checkpoint import read_tensors
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.events import Observer
-from sae_core.files import sync
-from sae_core.naming import STALE_STATES
+from sae_core.files import file_sha256, sync
+from sae_core.naming import STALE_STATES, STATES
 from sae_core.training_state import TrainingState
 
 TENSORS, VALUES = "tensors.pt", "state.json"
@@ -48,10 +48,12 @@ class SavedStates:
         folder = self.folder / str(max(numbers))
         try:
             stored = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+            if file_sha256(folder / TENSORS) != stored["sha256"]:
+                raise SAEError(f"{TENSORS} has changed")
             tensors, values = read_tensors(folder / TENSORS), stored["values"]
             changed = _differences(stored["fingerprint"], self.fingerprint)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SAEError) as error:
-            return self.set_aside(f"cannot be read ({' '.join(str(error).split())})")
+            return self.set_aside(f"cannot be read ({one_line(error)})")
         if changed:
             return self.set_aside(f"is of another training: {', '.join(changed)} differ")
         return TrainingState(tensors, values)
@@ -65,13 +67,17 @@ class SavedStates:
         numbers = self._numbers()
         target = self.folder / str(max(numbers, default=0) + 1)
         staging = self.folder / ".writing"
-        content = {"fingerprint": self.fingerprint, "values": state.values}
         try:
             shutil.rmtree(staging, ignore_errors=True)
             staging.mkdir(parents=True)
-            (staging / VALUES).write_text(json.dumps(content), encoding="utf-8")
             with (staging / TENSORS).open("wb") as file:
                 torch.save(state.tensors, file)
+            content = {
+                "fingerprint": self.fingerprint,
+                "sha256": file_sha256(staging / TENSORS),
+                "values": state.values,
+            }
+            (staging / VALUES).write_text(json.dumps(content), encoding="utf-8")
             for path in (staging / VALUES, staging / TENSORS, staging):
                 sync(path)
             staging.rename(target)
@@ -98,14 +104,15 @@ class SavedStates:
             flush=True,
         )
 
-    def remove(self) -> None:
-        """Delete the states: the training is over."""
-        shutil.rmtree(self.folder, ignore_errors=True)
-
     def _numbers(self) -> list[int]:
         if not self.folder.is_dir():
             return []
         return [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+
+
+def forget_states(checkpoints: Path) -> None:
+    """Delete the states beside a training's checkpoints: all that was to be made of it is made."""
+    shutil.rmtree(checkpoints / STATES, ignore_errors=True)
 
 
 class Periodically(Observer):

@@ -1,9 +1,9 @@
-"""One process at a time for one training.
+"""One process at a time for one piece of work.
 
-The lock is the kernel's, on a file beside the checkpoints, and ends with the process that holds
-it, however that ends: what a killed process leaves behind is a file, and locks nobody out. Between
-the nodes of a cluster it works where the shared file system passes locks on, as NFS does, and
-Lustre if it is mounted with `flock`.
+The lock is the kernel's, on a file beside the work, and ends with the process that holds it,
+however that ends: what a killed process leaves behind is a file, and locks nobody out. Between the
+nodes of a cluster it works where the shared file system passes locks on, as NFS does, and Lustre
+if it is mounted with `flock`.
 """
 
 import fcntl
@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import TextIO
 
@@ -19,25 +19,34 @@ from sae_core.errors import SAEError
 from sae_core.naming import LOCK_FILE
 
 
-@contextmanager
-def run_lock(checkpoints: Path) -> Iterator[None]:
+def run_lock(checkpoints: Path) -> AbstractContextManager[None]:
     """Keep every other process from the training whose checkpoints are in a folder.
 
     Raises:
         SAEError: another one is at it, or the folder does not take locks.
     """
-    path = checkpoints / LOCK_FILE
+    return lock(checkpoints / LOCK_FILE, "is training this SAE")
+
+
+@contextmanager
+def lock(path: Path, work: str) -> Iterator[None]:
+    """Keep every other process that asks for this lock away.
+
+    Args:
+        path: of the file that is locked, and deleted at the end.
+        work: what its holder does, for the message.
+
+    Raises:
+        SAEError: another process holds it, or the folder does not take locks.
+    """
     try:
-        checkpoints.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         file = _acquired(path)
     except BlockingIOError as error:
-        raise SAEError(
-            f"{checkpoints}: {_holder(path)} is training this SAE; wait for it or stop it, or use "
-            "another --run-name or checkpoint folder"
-        ) from error
+        raise SAEError(f"{path.parent}: {_holder(path)} {work}; wait for it, or stop it") from error
     except OSError as error:
         raise SAEError(
-            f"{path}: cannot be locked ({error.strerror}); choose another folder for checkpoints"
+            f"{path}: cannot be locked ({error.strerror}); choose another folder"
         ) from error
     try:
         yield

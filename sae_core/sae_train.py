@@ -15,12 +15,12 @@ from sae_core.activations.language_model import (
 )
 from sae_core.activations.store import ActivationSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows, split_texts
-from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
+from sae_core.checkpoint import bring_back, load_sae, sae_files, save_sae, write_files
 from sae_core.code_hash import code_hash
 from sae_core.data_processing.texts import read_texts
 from sae_core.devices import keep_freed_memory, pick_device, pick_precision
 from sae_core.end_to_end import EndToEnd, later_layers
-from sae_core.errors import Interrupted
+from sae_core.errors import Interrupted, SAEError, one_line
 from sae_core.events import EpochRecord, Observer
 from sae_core.files import file_sha256, folder_stamp
 from sae_core.interrupts import Interrupts
@@ -38,7 +38,7 @@ from sae_core.naming import (
 )
 from sae_core.observers import MetricsFile, Observers
 from sae_core.publishing.saelens import saelens_files
-from sae_core.resume import Periodically, SavedStates
+from sae_core.resume import Periodically, SavedStates, forget_states
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAEConfig, SAESpec
 from sae_core.seeding import generator
@@ -124,6 +124,7 @@ class SAETrainer:
             self.observer,
             row_block=None if rows == "auto" else rows,
             end_to_end=end_to_end,
+            max_skipped=runtime.max_skipped,
         )
 
     def train(self) -> None:
@@ -139,6 +140,8 @@ class SAETrainer:
                 for record in self.loop.train():
                     self._on_epoch(record)
                     self.interrupts.check()
+                    if self.loop.n_done == self.loop.n_steps:
+                        self._save_state()  # what is made of the SAE may fail, and begin again
             except Interrupted as interrupted:
                 if self.loop.n_done > 0:
                     self._save_state()
@@ -153,14 +156,22 @@ class SAETrainer:
             self._checkpoint(epoch_checkpoint(record.epoch))
 
     def _restore(self) -> None:
-        state = self.states.newest()
-        if state is not None and state.values["best_epoch"] is not None:
-            if not (self.checkpoints / BEST_CHECKPOINT).is_dir():
+        state, best = self.states.newest(), self.checkpoints / BEST_CHECKPOINT
+        if state is not None and state.values.get("best_epoch") is not None:
+            bring_back(best)
+            if not best.is_dir():
                 state = self.states.set_aside(f"lacks its {BEST_CHECKPOINT}")
         if state is None:
             self._save_state()
             return
-        self.loop.restore(state)
+        try:
+            self.loop.restore(state)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            self.states.set_aside("does not fit")
+            raise SAEError(
+                f"{self.states.folder}: not a state of this training ({one_line(error)}); run it "
+                "again to begin anew"
+            ) from error
         self.events.rewind(state.values["metrics"])
         if state.values["machine"] != self._machine():
             print(
@@ -177,10 +188,6 @@ class SAETrainer:
     def _machine(self) -> str:
         device, precision = self.sae.b_dec.device.type, self.sae.precision
         return f"{device}, {torch.get_num_threads()} threads, {precision.product} products"
-
-    def finish(self) -> None:
-        """Delete what only an interrupted training needs: the SAE is exported."""
-        self.states.remove()
 
     def export(self, folder: Path) -> Path:
         """Write the final SAE directory: the best checkpoint, or the last state without one."""
@@ -206,6 +213,7 @@ class SAETrainer:
             "epochs": len(loop.history["epoch"]),
             "tokens": loop.tokens,
             "outlier_tokens": loop.outliers,
+            "skipped_batches": loop.skipped,
             "outlier_norm": normalise.max_norm,
             "activation_scale": normalise.scale,
             "shuffle_tokens": loop.source.shuffle_windows * loop.source.positions,
@@ -336,11 +344,15 @@ def _announce(sae: SAEConfig, run: CheckedRun, windows: TokenWindows) -> None:
 
 def train_from_model(config: RunConfig, observer: Observer, batch: bool = False) -> Path:
     """A whole training run: `check_run`, then `train_checked`."""
-    return train_checked(config, check_run(config, batch), observer)
+    run = check_run(config, batch)
+    folder = train_checked(config, run, observer)
+    forget_states(run.checkpoints)
+    return folder
 
 
 def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Path:
-    """A training run that streams its activations from the model.
+    """A training run that streams its activations from the model. Its last state stays, so that
+    the same call goes on from there, until `forget_states`.
 
     Returns:
         The final SAE directory.
@@ -391,6 +403,4 @@ def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Pat
         target=run.target,
     )
     trainer.train()
-    folder = trainer.export(run.output)
-    trainer.finish()
-    return folder
+    return trainer.export(run.output)

@@ -171,9 +171,13 @@ class RuntimeConfig:
     """Minutes of training that a killed process may lose: so often the state is stored that the
     same command goes on from; 0 stores it after every step."""
 
+    max_skipped: int = 10
+    """Batches in a row that are skipped because a number in them is not finite; one more stops the
+    training."""
+
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "log_freq")
-        _at_least(self, 0, "checkpoint_freq", "resume_minutes")
+        _at_least(self, 0, "checkpoint_freq", "resume_minutes", "max_skipped")
         if self.activation_batch_size != "auto":
             _at_least(self, 1, "activation_batch_size")
 

@@ -17,26 +17,30 @@ The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`.
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae_core import losses
 from sae_core.activations.store import ActivationSource
+from sae_core.batches import Batch, Terms
 from sae_core.checkpoint import History
-from sae_core.end_to_end import CleanPass, EndToEnd
+from sae_core.end_to_end import EndToEnd
 from sae_core.errors import SAEError
 from sae_core.events import EpochRecord, Observer
+from sae_core.memory import WorkingUnit
 from sae_core.normalisation import Normalisation
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
 from sae_core.schedule import learning_rate, peak_learning_rate
-from sae_core.train_config import TrainingConfig
+from sae_core.train_config import RuntimeConfig, TrainingConfig
 from sae_core.training_state import Means, TrainingState, learned, put_back
 
 MAX_GRADIENT_NORM = 1.0
+
+ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --device"
+"""When there is no memory for a step."""
 
 MEASURED_BATCHES = 8
 """Batches that the mean, the scale and the median norm are measured on."""
@@ -46,6 +50,8 @@ PROGRESS = (
     "epoch",
     "tokens",
     "outliers",
+    "skipped",
+    "skipped_in_a_row",
     "history",
     "best_epoch",
     "best_loss",
@@ -55,45 +61,8 @@ PROGRESS = (
 """Of the loop's attributes, those that a state holds as they are."""
 
 
-class Batch(NamedTuple):
-    """The tokens of one step."""
-
-    x: Tensor
-    """(N, D) activations as they enter the SAE, outliers left out."""
-    n_outliers: int = 0
-    passes: Sequence[CleanPass] = ()
-    """The windows whose tokens they are; only in the end-to-end phase."""
-    target: Tensor | None = None
-    """(N, D) of a transcoder, the target scaled likewise."""
-
-    @property
-    def wanted(self) -> Tensor:
-        """(N, D) what is to be reconstructed."""
-        return self.x if self.target is None else self.target
-
-
-class Terms(NamedTuple):
-    """The loss and what it is made of, scalar tensors."""
-
-    loss: Tensor
-    recon_loss: Tensor
-    l1_loss: Tensor
-    recon_contribution: Tensor
-    l1_contribution: Tensor
-    aux_loss: Tensor
-    kind_loss: Tensor
-    end_to_end: dict[str, Tensor]
-    """What the phase adds, by its names in the history; without gradients."""
-
-    def by_name(self) -> dict[str, Tensor]:
-        """All of them, by the names in the history."""
-        terms = self._asdict()
-        return terms | terms.pop("end_to_end")
-
-    def detached(self) -> "Terms":
-        """For the record."""
-        *terms, end_to_end = self
-        return Terms(*(term.detach() for term in terms), end_to_end)
+class NotFinite(Exception):
+    """A batch's loss or gradient is infinite or NaN."""
 
 
 class Trainer:
@@ -104,6 +73,7 @@ class Trainer:
         source: batches of raw activations.
         row_block: tokens of SAE work at once; None chooses.
         end_to_end: the losses of the end-to-end phase; None trains without one.
+        max_skipped: batches in a row that may be skipped because they are not finite.
     """
 
     def __init__(
@@ -114,9 +84,14 @@ class Trainer:
         observer: Observer,
         row_block: int | None = None,
         end_to_end: EndToEnd | None = None,
+        max_skipped: int = RuntimeConfig.max_skipped,
     ) -> None:
         self.sae, self.source, self.config = sae, source, config
+        self.max_skipped = max_skipped
         self.observer, self.row_block, self.end_to_end = observer, row_block, end_to_end
+        self.rows = WorkingUnit(
+            row_block or source.tokens_per_step, "rows of the encoder product", ADVICE
+        )
         # As they lie in memory, which is as W_enc's transpose: fused Adam copies anything else.
         self._as_stored = [_as_stored(p.detach()) for p in sae.parameters()]
         self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
@@ -124,6 +99,7 @@ class Trainer:
         self.normalise: Normalisation | None = None
         self.last_batch: Tensor | None = None
         self.n_done = self.epoch = self.tokens = self.outliers = 0
+        self.skipped = self.skipped_in_a_row = 0
         self.history: History = {}
         self.best_epoch: int | None = None
         self.best_loss, self.epochs_since_best = math.inf, 0
@@ -163,21 +139,46 @@ class Trainer:
 
     def _train_on(self, batch: Batch, means: Means) -> None:
         lr = learning_rate(self.n_done, self.n_steps, self.lr)
+        number = self.n_done - (self.epoch - 1) * self.source.steps_per_epoch + 1
         self.n_done += 1
+        if not batch.finite:
+            self._skip(number, "activations")
+            return
         self.outliers += batch.n_outliers
         if len(batch.x) == 0:
             return
         if batch.passes and not self.in_phase:
             self._begin_phase(batch)
-        terms, l0 = self.step(batch, lr)
+        try:
+            terms, l0 = self.step(batch, lr)
+        except NotFinite:
+            self._skip(number, "loss")
+            return
+        self.skipped_in_a_row = 0
         self.tokens += len(batch.x)
         means.add(terms.by_name(), l0, len(batch.x))
-        number = self.n_done - (self.epoch - 1) * self.source.steps_per_epoch
         self.observer.on_step(self.epoch, number, terms.loss, l0)
 
+    def _skip(self, number: int, what: str) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.observer.on_skip(self.epoch, number, what)
+        if self.skipped_in_a_row > self.max_skipped:
+            raise self._not_finite(what, self.skipped_in_a_row)
+
+    def _not_finite(self, what: str, n_batches: int) -> SAEError:
+        spec = self.sae.spec
+        dtype = spec.metadata.get("model_dtype", "its number format")
+        advice = "use --model-dtype bfloat16 or float32, or another layer"
+        if what == "loss":
+            advice = "lower --lr, or use --model-dtype float32"
+        return SAEError(
+            f"{spec.hook_spec}: {what} not finite in {n_batches} batches in a row, with the "
+            f"language model in {dtype}; {advice}; the checkpoints are those of before"
+        )
+
     def state(self) -> TrainingState:
-        """All that the next step depends on, while the training is at rest. The tensors are the
-        loop's own: to be stored before it goes on."""
+        """All that the next step depends on, of a training at rest. The tensors are its own."""
         values = {name: getattr(self, name) for name in PROGRESS}
         if self.normalise is None:  # nothing is done but what the settings say
             return TrainingState({}, values)
@@ -213,16 +214,13 @@ class Trainer:
             self.end_to_end.weights = values["end_to_end"]
 
     def step(self, batch: Batch, lr: float) -> tuple[Terms, float]:
-        """One optimizer step: its terms, and L0."""
+        """One optimizer step: its terms, and L0.
+
+        Raises:
+            NotFinite: loss or gradient is; nothing has changed.
+        """
         sae = self.sae
-        made = sae.reconstruct(batch.x, self.row_block, batch.target)
-        terms = self._terms(batch, made)
-        terms.loss.backward()
-        sae.add_dead_gradient()
-        sae.project_decoder_gradient()
-        for stored, parameter in zip(self._as_stored, sae.parameters(), strict=True):
-            stored.grad = _as_stored(parameter.grad)
-        _clip_gradients(self._as_stored)
+        terms, made = self.rows.attempt(lambda rows: self._gradients(batch, rows))
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
@@ -231,6 +229,26 @@ class Trainer:
         sae.record_activity(made.fired)
         self.last_batch = batch.x
         return terms.detached(), made.l0
+
+    def _gradients(self, batch: Batch, rows: int) -> tuple[Terms, Reconstruction]:
+        """Leave the gradients for the optimizer."""
+        sae = self.sae
+        with sae.undone_on_failure():
+            made = sae.reconstruct(batch.x, self._row_block(rows), batch.target)
+            terms = self._terms(batch, made)
+            terms.loss.backward()
+            sae.add_dead_gradient()
+            sae.project_decoder_gradient()
+            for stored, parameter in zip(self._as_stored, sae.parameters(), strict=True):
+                stored.grad = _as_stored(parameter.grad)
+            norm = _clip_gradients(self._as_stored)
+            if not math.isfinite(float(terms.loss.detach()) + norm):
+                raise NotFinite
+        return terms, made
+
+    def _row_block(self, rows: int) -> int | None:
+        """`rows`, once memory has run out; until then what was asked for."""
+        return self.row_block if rows >= self.source.tokens_per_step else rows
 
     # Batches
 
@@ -254,15 +272,20 @@ class Trainer:
         """Measure on the first of `batches` how activations enter the SAE; gives all of them."""
         sample = list(islice(batches, MEASURED_BATCHES))
         measured = sample or list(self.source.train_batches(0, MEASURED_BATCHES))
+        finite = [raw for raw in measured if raw.isfinite().all()]
+        if measured and not finite:
+            raise self._not_finite("activations", len(measured))
         device = self.sae.b_dec.device
-        rows = torch.cat(measured).to(device, torch.float32)
+        rows = torch.cat(finite).to(device, torch.float32)
         parts = rows.split(self.sae.spec.d_in, dim=1)
         self.normalise = Normalisation.of_sites(map(Normalisation.measure, parts))
         return chain(sample, batches)
 
     def _local_batch(self, raw: Tensor) -> Batch:
         x, target = self.normalise.pair(raw)
-        return Batch(x, len(raw) - len(x), target=target)
+        n_outliers = len(raw) - len(x)  # what is not finite is among them
+        finite = n_outliers == 0 or bool(raw.isfinite().all())
+        return Batch(x, n_outliers, finite=finite, target=target)
 
     def _window_batch(self, tokens: Tensor) -> Batch:
         assert self.end_to_end is not None
@@ -273,7 +296,10 @@ class Trainer:
         if normalise.target:
             raw = torch.cat([part.target[part.kept].float() for part in passes])
             target = normalise.target.scaled(raw)
-        return Batch(x, sum(part.n_outliers for part in passes), passes, target)
+        seen = [at[:, 1:] for part in passes for at in (part.x, part.target)]
+        finite = all(bool(at.isfinite().all()) for at in seen)
+        n_outliers = sum(part.n_outliers for part in passes)
+        return Batch(x, n_outliers, passes, finite, target)
 
     def _validation_batches(self) -> Iterator[Batch]:
         if not self.in_phase:
@@ -290,10 +316,13 @@ class Trainer:
         self.in_phase = True
         self.best_loss, self.epochs_since_best = math.inf, 0
         if self.n_local_steps > 0:
-            with torch.no_grad():
-                x_hat = self.sae.reconstruct(batch.x, self.row_block).x_hat
+            x_hat = self.rows.attempt(lambda rows: self._reconstructed(batch.x, rows))
             pull = 2 * (x_hat - batch.wanted).norm() / (len(x_hat) * self.normalise.output.scale)
             self.end_to_end.balance(batch.passes, self.normalise.raw(x_hat), float(pull))
+
+    @torch.no_grad()
+    def _reconstructed(self, x: Tensor, rows: int) -> Tensor:
+        return self.sae.reconstruct(x, self._row_block(rows)).x_hat
 
     def _terms(self, batch: Batch, made: Reconstruction) -> Terms:
         recon = losses.reconstruction_loss(batch.wanted, made.x_hat)
@@ -310,11 +339,9 @@ class Trainer:
     def _record(self) -> EpochRecord:
         """Validate, and close the epoch."""
         epoch, metrics = self.epoch, self.means.values()
-        if not math.isfinite(metrics["loss"]):
-            raise SAEError(
-                f"the loss is {metrics['loss']} after epoch {epoch} at {self.sae.spec.hook_spec}: "
-                "lower --lr, or use --model-dtype float32"
-            )
+        if not metrics:
+            raise self._not_finite("loss", self.skipped_in_a_row)
+        metrics["skipped_batches"] = self.skipped - sum(self.history.get("skipped_batches", []))
         dead = int(self.sae.dead_features.sum())
         metrics["dead_features"] = dead
         metrics["dead_feature_percentage"] = 100 * dead / self.sae.spec.d_sae
@@ -363,18 +390,26 @@ class Trainer:
         means = Means()
         for batch in self._validation_batches():
             x = batch.x
-            if len(x) == 0:  # nothing but outliers
+            if len(x) == 0 or not batch.finite:
                 continue
-            made = self.sae.reconstruct_at_inference(x, self.row_block, batch.target)
-            means.add(self._terms(batch, made).by_name(), made.l0, len(x))
+            terms, l0 = self.rows.attempt(lambda rows, batch=batch: self._measured(batch, rows))
+            means.add(terms.by_name(), l0, len(x))
         return means.values()
+
+    def _measured(self, batch: Batch, rows: int) -> tuple[Terms, float]:
+        with self.sae.undone_on_failure():
+            block = self._row_block(rows)
+            made = self.sae.reconstruct_at_inference(batch.x, block, batch.target)
+            return self._terms(batch, made), made.l0
 
 
 def _as_stored(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.is_contiguous() else tensor.T
 
 
-def _clip_gradients(tensors: list[Tensor]) -> None:
+def _clip_gradients(tensors: list[Tensor]) -> float:
+    """Bounds the gradients' norm, and says what it was."""
     norm = torch.nn.utils.get_total_norm([t.grad for t in tensors if t.grad is not None])
     if norm > MAX_GRADIENT_NORM:
         torch.nn.utils.clip_grads_with_norm_(tensors, MAX_GRADIENT_NORM, norm)
+    return float(norm)

@@ -64,6 +64,7 @@ def run(job: Job) -> None:
     from sae_core.model_sources import ModelRecord
     from sae_core.model_training.wandb_utils import WandbRun
     from sae_core.observers import Observers
+    from sae_core.resume import forget_states
     from sae_core.run_lock import run_lock
     from sae_core.sae_train import Origin, SAETrainer
 
@@ -113,7 +114,7 @@ def run(job: Job) -> None:
         folder = trainer.export(job.output)
         tracking.exported(folder)
         if os.getppid() == parent:  # else Snakemake is dead, and deletes the SAE when it is back
-            trainer.finish()
+            forget_states(job.checkpoints)
     print(f"SAE: {folder}")
 
 

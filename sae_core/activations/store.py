@@ -24,12 +24,16 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.files import write_file
+from sae_core.memory import forward_windows
 from sae_core.seeding import generator
 
 SHUFFLE_TOKENS = 2**18
 """Activations that are shuffled together, at least (or all there are)."""
 
 Item = TypeVar("Item")
+
+Found = dict[Hook, Tensor]
+"""(B, L, D) activations at each hook."""
 
 Parts = dict[str, int]
 """Windows in each part of a shard: `train` and `validation`."""
@@ -160,17 +164,19 @@ class StreamingSource(ActivationSource):
             windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed
         )
         self.model, self.windows, self.hooks = model, windows, _hooks(hook, target)
-        self.batch_size = batch_size
+        self.unit = forward_windows(batch_size)
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
             tokens = self.windows.train(self.pass_of(epoch), indices)
         else:
             tokens = self.windows.validation(indices)
-        found = (self.model.activations(part, self.hooks) for part in tokens.split(self.batch_size))
-        return torch.cat(
-            [torch.cat([at[hook][:, 1:] for hook in self.hooks], dim=-1) for at in found]
-        )
+
+        def activations(part: slice) -> Tensor:
+            found = self.model.activations(tokens[part], self.hooks)
+            return torch.cat([found[hook][:, 1:] for hook in self.hooks], dim=-1)
+
+        return torch.cat(list(self.unit.parts(len(tokens), activations)))
 
 
 def _hooks(hook: Hook, target: Hook | None) -> list[Hook]:
@@ -242,16 +248,19 @@ def harvest(
     parts = {"train": windows.n_train * passes, "validation": windows.n_validation}
     runs = {part: _share(n, batch_size, shard, n_shards) for part, n in parts.items()}
     done, total = 0, sum(stop - start for start, stop in runs.values())
+    unit = forward_windows(batch_size)
     for part, (start, stop) in runs.items():
         files = {hook: _file(folder, hook.spec, part).open("wb") for hook in hooks}
-        for indices in torch.arange(start, stop).split(batch_size):
-            if not len(indices):
-                continue
-            tokens = _window_tokens(windows, part, indices)
-            for hook, activations in model.activations(tokens, hooks).items():
-                rows = activations[:, 1:].cpu().contiguous()
+        indices = torch.arange(start, stop)
+
+        def activations(at: slice, part: str = part, indices: Tensor = indices) -> Found:
+            return model.activations(_window_tokens(windows, part, indices[at]), hooks)
+
+        for found in unit.parts(len(indices), activations):
+            for hook, values in found.items():
+                rows = values[:, 1:].cpu().contiguous()
                 files[hook].write(rows.view(torch.uint8).numpy().data)
-            done += len(indices)
+            done += len(rows)
             progress(done, total)
         for file in files.values():
             file.close()

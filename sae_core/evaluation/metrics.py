@@ -26,7 +26,6 @@ Of a transcoder, x and the activation that is replaced are those at its target, 
 outlier if its norm there or at the hook exceeds ten times the median.
 """
 
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -38,6 +37,7 @@ from sae_core.activations.language_model import Hook, LanguageModel, resume_poin
 from sae_core.activations.token_windows import read_windows
 from sae_core.errors import SAEError
 from sae_core.losses import fraction_of_variance_unexplained
+from sae_core.memory import WorkingUnit, forward_windows
 from sae_core.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
@@ -136,33 +136,48 @@ def evaluate(
     later = [Hook(layer, "hook_resid_post") for layer in range(hook.layer, model.n_layers)]
     later = [point for point in later if point != target]
     sae = sae.to(model.device)
-    reference = _reference(model, hook, target, windows, batch_size)
+    unit = forward_windows(batch_size)
+    reference = _reference(model, hook, target, windows, unit)
+
+    def measure(at: slice) -> tuple[_Sums, Tensor]:
+        batch = _clean_pass(model, hook, target, later, windows[at])
+        return _measured(model, sae, reference, batch)
+
     sums, l0 = _Sums(), []
-    for batch in _clean_passes(model, hook, target, later, windows, batch_size):
-        x_hat, features = _reconstruct(sae, batch.x[hook])
-        counted = _counted(batch, reference)
-        _add_own_figures(sums, batch.x[target], x_hat, features, counted)
-        l0.append((features > 0).sum(-1)[counted])
-        logits, spliced = model.resume(batch.tokens, batch.residual, target, x_hat, later)
-        _add_predictions(sums, "sae", batch, logits)
-        for point in later:
-            error = (spliced[point].float() - batch.later[point].float())[counted]
-            sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
-        mean = reference.mean.expand_as(x_hat)
-        for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(x_hat))):
-            logits, _ = model.resume(batch.tokens, batch.residual, target, value)
-            _add_predictions(sums, name, batch, logits)
-        _add_predictions(sums, "clean", batch, batch.logits)
+    for found, active in unit.parts(len(windows), measure):
+        sums.add(**found.values)
+        l0.append(active)
     return _figures(sums, torch.cat(l0), [point.layer for point in later], windows, sae)
 
 
+def _measured(
+    model: LanguageModel, sae: SparseAutoencoder, reference: Reference, batch: Batch
+) -> tuple[_Sums, Tensor]:
+    """What one batch adds to the figures, and the active features of each of its tokens."""
+    hook, sums = Hook(sae.spec.hook_layer, sae.spec.hook_name), _Sums()
+    target = hook.target(sae.spec.target_hook_name) or hook
+    x_hat, features = _reconstruct(sae, batch.x[hook])
+    counted = _counted(batch, reference)
+    _add_own_figures(sums, batch.x[target], x_hat, features, counted)
+    logits, spliced = model.resume(batch.tokens, batch.residual, target, x_hat, list(batch.later))
+    _add_predictions(sums, "sae", batch, logits)
+    for point, clean in batch.later.items():
+        error = (spliced[point].float() - clean.float())[counted]
+        sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
+    mean = reference.mean.expand_as(x_hat)
+    for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(x_hat))):
+        logits, _ = model.resume(batch.tokens, batch.residual, target, value)
+        _add_predictions(sums, name, batch, logits)
+    _add_predictions(sums, "clean", batch, batch.logits)
+    return sums, (features > 0).sum(-1)[counted]
+
+
 def _reference(
-    model: LanguageModel, hook: Hook, target: Hook, windows: Tensor, batch_size: int
+    model: LanguageModel, hook: Hook, target: Hook, windows: Tensor, unit: WorkingUnit
 ) -> Reference:
     sums = _Sums()
     norms: dict[Hook, list[Tensor]] = {hook: [], target: []}
-    for tokens in windows.split(batch_size):
-        found = model.activations(tokens, list(norms))
+    for found in unit.parts(len(windows), lambda at: model.activations(windows[at], list(norms))):
         sums.add(total=found[target].float().sum((0, 1)))
         for at, of_batches in norms.items():
             of_batches.append(found[at][:, 1:].float().norm(dim=-1).flatten())
@@ -171,20 +186,13 @@ def _reference(
     return Reference(mean, {at: OUTLIER_FACTOR * median for at, median in medians.items()})
 
 
-def _clean_passes(
-    model: LanguageModel,
-    hook: Hook,
-    target: Hook,
-    later: list[Hook],
-    windows: Tensor,
-    batch_size: int,
-) -> Iterator[Batch]:
-    start = resume_point(hook)
-    for tokens in windows.split(batch_size):
-        tokens = tokens.to(model.device)
-        logits, found = model.logits(tokens, [hook, target, start, *later])
-        x = {at: found[at].float() for at in {hook, target}}
-        yield Batch(tokens, x, logits, found[start], {p: found[p] for p in later})
+def _clean_pass(
+    model: LanguageModel, hook: Hook, target: Hook, later: list[Hook], tokens: Tensor
+) -> Batch:
+    start, tokens = resume_point(hook), tokens.to(model.device)
+    logits, found = model.logits(tokens, [hook, target, start, *later])
+    x = {at: found[at].float() for at in {hook, target}}
+    return Batch(tokens, x, logits, found[start], {p: found[p] for p in later})
 
 
 def _counted(batch: Batch, reference: Reference) -> Tensor:

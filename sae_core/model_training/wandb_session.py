@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.files import write_file
 from sae_core.naming import WANDB_NOTE
 from sae_core.train_config import TrackingConfig
@@ -177,7 +177,3 @@ def finish(run: Any, exit_code: int) -> None:
             f"`python -m wandb sync --no-skip-online {folder}`",
             flush=True,
         )
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from sae_core.errors import one_line
 from sae_core.events import EpochRecord, Observer
-from sae_core.model_training.wandb_session import RunNote, finish, is_on, one_line, start
+from sae_core.model_training.wandb_session import RunNote, finish, is_on, start
 from sae_core.train_config import TrackingConfig
 
 TAG_LENGTH = 64

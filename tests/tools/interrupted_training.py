@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sae_core import cli
 from sae_core.activations.language_model import Hook
+from sae_core.resume import forget_states
 from sae_core.run_lock import run_lock
 from sae_core.sae_config import SAEConfig
 from sae_core.sae_train import Origin, SAETrainer
@@ -32,7 +33,8 @@ ORIGIN = Origin("made up", None, "float32", "texts.json", "0" * 64, False)
 class Training:
     folder: Annotated[Path, tyro.conf.Positional]
     hit: str = ""
-    """What is hit: a step, or the `fsync`, `rename` or `rmtree` of a checkpoint's making."""
+    """What is hit: a step, the `fsync`, `rename` or `rmtree` of a checkpoint's making, or what
+    comes after the export."""
     at: int = 1
     """Which one of them."""
     by: str = "KILL"
@@ -98,7 +100,9 @@ def run(training: Training) -> None:
         )
         trainer.train()
         trainer.export(training.folder / "sae")
-        trainer.finish()
+        if training.hit == "export":
+            strike()
+        forget_states(points)
 
 
 if __name__ == "__main__":

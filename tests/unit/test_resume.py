@@ -240,7 +240,8 @@ def hit(what: str, at: int, by: str = "KILL") -> tuple[str, ...]:
         ("fsync", 7),  # between the files of a state
         ("rename", 4),  # between writing it and giving it its name
         ("rmtree", 9),  # before the one before it is deleted
-        ("rename", 12),  # of a checkpoint
+        ("rename", 10),  # of a checkpoint
+        ("rename", 21),  # between moving the best checkpoint aside and its successor in
     ],
 )
 def test_a_killed_training_ends_as_an_undisturbed_one(
@@ -260,6 +261,14 @@ def test_a_training_that_is_killed_again_and_again(
         deaths += 1
         assert deaths < 10
     assert deaths >= 3
+    assert made(tmp_path) == undisturbed
+
+
+def test_what_is_done_is_not_trained_again(undisturbed: dict[str, bytes], tmp_path: Path) -> None:
+    """As when an evaluation or upload that follows is killed."""
+    assert train(tmp_path, *hit("export", 1)).returncode == -signal.SIGKILL
+    done = train(tmp_path, *hit("step", 1))
+    assert done.returncode == 0, done.stderr
     assert made(tmp_path) == undisturbed
 
 
@@ -311,7 +320,13 @@ def test_a_state_without_its_best_checkpoint_is_set_aside(
 
 
 def truncate_tensors(folder: Path) -> None:
-    (folder / "tensors.pt").write_bytes((folder / "tensors.pt").read_bytes()[:200])
+    os.truncate(folder / "tensors.pt", 200)
+
+
+def flip_a_bit(folder: Path) -> None:
+    content = bytearray((folder / "tensors.pt").read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / "tensors.pt").write_bytes(content)
 
 
 def replace_tensors(folder: Path) -> None:
@@ -331,7 +346,15 @@ def truncate_values(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "damage", [truncate_tensors, replace_tensors, delete_tensors, mangle_values, truncate_values]
+    "damage",
+    [
+        truncate_tensors,
+        flip_a_bit,
+        replace_tensors,
+        delete_tensors,
+        mangle_values,
+        truncate_values,
+    ],
 )
 def test_a_damaged_state_is_set_aside(
     damage: Callable[[Path], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]

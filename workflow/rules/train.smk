@@ -24,6 +24,7 @@ rule train:
         log_freq=PLAN.runtime.log_freq,
         checkpoint_freq=PLAN.runtime.checkpoint_freq,
         resume_minutes=str(PLAN.runtime.resume_minutes),
+        max_skipped=PLAN.runtime.max_skipped,
         tracking=PLAN.tracking_options(),
     params:
         folder=subpath(output.weights, parent=True),
@@ -36,6 +37,7 @@ rule train:
         " --batch-size {resources.batch_size}"
         " --activation-batch-size {resources.activation_batch_size}"
         " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"
-        " --resume-minutes {resources.resume_minutes} {resources.tracking}"
+        " --resume-minutes {resources.resume_minutes} --max-skipped {resources.max_skipped}"
+        " {resources.tracking}"
         " --checkpoints results/checkpoints/{wildcards.run} --output {params.folder}"
         " > {log} 2>&1"
