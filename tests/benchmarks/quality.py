@@ -126,6 +126,7 @@ def sae_lens(data: Data, config: SAEConfig, lr: float) -> Trained:
         total_training_samples=n_steps * size,
         train_batch_size_samples=size,
         lr=lr,
+        lr_end=lr / 10,
         lr_warm_up_steps=n_steps // 20,
         lr_decay_steps=n_steps // 5,
     )
