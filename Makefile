@@ -1,6 +1,7 @@
 # make run    the embedded default, end to end        make test   lint and all tests
 # make bench  times and qualities beside the peers'   make fmt    format everything
 # make test-interop  SAEs to and from the peers       make rulegraph   redraw the README's picture
+# make chaos  the example with 20 of its processes killed: the same result to the last bit?
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -13,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read; the shipped ones, or a folder that holds a folder a subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run test test-interop bench lint fmt rulegraph clean
+.PHONY: setup run chaos test test-interop bench lint fmt rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -30,10 +31,15 @@ $(PEERS)/.installed: tests/tools/peers-requirements.txt
 	touch $@
 
 run: setup
+	python scripts/unlock.py
 	snakemake --configfile config/demo.yaml --cores $(CORES)
 	@cat results/logs/summarise.log
 	@echo "SAEs: results/saes/    evaluations: results/evaluations/    table: results/summary.csv"
 	@echo "Page to look at: $(CURDIR)/results/report.html"
+
+chaos: setup
+	rm -rf build/chaos
+	PYTHONPATH=$(CURDIR) python tests/tools/chaos.py build/chaos --config config/demo.yaml --kills 20
 
 lint: setup
 	ruff check .
@@ -50,6 +56,7 @@ test-interop: setup $(PEERS)/.installed
 bench: export PYTHONPATH := $(CURDIR)
 bench: setup $(PEERS)/.installed
 	$(PEERS)/bin/python tests/benchmarks/step.py
+	python tests/benchmarks/step_profile.py
 	python tests/benchmarks/memory.py
 	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
 	python tests/benchmarks/path.py --chapters $(CHAPTERS)

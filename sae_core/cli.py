@@ -1,6 +1,7 @@
 """Command lines from settings dataclasses: options, help and one-line errors in one place."""
 
 import dataclasses
+import os
 import shlex
 import sys
 import traceback
@@ -9,7 +10,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from sae_core.errors import SAEError, one_line
+from sae_core.errors import Interrupted, SAEError, one_line
 
 Settings = TypeVar("Settings")
 
@@ -48,9 +49,15 @@ def run(
     description: str,
     argv: Sequence[str] | None = None,
 ) -> NoReturn:
-    """Parse the command line, run `body` on it and exit: 0, or 1 with one line that says why."""
+    """Parse the command line, run `body` on it and exit: 0, or 1 with one line that says why.
+
+    A training that a signal interrupts exits with 75, EX_TEMPFAIL of sysexits.h: run it again.
+    """
     try:
         body(parse(settings, description, argv))
+    except Interrupted as interrupted:
+        print(f"error: {interrupted}", file=sys.stderr, flush=True)
+        sys.exit(os.EX_TEMPFAIL)
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
     except Exception as error:
@@ -65,6 +72,11 @@ def _reason(error: Exception) -> str:
     """An error as one line: what the user can mend as it is, anything else by its name."""
     if isinstance(error, SAEError):
         return one_line(error, most=LONGEST)
+    if isinstance(error, RuntimeError):
+        from sae_core.memory import is_out_of_memory
+
+        if is_out_of_memory(error):
+            return f"out of memory, and not for want of smaller pieces ({one_line(error)})"
     return f"{type(error).__name__}: {one_line(error)} (not foreseen; --debug shows where)"
 
 

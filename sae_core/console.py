@@ -6,8 +6,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sae_core.checkpoint import History
+from sae_core.events import EpochRecord, Observer
 from sae_core.progress import progress_bar
-from sae_core.training import EpochRecord, Observer
 
 SHOWN = (
     "loss",
@@ -16,6 +16,7 @@ SHOWN = (
     "total_post_layer_mse",
     "sparsity",
     "dead_features",
+    "skipped_batches",
     "val_loss",
     "val_logit_kl",
     "val_sparsity",
@@ -37,18 +38,26 @@ class Console(Observer):
     def on_start(self, n_epochs: int, steps_per_epoch: int) -> None:
         self.n_epochs, self.steps_per_epoch = n_epochs, steps_per_epoch
 
+    def on_resume(self, n_epochs: int, steps_per_epoch: int, step: int) -> None:
+        self.on_start(n_epochs, steps_per_epoch)
+        print(f"an interrupted training goes on after step {step}", flush=True)
+
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
         if self.bar is None:
             self.bar = progress_bar(f"epoch {epoch}/{self.n_epochs}", "step", self.steps_per_epoch)
-        self.bar.update()
+        self.bar.update(step - self.bar.n)
         if step % self.log_freq == 0 or step == self.steps_per_epoch:
             self.bar.set_postfix(loss=f"{float(loss):.4f}", l0=f"{l0:.1f}")
+
+    def on_skip(self, epoch: int, step: int, what: str) -> None:
+        print(f"epoch {epoch}: step {step} skipped: {what} not finite", flush=True)
 
     def on_epoch(self, record: EpochRecord) -> None:
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-        shown = (f"{name} {record.metrics[name]:.4g}" for name in SHOWN if name in record.metrics)
+        figures = {n: v for n, v in record.metrics.items() if n != "skipped_batches" or v}
+        shown = (f"{name} {figures[name]:.4g}" for name in SHOWN if name in figures)
         print(f"epoch {record.epoch}/{record.n_epochs}: {', '.join(shown)}", flush=True)
 
     def on_checkpoint(self, folder: Path, best: bool) -> None:
@@ -57,3 +66,5 @@ class Console(Observer):
     def on_end(self, history: History, stopped_early: bool) -> None:
         if stopped_early:
             print(f"stopped after epoch {history['epoch'][-1]}: the validation loss rises")
+        if skipped := sum(history.get("skipped_batches", [])):
+            print(f"{skipped} batches were skipped: their numbers were not finite")

@@ -16,10 +16,14 @@ Run for the last steps of a training only, the two terms are balanced when this 
 arXiv 2503.17272): at its default weight a term's gradient at the reconstruction is as long as that
 of the reconstruction error.
 
+A transcoder's output is spliced in at its target, and what is said of the activation at the hook
+then holds for that at the target.
+
 Shapes: B windows in a forward pass, L positions, D activation width, N tokens that train the SAE.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -29,6 +33,7 @@ from sae_core.activations.language_model import Hook, LanguageModel, resume_poin
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.losses import KnownGradient, unembedded_kl
+from sae_core.memory import Result, forward_windows
 from sae_core.train_config import EndToEndConfig
 
 
@@ -47,11 +52,19 @@ class CleanPass(NamedTuple):
     """(B, L, D) what the logits are made of."""
     later: dict[Hook, Tensor]
     """(B, L, D) residuals behind the later layers."""
+    target: Tensor
+    """(B, L, D) activations where the splice goes: a transcoder's target, else x."""
 
     @property
     def n_tokens(self) -> int:
         """N"""
         return int(self.kept.sum())
+
+    def at(self, windows: slice) -> "CleanPass":
+        """Some of the windows."""
+        *tensors, later, target = self
+        later = {point: residual[windows] for point, residual in later.items()}
+        return CleanPass(*(t[windows] for t in tensors), later, target[windows])
 
     @property
     def n_outliers(self) -> int:
@@ -77,6 +90,7 @@ class EndToEnd:
     Args:
         windows: those that the SAE's activations are of.
         batch_size: windows in a forward pass; see `LanguageModel.windows_at_once`.
+        target: of a transcoder.
 
     Raises:
         SAEError: a layer of `block_mse_layers` does not lie behind the hook.
@@ -89,29 +103,38 @@ class EndToEnd:
         hook: Hook,
         config: EndToEndConfig,
         batch_size: int,
+        target: Hook | None = None,
     ) -> None:
         self.model, self.windows, self.hook, self.config = model, windows, hook, config
-        self.batch_size = batch_size
-        layers = later_layers(config, hook, model.n_layers)
+        self.target = target or hook
+        self.unit = forward_windows(model.windows_at_once(windows.length, batch_size))
+        layers = later_layers(config, self.target, model.n_layers)
         self.later = [Hook(layer, "hook_resid_post") for layer in layers]
         self.weights = _weights(config)
 
-    def clean(self, tokens: Tensor, max_norm: float) -> list[CleanPass]:
+    def clean(
+        self, tokens: Tensor, max_norm: float, target_max_norm: float = math.inf
+    ) -> list[CleanPass]:
         """Run windows (W, L) through the model, some at a time.
 
-        Tokens whose activation is longer than `max_norm` are outliers.
+        Tokens whose activation is longer than `max_norm`, or at the target longer than
+        `target_max_norm`, are outliers.
         """
-        start, passes = resume_point(self.hook), []
-        at_once = self.model.windows_at_once(tokens.shape[1], self.batch_size)
-        for batch in tokens.split(at_once):
-            batch = batch.to(self.model.device)
-            hidden, found = self.model.hidden(batch, [self.hook, start, *self.later])
-            x = found[self.hook]
+        start = resume_point(self.hook)
+
+        def run(part: slice) -> CleanPass:
+            batch = tokens[part].to(self.model.device)
+            hooks = [self.hook, self.target, start, *self.later]
+            hidden, found = self.model.hidden(batch, hooks)
+            x, target = found[self.hook], found[self.target]
             kept = x.float().norm(dim=-1) <= max_norm
+            if target is not x:
+                kept &= target.float().norm(dim=-1) <= target_max_norm
             kept[:, 0] = False
             later = {point: found[point] for point in self.later}
-            passes.append(CleanPass(batch, x, kept, found[start], hidden, later))
-        return passes
+            return CleanPass(batch, x, kept, found[start], hidden, later, target)
+
+        return list(self.unit.parts(len(tokens), run))
 
     def n_steps(self, of: int) -> int:
         """Steps with end-to-end losses, when there are `of` steps in all."""
@@ -141,28 +164,47 @@ class EndToEnd:
         n_positions = sum(part.tokens[:, 1:].numel() for part in passes)
         figures: dict[str, Tensor] = {}
         gradients = []
-        parts = x_hat.split([part.n_tokens for part in passes])
-        for part, rows in zip(passes, parts, strict=True):
+
+        def splice(part: CleanPass, rows: Tensor) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
             rows = rows.detach().requires_grad_(wanted)
             sums = self._splice(part, rows, n_positions, len(x_hat))
             for name, weight in weights.items():
                 sums[CONTRIBUTIONS[name]] = weight * sums[name]
-            if wanted:
-                loss = sum(sums[CONTRIBUTIONS[name]] for name in weights)
-                gradients.extend(torch.autograd.grad(loss, rows))
+            loss = sum(sums[CONTRIBUTIONS[name]] for name in weights)
+            return sums, torch.autograd.grad(loss, rows) if wanted else ()
+
+        for sums, gradient in self._in_parts(passes, x_hat, splice):
+            gradients.extend(gradient)
             for name, value in sums.items():
                 figures[name] = figures.get(name, 0.0) + value.detach()
         loss = torch.stack([figures[CONTRIBUTIONS[name]] for name in weights]).sum()
         return KnownGradient.apply(x_hat, loss, torch.cat(gradients)) if wanted else loss, figures
+
+    def _in_parts(
+        self,
+        passes: Sequence[CleanPass],
+        x_hat: Tensor,
+        work: Callable[[CleanPass, Tensor], Result],
+    ) -> Iterator[Result]:
+        """`work` on the windows of `passes` and their reconstructions, as many as there is memory
+        for at a time."""
+        parts = x_hat.split([part.n_tokens for part in passes])
+        for part, rows in zip(passes, parts, strict=True):
+            ends = [0, *part.kept.flatten(1).sum(1).cumsum(0).tolist()]
+
+            def on_some(at: slice, part=part, rows=rows, ends=ends) -> Result:
+                return work(part.at(at), rows[ends[at.start] : ends[at.stop]])
+
+            yield from self.unit.parts(len(part.tokens), on_some)
 
     def _splice(
         self, part: CleanPass, rows: Tensor, n_positions: int, n_tokens: int
     ) -> dict[str, Tensor]:
         """What some windows with the reconstructions `rows` (n, D) add to the terms, each a mean
         over all the `n_positions` or `n_tokens` of a batch."""
-        value = part.x.to(rows.dtype).masked_scatter(part.kept[..., None], rows)
+        value = part.target.to(rows.dtype).masked_scatter(part.kept[..., None], rows)
         hidden, later = self.model.resume_hidden(
-            part.tokens, part.residual, self.hook, value, self.later
+            part.tokens, part.residual, self.target, value, self.later
         )
         terms: dict[str, Tensor] = {}
         if self.config.use_logit_kl:

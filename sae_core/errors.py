@@ -8,6 +8,10 @@ class SAEError(Exception):
     """
 
 
+class Interrupted(KeyboardInterrupt):
+    """A signal ended the work at a point from which the same command goes on with it."""
+
+
 def one_line(error: object, most: int = 300) -> str:
     """What an error, or its message, says: one line without control characters, of at most `most`
     characters; the error's name if it says nothing."""

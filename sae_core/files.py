@@ -39,9 +39,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
     the next write brings it back first.
     """
     staging = folder.with_name(f".{folder.name}.writing")
-    retired = folder.with_name(f".{folder.name}.replaced")
-    if retired.exists() and not folder.exists():
-        retired.rename(folder)
+    retired = bring_back(folder)
     for leftover in (staging, retired):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
@@ -51,6 +49,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
             folder.rename(retired)
         try:
             staging.rename(folder)
+            sync(folder.parent)
         except OSError:
             if retired.exists():
                 retired.rename(folder)
@@ -58,6 +57,18 @@ def new_folder(folder: Path) -> Iterator[Path]:
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def bring_back(folder: Path) -> Path:
+    """Put a folder back in its place, if `new_folder` died after it had moved it aside.
+
+    Returns:
+        Where it moves it to.
+    """
+    retired = folder.with_name(f".{folder.name}.replaced")
+    if retired.exists() and not folder.exists():
+        retired.rename(folder)
+    return retired
 
 
 @contextmanager
@@ -85,6 +96,23 @@ def check_space(path: Path, n_bytes: int, advice: str) -> None:
     free = shutil.disk_usage(path.parent).free
     if n_bytes > free:
         raise SAEError(f"{path}: takes {n_bytes:,} bytes, and {free:,} are free there; {advice}")
+
+
+def sync(path: Path) -> None:
+    """Have a file, or a folder's list of names, on the disk itself: a power cut keeps it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def folder_stamp(folder: Path) -> str:
+    """A hash of the names, sizes and times of the files in a folder: another one after an edit."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    facts = [(str(path.relative_to(folder)), path.stat()) for path in paths]
+    listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts])
+    return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def file_sha256(path: Path) -> str:

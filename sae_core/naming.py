@@ -16,6 +16,15 @@ EXPORT_FILES = (*SAE_FILES, "cfg.json", "sae_weights.safetensors")
 
 BEST_CHECKPOINT = "best_model.pt"
 
+STATES = "resume"
+"""Where an interrupted training goes on from; beside its checkpoints, until it is done."""
+
+STALE_STATES = "resume.stale"
+"""The same of a training with other settings, data or code: not used, and free to be deleted."""
+
+LOCK_FILE = "training.lock"
+"""Held by the process that trains; beside its checkpoints."""
+
 METRICS_FILE = "metrics.jsonl"
 """What a training told, one event a line; beside its checkpoints."""
 
@@ -50,13 +59,21 @@ def hook_spec(layer: int, hook_name: str) -> str:
     return f"blocks.{layer}.{hook_name}"
 
 
+def hook_label(hook_name: str, target_hook_name: str = "") -> str:
+    """A hook's name in names on disk; a transcoder's has both: `<hook_name>-<target_hook_name>`."""
+    return f"{hook_name}-{target_hook_name}" if target_hook_name else hook_name
+
+
 def middle_layer(n_layers: int, strategy: MiddleLayerStrategy = "lower") -> int:
     """The 0-based middle layer of `n_layers`; they differ only when `n_layers` is even."""
     return (n_layers - 1) // 2 if strategy == "lower" else n_layers // 2
 
 
 def run_name(model_name: str, layer: int, hook_name: str, tag: str, expansion: int) -> str:
-    """`<model_id>.blocks.<layer>.<hook_name>.<tag>.exp<expansion>`, the name of one SAE."""
+    """`<model_id>.blocks.<layer>.<hook_name>.<tag>.exp<expansion>`, the name of one SAE.
+
+    `hook_name` is as `hook_label` gives it.
+    """
     return f"{model_id(model_name)}.{hook_spec(layer, hook_name)}.{tag}.exp{expansion}"
 
 

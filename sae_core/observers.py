@@ -1,14 +1,15 @@
 """Observers of a training run that any run can use: several at once, and a file of events."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from sae_core.checkpoint import History
+from sae_core.events import EpochRecord, Observer
 from sae_core.files import writing
-from sae_core.training import EpochRecord, Observer
 
 
 class Observers(Observer):
@@ -21,9 +22,17 @@ class Observers(Observer):
         for observer in self.observers:
             observer.on_start(n_epochs, steps_per_epoch)
 
+    def on_resume(self, n_epochs: int, steps_per_epoch: int, step: int) -> None:
+        for observer in self.observers:
+            observer.on_resume(n_epochs, steps_per_epoch, step)
+
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
         for observer in self.observers:
             observer.on_step(epoch, step, loss, l0)
+
+    def on_skip(self, epoch: int, step: int, what: str) -> None:
+        for observer in self.observers:
+            observer.on_skip(epoch, step, what)
 
     def on_epoch(self, record: EpochRecord) -> None:
         for observer in self.observers:
@@ -41,6 +50,8 @@ class Observers(Observer):
 class MetricsFile(Observer):
     """Every event as a line of JSON, added to what earlier trainings left.
 
+    A training that is interrupted and taken up again leaves the same lines as one that is not.
+
     Args:
         log_freq: steps between two steps that are written, as reading a loss waits for the device.
     """
@@ -54,6 +65,9 @@ class MetricsFile(Observer):
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
         if step % self.log_freq == 0:
             self._write(event="step", epoch=epoch, step=step, loss=float(loss), l0=l0)
+
+    def on_skip(self, epoch: int, step: int, what: str) -> None:
+        self._write(event="skip", epoch=epoch, step=step, not_finite=what)
 
     def on_epoch(self, record: EpochRecord) -> None:
         self._write(
@@ -69,6 +83,15 @@ class MetricsFile(Observer):
 
     def on_end(self, history: History, stopped_early: bool) -> None:
         self._write(event="end", epochs=len(history["epoch"]), stopped_early=stopped_early)
+
+    def length(self) -> int:
+        """Bytes of the file."""
+        return self.path.stat().st_size if self.path.exists() else 0
+
+    def rewind(self, length: int) -> None:
+        """Take back what was told after the file had this length."""
+        if self.length() > length:
+            os.truncate(self.path, length)
 
     def _write(self, **event: Any) -> None:
         line = json.dumps(event) + "\n"

@@ -8,7 +8,8 @@ folded SAEs are stored.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -55,7 +56,12 @@ class Reconstruction(NamedTuple):
 
 
 class SparseAutoencoder(nn.Module, ABC):
-    """`x_hat = encode(x) @ W_dec + b_dec`, with rows of `W_dec` of unit norm."""
+    """`x_hat = encode(x) @ W_dec + b_dec`, with rows of `W_dec` of unit norm.
+
+    An SAE encodes `x - b_dec`. A transcoder (Dunefsky, Chlenski, Nanda: "Transcoders Find
+    Interpretable LLM Feature Circuits", arXiv 2406.11944) is one whose `x_hat` is to be another
+    activation than x: its target. `b_dec` belongs to the target, and it encodes x as it is.
+    """
 
     ever_fired: Tensor
     num_batches_not_active: Tensor
@@ -97,11 +103,21 @@ class SparseAutoencoder(nn.Module, ABC):
     def weights(self) -> sparse_ops.Weights:
         return sparse_ops.Weights(self.W_enc, self.b_enc, self.W_dec, self.b_dec)
 
+    @property
+    def input_bias(self) -> Tensor:
+        """(D,) what is subtracted from x before it is encoded."""
+        return torch.zeros_like(self.b_dec) if self.spec.target_hook_name else self.b_dec
+
+    @property
+    def encoder(self) -> sparse_ops.Weights:
+        """The weights as functions that encode take them."""
+        return self.weights._replace(b_dec=self.input_bias)
+
     # Inference
 
     def pre_activations(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., F): `(x - b_dec) @ W_enc + b_enc`."""
-        return (x.to(self.W_enc.dtype) - self.b_dec) @ self.W_enc + self.b_enc
+        """(..., D) -> (..., F): `(x - b_dec) @ W_enc + b_enc`; a transcoder's without `b_dec`."""
+        return (x.to(self.W_enc.dtype) - self.input_bias) @ self.W_enc + self.b_enc
 
     def encode(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., F) features: `relu(pre)` where `pre` exceeds the threshold.
@@ -122,21 +138,27 @@ class SparseAutoencoder(nn.Module, ABC):
     # Training
 
     @abstractmethod
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         """Encode and decode a training batch (N, D), with gradients to the weights.
 
-        `row_block` bounds the tokens whose pre-activations are in memory at once.
+        Args:
+            row_block: bounds the tokens whose pre-activations are in memory at once.
+            target: (N, D) of a transcoder, what `x_hat` is to be; x itself by default.
         """
 
     @torch.no_grad()
-    def reconstruct_at_inference(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct_at_inference(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         """The same for the code of `encode`, for validation; most kinds train with that code."""
-        return self.reconstruct(x, row_block)
+        return self.reconstruct(x, row_block, target)
 
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the inference threshold from held-out activations, where the kind needs one."""
 
-    def auxiliary_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
+    def auxiliary_loss(self, x: Tensor, x_hat: Tensor, target: Tensor | None = None) -> Tensor:
         """How badly the dead features explain what the live ones left over.
 
         The `top_k_aux` largest dead pre-activations a token, by one threshold for the batch,
@@ -149,20 +171,21 @@ class SparseAutoencoder(nn.Module, ABC):
         dead = self.dead_features.nonzero().squeeze(1)
         if dead.numel() == 0:
             return x.new_zeros(())
-        x, x_hat = x[::AUXILIARY_STRIDE], x_hat[::AUXILIARY_STRIDE]
+        residual = (x if target is None else target)[::AUXILIARY_STRIDE] - x_hat[::AUXILIARY_STRIDE]
+        x = x[::AUXILIARY_STRIDE]
         needs_gradient = torch.is_grad_enabled()
         by_feature = self.W_enc.T, self.b_enc, self.W_dec
         copies = [rows.detach()[dead].requires_grad_(needs_gradient) for rows in by_feature]
         self._dead = (dead, copies) if needs_gradient else None
         W_enc_FD, b_enc, W_dec = copies
-        weights = sparse_ops.Weights(W_enc_FD.T, b_enc, W_dec, self.b_dec.detach())
+        weights = sparse_ops.Weights(W_enc_FD.T, b_enc, W_dec, self.input_bias.detach())
         total = x.shape[0] * min(self.spec.top_k_aux, dead.numel())
         code = sparse_ops.encode(
             x, weights, total, lower_bound=self._aux_bound.value, precision=self.precision
         )
         self._aux_bound.update(code, total)
         prediction = sparse_ops.decode(code, weights) - weights.b_dec
-        return losses.normalised_residual_loss(x - x_hat, prediction)
+        return losses.normalised_residual_loss(residual, prediction)
 
     @torch.no_grad()
     def add_dead_gradient(self) -> None:
@@ -188,6 +211,29 @@ class SparseAutoencoder(nn.Module, ABC):
         self.num_batches_not_active += 1
         self.num_batches_not_active[fired] = 0
 
+    def bounds(self) -> dict[str, tuple[float, float]]:
+        """What is known of the smallest values that are kept, by attribute."""
+        known = {k: v for k, v in vars(self).items() if isinstance(v, sparse_ops.LowerBound)}
+        return {name: (bound.value, bound.last) for name, bound in known.items()}
+
+    def set_bounds(self, bounds: Mapping[str, Sequence[float]]) -> None:
+        """Put back what `bounds` gave."""
+        for name, values in bounds.items():
+            setattr(self, name, sparse_ops.LowerBound(*values))
+
+    @contextmanager
+    def undone_on_failure(self) -> Iterator[None]:
+        """What raises inside leaves threshold and bounds as they were, and no gradients."""
+        threshold, bounds = self.threshold.detach().clone(), self.bounds()
+        try:
+            yield
+        except BaseException:
+            self.threshold.data.copy_(threshold)
+            self.set_bounds(bounds)
+            self._dead = None
+            self.zero_grad()
+            raise
+
     @torch.no_grad()
     def project_decoder_gradient(self) -> None:
         """Remove from each decoder row's gradient the part along the row, which the unit norm
@@ -206,17 +252,35 @@ class SparseAutoencoder(nn.Module, ABC):
     # Storing
 
     @torch.no_grad()
-    def folded(self, mean: Tensor, scale: float, dtype: torch.dtype) -> "SparseAutoencoder":
+    def folded(
+        self,
+        mean: Tensor,
+        scale: float,
+        dtype: torch.dtype,
+        target: tuple[Tensor, float] | None = None,
+    ) -> "SparseAutoencoder":
         """A copy on the CPU that takes raw activations, when this one takes `(x - mean) / scale`.
 
         `b_dec = mean + scale b_dec'`, `b_enc = scale b_enc'`, `threshold = scale threshold'`:
         the same reconstruction from features `scale` times as large.
+
+        A transcoder gives `(y - m) / s` for the `target` (m, s), and (m, s) take the place of mean
+        and scale there. What is left of x's own goes into the encoder:
+        `W_enc = s / scale W_enc'`, `b_enc = s b_enc' - mean @ W_enc`.
         """
         folded = copy.deepcopy(self).cpu()
-        folded.b_dec.mul_(scale).add_(mean.cpu())
+        out_mean, out_scale = target or (mean, scale)
+        folded.b_dec.mul_(out_scale).add_(out_mean.cpu())
         for name in self.in_units_of_x:
-            getattr(folded, name).mul_(scale)
+            getattr(folded, name).mul_(out_scale)
+        if target:
+            folded.W_enc.mul_(out_scale / scale)
+            folded.shift_pre_activations(-(mean.cpu() @ folded.W_enc))
         return folded.to(dtype)
+
+    def shift_pre_activations(self, shift: Tensor) -> None:
+        """Add (F,) to what `x @ W_enc` is taken for."""
+        self.b_enc.add_(shift)
 
     def tensors(self) -> dict[str, Tensor]:
         """The state as contiguous tensors, as `weights.pt` holds it."""

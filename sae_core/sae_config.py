@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_core.errors import SAEError
+from sae_core.naming import hook_label, hook_spec
 from sae_core.records import fits, read_json
 
 FloatType = Literal["float32", "float16", "bfloat16"]
@@ -113,7 +114,7 @@ class SAESpec:
     """`config.json` of an SAE directory: what is needed to use the weights, and their origin.
 
     Directories that were written before `sae_type`, `metadata` and `weights_sha256` existed load
-    too: their kind follows from `top_k`.
+    too: their kind follows from `top_k`. Those without `target_hook_name` are SAEs.
     """
 
     d_in: int
@@ -130,6 +131,8 @@ class SAESpec:
     aux_penalty: float
     sae_type: str = ""
     matryoshka_sizes: list[int] = field(default_factory=list)
+    target_hook_name: str = ""
+    """Of a transcoder, where its output belongs, in the same layer; empty for an SAE."""
     metadata: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = field(default="", compare=False)
     """Of the `weights.pt` beside it, which no other configuration fits."""
@@ -137,6 +140,16 @@ class SAESpec:
     def __post_init__(self) -> None:
         if not self.sae_type:
             self.sae_type = "batch_topk" if self.top_k > 0 else "standard"
+
+    @property
+    def target_hook_spec(self) -> str:
+        """Full name of the hook that the output belongs to."""
+        return hook_spec(self.hook_layer, self.target_hook_name or self.hook_name)
+
+    @property
+    def site(self) -> str:
+        """`hook_spec`, or `blocks.<layer>.<hook_name>-<target_hook_name>`."""
+        return hook_spec(self.hook_layer, hook_label(self.hook_name, self.target_hook_name))
 
     def to_json(self) -> str:
         """The contents of `config.json`."""
@@ -151,7 +164,8 @@ class SAESpec:
         """
         stored = read_json(path, "SAE configuration", "fetch or train the SAE again")
         known = {f.name for f in fields(cls)}
-        required = known - {"sae_type", "matryoshka_sizes", "metadata", "weights_sha256"}
+        optional = {"sae_type", "matryoshka_sizes", "target_hook_name", "metadata"}
+        required = known - optional - {"weights_sha256"}
         if not isinstance(stored, dict) or required - set(stored):
             missing = sorted(required - set(stored if isinstance(stored, dict) else ()))
             raise SAEError(f"{path}: not an SAE configuration; missing {', '.join(missing)}")

@@ -16,14 +16,19 @@ from sae_core.activations.language_model import (
 from sae_core.activations.store import ActivationSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows, split_texts
 from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
+from sae_core.code_hash import code_hash
 from sae_core.data_processing.texts import read_texts
 from sae_core.devices import keep_freed_memory, pick_device, pick_precision
 from sae_core.end_to_end import EndToEnd, later_layers
-from sae_core.files import file_sha256
+from sae_core.errors import Interrupted, SAEError, one_line
+from sae_core.events import EpochRecord, Observer
+from sae_core.files import bring_back, file_sha256, folder_stamp
+from sae_core.interrupts import Interrupts
 from sae_core.kinds import build
 from sae_core.naming import (
     BEST_CHECKPOINT,
     METRICS_FILE,
+    STATES,
     batch_checkpoint_name,
     ensure_writable,
     epoch_checkpoint,
@@ -33,11 +38,13 @@ from sae_core.naming import (
 )
 from sae_core.observers import MetricsFile, Observers
 from sae_core.publishing.saelens import saelens_files
+from sae_core.resume import Periodically, SavedStates, forget_states
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAEConfig, SAESpec
 from sae_core.seeding import generator
 from sae_core.train_config import DataConfig, HookConfig, RunConfig, RuntimeConfig, TrainingConfig
-from sae_core.training import Observer, Trainer
+from sae_core.training import Trainer
+from sae_core.training_state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class SAETrainer:
         origin: where they come from.
         checkpoints: folder that this run's checkpoints go into.
         end_to_end: the losses of the end-to-end phase; None trains without one.
+        model_files: a stamp of the language model's files, where it has no commit.
+        target: of a transcoder; `source` then has the activations at both hooks.
     """
 
     def __init__(
@@ -76,10 +85,14 @@ class SAETrainer:
         checkpoints: Path,
         observer: Observer,
         end_to_end: EndToEnd | None = None,
+        model_files: str | None = None,
+        target: Hook | None = None,
     ) -> None:
         self.training, self.runtime, self.checkpoints = training, runtime, checkpoints
-        events = MetricsFile(checkpoints / METRICS_FILE, runtime.log_freq)
-        self.observer = Observers(observer, events)
+        self.events = MetricsFile(checkpoints / METRICS_FILE, runtime.log_freq)
+        self.interrupts = Interrupts(lambda: self.loop.at_rest)
+        states = Periodically(runtime.resume_minutes, self._save_state, self.interrupts.check)
+        self.observer = Observers(observer, self.events, states)
         self.dtype: torch.dtype = getattr(torch, sae.sae_dtype)
         device = pick_device(runtime.device)
         metadata = asdict(origin) | asdict(data) | {"training": asdict(training)}
@@ -88,11 +101,20 @@ class SAETrainer:
         if sae.n_tokens_to_dead:
             n_batches = max(1, sae.n_tokens_to_dead // training.tokens_per_step)
             sae = replace(sae, n_batches_to_dead=n_batches)
-        spec = sae_spec(sae, hook, d_in, device, metadata)
+        spec = sae_spec(sae, hook, d_in, device, metadata, target)
         self.sae = build(spec)
         self.sae.initialise(generator(data.seed, "weights"))
         self.sae.to(device)
         self.sae.precision = pick_precision(training.compute_dtype, device)
+        self.states = SavedStates(
+            checkpoints / STATES,
+            {
+                "sae": asdict(replace(spec, device="")),
+                "activations": source.identity() | {"model_files": model_files},
+                "code": code_hash("sae_core/sae_train.py"),
+                "torch": torch.__version__,
+            },
+        )
         keep_freed_memory()
         rows = runtime.activation_batch_size
         self.loop = Trainer(
@@ -102,16 +124,70 @@ class SAETrainer:
             self.observer,
             row_block=None if rows == "auto" else rows,
             end_to_end=end_to_end,
+            max_skipped=runtime.max_skipped,
         )
 
     def train(self) -> None:
-        """Run the loop, writing checkpoints as it goes."""
+        """Run the loop, writing checkpoints as it goes; from where an interrupted process left it,
+        if it has these settings.
+
+        Raises:
+            Interrupted: a signal came; all that was done is stored.
+        """
+        self._restore()
+        with self.interrupts:
+            try:
+                for record in self.loop.train():
+                    self._on_epoch(record)
+                    self.interrupts.check()
+                    if self.loop.n_done == self.loop.n_steps:
+                        self._save_state()  # what is made of the SAE may fail, and begin again
+            except Interrupted as interrupted:
+                if self.loop.n_done > 0:
+                    self._save_state()
+                done = f"{self.loop.n_done} of {self.loop.n_steps} steps"
+                raise Interrupted(f"{interrupted} after {done}; run it again to go on") from None
+
+    def _on_epoch(self, record: EpochRecord) -> None:
         frequency = self.runtime.checkpoint_freq
-        for record in self.loop.train():
-            if record.improved:
-                self._checkpoint(BEST_CHECKPOINT)
-            if frequency and record.epoch % frequency == 0:
-                self._checkpoint(epoch_checkpoint(record.epoch))
+        if record.improved:
+            self._checkpoint(BEST_CHECKPOINT)
+        if frequency and record.epoch % frequency == 0:
+            self._checkpoint(epoch_checkpoint(record.epoch))
+
+    def _restore(self) -> None:
+        state, best = self.states.newest(), self.checkpoints / BEST_CHECKPOINT
+        if state is not None and state.values.get("best_epoch") is not None:
+            bring_back(best)
+            if not best.is_dir():
+                state = self.states.set_aside(f"lacks its {BEST_CHECKPOINT}")
+        if state is None:
+            self._save_state()
+            return
+        try:
+            self.loop.restore(state)
+        except (RuntimeError, KeyError, TypeError, ValueError) as error:
+            self.states.set_aside("does not fit")
+            raise SAEError(
+                f"{self.states.folder}: not a state of this training ({one_line(error)}); run it "
+                "again to begin anew"
+            ) from error
+        self.events.rewind(state.values["metrics"])
+        if state.values["machine"] != self._machine():
+            print(
+                f"the state is of a machine with {state.values['machine']}, and this one has "
+                f"{self._machine()}: the result will be the same but for rounding",
+                flush=True,
+            )
+
+    def _save_state(self) -> None:
+        tensors, values = self.loop.state()
+        values |= {"metrics": self.events.length(), "machine": self._machine()}
+        self.states.save(TrainingState(tensors, values))
+
+    def _machine(self) -> str:
+        device, precision = self.sae.b_dec.device.type, self.sae.precision
+        return f"{device}, {torch.get_num_threads()} threads, {precision.product} products"
 
     def export(self, folder: Path) -> Path:
         """Write the final SAE directory: the best checkpoint, or the last state without one."""
@@ -131,21 +207,33 @@ class SAETrainer:
         """The SAE as it takes raw activations, with what is known of its training so far."""
         loop = self.loop
         normalise = loop.normalise
-        sae = self.sae.folded(normalise.mean, normalise.scale, self.dtype)
+        target = normalise.target and (normalise.target.mean, normalise.target.scale)
+        sae = self.sae.folded(normalise.mean, normalise.scale, self.dtype, target)
         sae.spec.metadata |= {
             "epochs": len(loop.history["epoch"]),
             "tokens": loop.tokens,
             "outlier_tokens": loop.outliers,
+            "skipped_batches": loop.skipped,
             "outlier_norm": normalise.max_norm,
             "activation_scale": normalise.scale,
             "shuffle_tokens": loop.source.shuffle_windows * loop.source.positions,
             "torch_version": torch.__version__.split("+")[0],
         }
+        if normalise.target:
+            sae.spec.metadata |= {
+                "target_outlier_norm": normalise.target.max_norm,
+                "target_activation_scale": normalise.target.scale,
+            }
         return sae
 
 
 def sae_spec(
-    sae: SAEConfig, hook: Hook, d_in: int, device: torch.device, metadata: dict[str, Any]
+    sae: SAEConfig,
+    hook: Hook,
+    d_in: int,
+    device: torch.device,
+    metadata: dict[str, Any],
+    target: Hook | None = None,
 ) -> SAESpec:
     """The stored configuration of the SAE that `sae` asks for, on activations of width `d_in`."""
     d_sae = d_in * sae.sae_expansion
@@ -164,6 +252,7 @@ def sae_spec(
         aux_penalty=sae.aux_penalty,
         sae_type=sae.sae_type,
         matryoshka_sizes=sae.matryoshka_sizes(d_sae),
+        target_hook_name=target.hook_name if target else "",
         metadata=metadata,
     )
 
@@ -180,6 +269,16 @@ def choose_hook(config: HookConfig, facts: ModelFacts) -> Hook:
     return check_hook(Hook(layer, config.hook_name), facts.n_layers, facts.hook_names)
 
 
+def choose_target(config: HookConfig, hook: Hook, facts: ModelFacts) -> Hook | None:
+    """The target of a transcoder at `hook`, checked likewise; None for an SAE.
+
+    Raises:
+        SAEError: no such hook.
+    """
+    target = hook.target(config.target_hook_name)
+    return target and check_hook(target, facts.n_layers, facts.hook_names, "--target-hook-name")
+
+
 class CheckedRun(NamedTuple):
     """A run whose settings are known to fit together and the machine."""
 
@@ -191,6 +290,8 @@ class CheckedRun(NamedTuple):
     output: Path
     """The final SAE directory."""
     checkpoints: Path
+    target: Hook | None
+    """Of a transcoder."""
 
 
 def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
@@ -207,10 +308,12 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
     device = pick_device(config.runtime.device)
     facts = model_facts(config.model)
     hook = choose_hook(config.hook, facts)
-    later_layers(config.end_to_end, hook, facts.n_layers)
+    target = choose_target(config.hook, hook, facts)
+    later_layers(config.end_to_end, target or hook, facts.n_layers)
     model_name, expansion = config.model.model_name, config.sae.sae_expansion
     name = path_component(
-        config.output.run_name or run_name(model_name, *hook, config.sae.tag, expansion),
+        config.output.run_name
+        or run_name(model_name, hook.layer, config.hook.label, config.sae.tag, expansion),
         "--run-name",
     )
     points = batch_checkpoint_name(model_name, hook.layer, expansion) if batch else name
@@ -222,13 +325,16 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
         hook,
         ensure_writable(config.output.output_root, "--output-root") / name,
         ensure_writable(config.output.checkpoint_root, "--checkpoint-root") / points,
+        target,
     )
 
 
 def _announce(sae: SAEConfig, run: CheckedRun, windows: TokenWindows) -> None:
     width = run.facts.d_model
-    print(f"hook: {run.hook.spec}, width {width}")
-    print(f"SAE: {sae.sae_type} with {width * sae.sae_expansion} features")
+    target = f" to {run.target.hook_name}" if run.target else ""
+    print(f"hook: {run.hook.spec}{target}, width {width}")
+    kind = "transcoder" if run.target else "SAE"
+    print(f"{kind}: {sae.sae_type} with {width * sae.sae_expansion} features")
     print(
         f"windows: {windows.n_train} to train, {windows.n_validation} to validate, "
         f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",
@@ -238,11 +344,15 @@ def _announce(sae: SAEConfig, run: CheckedRun, windows: TokenWindows) -> None:
 
 def train_from_model(config: RunConfig, observer: Observer, batch: bool = False) -> Path:
     """A whole training run: `check_run`, then `train_checked`."""
-    return train_checked(config, check_run(config, batch), observer)
+    run = check_run(config, batch)
+    folder = train_checked(config, run, observer)
+    forget_states(run.checkpoints)
+    return folder
 
 
 def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Path:
-    """A training run that streams its activations from the model.
+    """A training run that streams its activations from the model. Its last state stays, so that
+    the same call goes on from there, until `forget_states`.
 
     Returns:
         The final SAE directory.
@@ -262,11 +372,12 @@ def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Pat
         batch_size=config.runtime.batch_size,
         tokens_per_step=config.training.tokens_per_step,
         seed=config.data.seed,
+        target=run.target,
     )
     end_to_end = None
     if config.end_to_end.use_end_to_end:
         end_to_end = EndToEnd(
-            model, windows, run.hook, config.end_to_end, config.runtime.batch_size
+            model, windows, run.hook, config.end_to_end, config.runtime.batch_size, run.target
         )
     origin = Origin(
         model_name=name,
@@ -288,6 +399,8 @@ def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Pat
         checkpoints=run.checkpoints,
         observer=observer,
         end_to_end=end_to_end,
+        model_files=None if run.facts.commit else folder_stamp(Path(name).expanduser()),
+        target=run.target,
     )
     trainer.train()
     return trainer.export(run.output)

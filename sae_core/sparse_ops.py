@@ -364,17 +364,18 @@ def batch_topk(
 class LowerBound:
     """A guess at the smallest value that the next batch keeps, from the last two batches.
 
-    Early in training it falls by several percent a step, which is taken to go on.
+    Early in training it falls by several percent a step, which is taken to go on. It moves values
+    by a rounding, as they are found relative to it, so that it is part of a training's state.
     """
 
-    value = 0.0
-    _last = 0.0
+    def __init__(self, value: float = 0.0, last: float = 0.0) -> None:
+        self.value, self.last = value, last
 
     def update(self, code: SparseCode, total: int) -> None:
         """Take the code of a batch that was to have `total` pairs."""
         least = float(code.value.detach().min()) if len(code.value) == total else 0.0
-        fall = min(1.0, least / self._last) if self._last else 1.0
-        self.value, self._last = BOUND_MARGIN * fall * least, least
+        fall = min(1.0, least / self.last) if self.last else 1.0
+        self.value, self.last = BOUND_MARGIN * fall * least, least
 
 
 class _Encode(Function):

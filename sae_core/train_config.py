@@ -9,14 +9,24 @@ import math
 import os
 import re
 from dataclasses import dataclass, field, fields
+from itertools import combinations
 from pathlib import Path
 from typing import Literal
 
 from sae_core.errors import SAEError
-from sae_core.naming import MiddleLayerStrategy, check_repo_id
+from sae_core.naming import MiddleLayerStrategy, check_repo_id, hook_label
 from sae_core.sae_config import SAEConfig
 
 HOOK_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+HOOK_NAMES = (
+    "hook_resid_pre",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "mlp.hook_in",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
+"""The activations of a block, by TransformerLens's names, in the order in which they come about."""
 
 DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.json")
 
@@ -86,12 +96,27 @@ class HookConfig:
 
     hook_name: str = "hook_resid_post"
     """TransformerLens name of the activation: hook_resid_pre, hook_resid_mid, hook_resid_post,
-    hook_attn_out or hook_mlp_out."""
+    hook_attn_out, hook_mlp_out or mlp.hook_in (the MLP's input, normalised)."""
+
+    target_hook_name: str = ""
+    """Train a transcoder (arXiv 2406.11944), which makes a later activation of the same layer out
+    of that at the hook: from mlp.hook_in to hook_mlp_out, for one. Empty for an SAE."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "hook_layer")
         if not HOOK_NAME.fullmatch(self.hook_name):
             raise SAEError(f"--hook-name {self.hook_name!r}: not the name of an activation")
+        names = (self.hook_name, self.target_hook_name)
+        if self.target_hook_name and names not in combinations(HOOK_NAMES, 2):
+            raise SAEError(
+                f"--target-hook-name {self.target_hook_name}: a transcoder goes from --hook-name "
+                f"to a hook that comes after it, and the order is {', '.join(HOOK_NAMES)}"
+            )
+
+    @property
+    def label(self) -> str:
+        """The hooks in a run name."""
+        return hook_label(self.hook_name, self.target_hook_name)
 
 
 @dataclass(frozen=True)
@@ -149,9 +174,17 @@ class RuntimeConfig:
     checkpoint_freq: int = 2
     """Epochs between two checkpoints; 0 keeps the best one only."""
 
+    resume_minutes: float = 5.0
+    """Minutes of training that a killed process may lose: so often the state is stored that the
+    same command goes on from; 0 stores it after every step."""
+
+    max_skipped: int = 10
+    """Batches in a row that are skipped because a number in them is not finite; one more stops the
+    training."""
+
     def __post_init__(self) -> None:
         _at_least(self, 1, "batch_size", "log_freq")
-        _at_least(self, 0, "checkpoint_freq")
+        _at_least(self, 0, "checkpoint_freq", "resume_minutes", "max_skipped")
         if self.activation_batch_size != "auto":
             _at_least(self, 1, "activation_batch_size")
 

@@ -6,7 +6,8 @@ Per step, on a batch x of N activations, centred and scaled to `E||x||^2 = 1`:
 
 with f the code, aux the auxiliary loss on dead features and own what the kind of SAE adds; Adam, a
 short warm-up, and a linear decay to zero over the last fifth of the steps; decoder rows are kept
-at unit norm.
+at unit norm. For a transcoder, the x that `x_hat` is compared with is its target, centred and
+scaled like x.
 
 In the end-to-end phase, the last steps, a batch is whole windows, and the loss gains the terms of
 `end_to_end.py`. The validation loss changes its meaning there: the best epoch is chosen anew among
@@ -16,159 +17,52 @@ The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`.
 """
 
 import math
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import chain, islice
-from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae_core import losses
 from sae_core.activations.store import ActivationSource
+from sae_core.batches import Batch, Terms
 from sae_core.checkpoint import History
-from sae_core.end_to_end import CleanPass, EndToEnd
+from sae_core.end_to_end import EndToEnd
 from sae_core.errors import SAEError
+from sae_core.events import EpochRecord, Observer
+from sae_core.memory import WorkingUnit
+from sae_core.normalisation import Normalisation
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
-from sae_core.train_config import TrainingConfig
-
-WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises to its peak."""
-
-DECAY = 0.2
-"""Share of the steps, the last ones, in which it falls to zero."""
+from sae_core.schedule import learning_rate, peak_learning_rate
+from sae_core.train_config import RuntimeConfig, TrainingConfig
+from sae_core.training_state import Means, TrainingState, learned, put_back
 
 MAX_GRADIENT_NORM = 1.0
 
-AUTO_LR, AUTO_LR_WIDTH = 4e-3, 4608
-"""The learning rate `auto`, and the number of features that it is for."""
+ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --device"
+"""When there is no memory for a step."""
 
 MEASURED_BATCHES = 8
 """Batches that the mean, the scale and the median norm are measured on."""
 
-OUTLIER_FACTOR = 10.0
-"""Tokens with an activation norm this many times the median are left out of training: attention
-sinks, whose few directions would take up the whole loss."""
+PROGRESS = (
+    "n_done",
+    "epoch",
+    "tokens",
+    "outliers",
+    "skipped",
+    "skipped_in_a_row",
+    "history",
+    "best_epoch",
+    "best_loss",
+    "epochs_since_best",
+    "in_phase",
+)
+"""Of the loop's attributes, those that a state holds as they are."""
 
 
-class EpochRecord(NamedTuple):
-    """One entry of the history."""
-
-    epoch: int
-    """Counted from 1."""
-    n_epochs: int
-    tokens: int
-    """Tokens trained on so far."""
-    metrics: dict[str, float]
-    improved: bool
-    """The validation loss is the best so far."""
-
-
-class Observer:
-    """What the loop tells the outside; every method may be left as it is."""
-
-    def on_start(self, n_epochs: int, steps_per_epoch: int) -> None:
-        """Training begins."""
-
-    def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
-        """Step `step` (from 1) of an epoch (from 1) is done."""
-
-    def on_epoch(self, record: EpochRecord) -> None:
-        """An epoch and its validation are done."""
-
-    def on_checkpoint(self, folder: Path, best: bool) -> None:
-        """An SAE directory was written."""
-
-    def on_end(self, history: History, stopped_early: bool) -> None:
-        """Training is over."""
-
-
-class Normalisation(NamedTuple):
-    """How raw activations enter the SAE: `(x - mean) / scale`, outliers left out."""
-
-    mean: Tensor
-    """(D,) float32, on the SAE's device."""
-    scale: float
-    max_norm: float
-
-    @classmethod
-    def measure(cls, x: Tensor) -> "Normalisation":
-        """From a sample (N, D) of training activations."""
-        norms = x.norm(dim=1)
-        max_norm = OUTLIER_FACTOR * float(norms.median())
-        x = x[norms <= max_norm]
-        mean = x.mean(0)
-        scale = float((x - mean).pow(2).sum(1).mean().sqrt())
-        if not math.isfinite(scale) or scale == 0:
-            raise SAEError(
-                f"the activations at this hook have scale {scale}: they are all alike, or overflow "
-                "the model's number format (try --model-dtype bfloat16 or float32)"
-            )
-        return cls(mean, scale, max_norm)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        """(N, D) raw activations -> (at most N, D) float32."""
-        x = x.to(self.mean.device, torch.float32)
-        return self.scaled(x[x.norm(dim=1) <= self.max_norm])
-
-    def scaled(self, x: Tensor) -> Tensor:
-        """(N, D) float32 raw activations -> as they enter the SAE."""
-        return (x - self.mean) / self.scale
-
-    def raw(self, x_hat: Tensor) -> Tensor:
-        """(N, D) what the SAE gives -> raw activations."""
-        return x_hat * self.scale + self.mean
-
-
-class Batch(NamedTuple):
-    """The tokens of one step."""
-
-    x: Tensor
-    """(N, D) activations as they enter the SAE, outliers left out."""
-    n_outliers: int = 0
-    passes: Sequence[CleanPass] = ()
-    """The windows whose tokens they are; only in the end-to-end phase."""
-
-
-class Terms(NamedTuple):
-    """The loss and what it is made of, scalar tensors."""
-
-    loss: Tensor
-    recon_loss: Tensor
-    l1_loss: Tensor
-    recon_contribution: Tensor
-    l1_contribution: Tensor
-    aux_loss: Tensor
-    kind_loss: Tensor
-    end_to_end: dict[str, Tensor]
-    """What the phase adds, by its names in the history; without gradients."""
-
-    def by_name(self) -> dict[str, Tensor]:
-        """All of them, by the names in the history."""
-        terms = self._asdict()
-        return terms | terms.pop("end_to_end")
-
-    def detached(self) -> "Terms":
-        """For the record."""
-        *terms, end_to_end = self
-        return Terms(*(term.detach() for term in terms), end_to_end)
-
-
-def peak_learning_rate(lr: float | str, d_sae: int) -> float:
-    """`lr`, or the one for `d_sae` features when it is `auto`.
-
-    It falls with the root of the width (Gao et al., arXiv 2406.04093, section A.3); the constant
-    was measured on SmolLM2 with about a million tokens: docs/recipe.md.
-    """
-    return AUTO_LR * (AUTO_LR_WIDTH / d_sae) ** 0.5 if lr == "auto" else float(lr)
-
-
-def learning_rate(step: int, n_steps: int, peak: float) -> float:
-    """The learning rate of step `step` (from 0) of `n_steps`: a trapezium."""
-    rise = (step + 1) / max(1.0, WARM_UP * n_steps)
-    fall = (n_steps - step) / max(1.0, DECAY * n_steps)
-    return peak * min(1.0, rise, fall)
+class NotFinite(Exception):
+    """A batch's loss or gradient is infinite or NaN."""
 
 
 class Trainer:
@@ -179,6 +73,7 @@ class Trainer:
         source: batches of raw activations.
         row_block: tokens of SAE work at once; None chooses.
         end_to_end: the losses of the end-to-end phase; None trains without one.
+        max_skipped: batches in a row that may be skipped because they are not finite.
     """
 
     def __init__(
@@ -189,106 +84,225 @@ class Trainer:
         observer: Observer,
         row_block: int | None = None,
         end_to_end: EndToEnd | None = None,
+        max_skipped: int = RuntimeConfig.max_skipped,
     ) -> None:
         self.sae, self.source, self.config = sae, source, config
+        self.max_skipped = max_skipped
         self.observer, self.row_block, self.end_to_end = observer, row_block, end_to_end
+        self.rows = WorkingUnit(
+            row_block or source.tokens_per_step, "rows of the encoder product", ADVICE
+        )
         # As they lie in memory, which is as W_enc's transpose: fused Adam copies anything else.
         self._as_stored = [_as_stored(p.detach()) for p in sae.parameters()]
         self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
         self.optimizer = torch.optim.Adam(self._as_stored, lr=self.lr, fused=True)
+        self.normalise: Normalisation | None = None
+        self.last_batch: Tensor | None = None
+        self.n_done = self.epoch = self.tokens = self.outliers = 0
+        self.skipped = self.skipped_in_a_row = 0
         self.history: History = {}
-        self.normalise: Normalisation
-        self._last_batch: Tensor
-        self.tokens = self.outliers = 0
         self.best_epoch: int | None = None
-        self._best_loss, self._epochs_since_best = math.inf, 0
+        self.best_loss, self.epochs_since_best = math.inf, 0
+        self.in_phase = False
+        self.means: Means | None = None
         self.n_steps = config.num_epochs * source.steps_per_epoch
         self.n_local_steps = self.n_steps - (end_to_end.n_steps(self.n_steps) if end_to_end else 0)
-        self._in_phase = False
+        self.at_rest = False
 
     def train(self) -> Iterator[EpochRecord]:
         """Train, and hand over a record after each epoch, when the SAE may be stored."""
-        config, steps_per_epoch = self.config, self.source.steps_per_epoch
-        step = epoch = 0
-        self.observer.on_start(config.num_epochs, steps_per_epoch)
-        while step < self.n_steps:
-            epoch, means = step // steps_per_epoch + 1, _Means()
-            for batch in self._batches(step):
-                self.outliers += batch.n_outliers
-                lr = learning_rate(step, self.n_steps, self.lr)
-                step += 1
-                if len(batch.x) == 0:
-                    continue
-                terms, l0 = self.step(batch, lr)
-                self.tokens += len(batch.x)
-                means.add(terms, l0, len(batch.x))
-                self.observer.on_step(epoch, step - (epoch - 1) * steps_per_epoch, terms.loss, l0)
-            record = self._record(epoch, means)
+        lengths = self.config.num_epochs, self.source.steps_per_epoch
+        if self.n_done == 0:
+            self.observer.on_start(*lengths)
+        else:
+            self.observer.on_resume(*lengths, self.n_done)
+        while self.means is not None or self.n_done < self.n_steps:
+            if self.means is None:
+                self.epoch, self.means = self.n_done // self.source.steps_per_epoch + 1, Means()
+            for batch in self._waiting_for(self._batches()):
+                self._train_on(batch, self.means)
+            record = self._record()
             self.observer.on_epoch(record)
             yield record
-            if self._patience_is_out():
-                step = self.n_local_steps if step <= self.n_local_steps else self.n_steps
-        self.observer.on_end(self.history, stopped_early=epoch < config.num_epochs)
+        self.observer.on_end(self.history, stopped_early=self.epoch < self.config.num_epochs)
+
+    def _waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        """The same batches. While one is made, the training is at rest: an exception may end it,
+        and `state` is what the last step left."""
+        while True:
+            self.at_rest = True
+            batch = next(batches, None)
+            self.at_rest = False
+            if batch is None:
+                return
+            yield batch
+
+    def _train_on(self, batch: Batch, means: Means) -> None:
+        lr = learning_rate(self.n_done, self.n_steps, self.lr)
+        number = self.n_done - (self.epoch - 1) * self.source.steps_per_epoch + 1
+        self.n_done += 1
+        if not batch.finite:
+            self._skip(number, "activations")
+            return
+        self.outliers += batch.n_outliers
+        if len(batch.x) == 0:
+            return
+        if batch.passes and not self.in_phase:
+            self._begin_phase(batch)
+        try:
+            terms, l0 = self.step(batch, lr)
+        except NotFinite:
+            self._skip(number, "loss")
+            return
+        self.skipped_in_a_row = 0
+        self.tokens += len(batch.x)
+        means.add(terms.by_name(), l0, len(batch.x))
+        self.observer.on_step(self.epoch, number, terms.loss, l0)
+
+    def _skip(self, number: int, what: str) -> None:
+        self.skipped += 1
+        self.skipped_in_a_row += 1
+        self.observer.on_skip(self.epoch, number, what)
+        if self.skipped_in_a_row > self.max_skipped:
+            raise self._not_finite(what, self.skipped_in_a_row)
+
+    def _not_finite(self, what: str, n_batches: int) -> SAEError:
+        spec = self.sae.spec
+        dtype = spec.metadata.get("model_dtype", "its number format")
+        advice = "use --model-dtype bfloat16 or float32, or another layer"
+        if what == "loss":
+            advice = "lower --lr, or use --model-dtype float32"
+        return SAEError(
+            f"{spec.hook_spec}: {what} not finite in {n_batches} batches in a row, with the "
+            f"language model in {dtype}; {advice}; the checkpoints are those of before"
+        )
+
+    def state(self) -> TrainingState:
+        """All that the next step depends on, of a training at rest. The tensors are its own."""
+        values = {name: getattr(self, name) for name in PROGRESS}
+        if self.normalise is None:  # nothing is done but what the settings say
+            return TrainingState({}, values)
+        sites = self.normalise.sites
+        means = torch.stack([site.mean for site in sites])
+        tensors = learned(self.sae, self.optimizer) | {"mean": means}
+        if self.last_batch is not None and self.source.n_validation == 0:
+            tensors["last_batch"] = self.last_batch
+        values |= {
+            "normalise": [[site.scale, site.max_norm] for site in sites],
+            "bounds": self.sae.bounds(),
+            "means": self.means and [self.means.tokens, self.means.sums],
+            "end_to_end": self.end_to_end and self.end_to_end.weights,
+        }
+        return TrainingState(tensors, values)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state of a training with the same settings."""
+        tensors, values = state
+        for name in PROGRESS:
+            setattr(self, name, values[name])
+        if "normalise" not in values:
+            return
+        put_back(self.sae, self.optimizer, tensors)
+        device = self.sae.b_dec.device
+        sites = zip(tensors["mean"].to(device), values["normalise"], strict=True)
+        self.normalise = Normalisation.of_sites(Normalisation(mean, *rest) for mean, rest in sites)
+        if "last_batch" in tensors:
+            self.last_batch = tensors["last_batch"].to(device)
+        self.sae.set_bounds(values["bounds"])
+        self.means = Means(*values["means"]) if values["means"] else None
+        if self.end_to_end is not None:
+            self.end_to_end.weights = values["end_to_end"]
 
     def step(self, batch: Batch, lr: float) -> tuple[Terms, float]:
-        """One optimizer step: its terms, and L0."""
+        """One optimizer step: its terms, and L0.
+
+        Raises:
+            NotFinite: loss or gradient is; nothing has changed.
+        """
         sae = self.sae
-        made = sae.reconstruct(batch.x, self.row_block)
-        terms = self._terms(batch, made)
-        terms.loss.backward()
-        sae.add_dead_gradient()
-        sae.project_decoder_gradient()
-        for stored, parameter in zip(self._as_stored, sae.parameters(), strict=True):
-            stored.grad = _as_stored(parameter.grad)
-        _clip_gradients(self._as_stored)
+        terms, made = self.rows.attempt(lambda rows: self._gradients(batch, rows))
         self.optimizer.param_groups[0]["lr"] = lr
         self.optimizer.step()
         self.optimizer.zero_grad()
         sae.zero_grad()
         sae.normalise_decoder()
         sae.record_activity(made.fired)
-        self._last_batch = batch.x
+        self.last_batch = batch.x
         return terms.detached(), made.l0
+
+    def _gradients(self, batch: Batch, rows: int) -> tuple[Terms, Reconstruction]:
+        """Leave the gradients for the optimizer."""
+        sae = self.sae
+        with sae.undone_on_failure():
+            made = sae.reconstruct(batch.x, self._row_block(rows), batch.target)
+            terms = self._terms(batch, made)
+            terms.loss.backward()
+            sae.add_dead_gradient()
+            sae.project_decoder_gradient()
+            for stored, parameter in zip(self._as_stored, sae.parameters(), strict=True):
+                stored.grad = _as_stored(parameter.grad)
+            norm = _clip_gradients(self._as_stored)
+            if not math.isfinite(float(terms.loss.detach()) + norm):
+                raise NotFinite
+        return terms, made
+
+    def _row_block(self, rows: int) -> int | None:
+        """`rows`, once memory has run out; until then what was asked for."""
+        return self.row_block if rows >= self.source.tokens_per_step else rows
 
     # Batches
 
-    def _batches(self, step: int) -> Iterator[Batch]:
-        """The rest of the epoch that has step `step` (of all), which is its first or the phase's:
-        shuffled activations, then, in the phase, whole windows."""
-        source = self.source
-        epoch, first = divmod(step, source.steps_per_epoch)
-        n_local = min(max(self.n_local_steps - step, 0), source.steps_per_epoch - first)
-        local = source.train_batches(epoch, n_local)
-        yield from map(self._local_batch, self._measure(local) if step == 0 else local)
-        for number in range(first + n_local, source.steps_per_epoch):
+    def _batches(self) -> Iterator[Batch]:
+        """The rest of the epoch, from the step after `n_done` on: shuffled activations, then, in
+        the phase, whole windows."""
+        source, epoch = self.source, self.epoch - 1
+        start, length = epoch * source.steps_per_epoch, source.steps_per_epoch
+        first, n_local = self.n_done - start, min(max(self.n_local_steps - start, 0), length)
+        local = source.train_batches(epoch, n_local, skip=first)
+        if self.normalise is None:
+            local = self._measure(local)
+        yield from map(self._local_batch, local)
+        for number in range(max(first, n_local), length):
             assert self.end_to_end is not None
             indices = source.windows_of(epoch, number)
             tokens = self.end_to_end.windows.train(source.pass_of(epoch), indices)
-            batch = self._window_batch(tokens)
-            if not self._in_phase and len(batch.x):
-                self._begin_phase(batch)
-            yield batch
+            yield self._window_batch(tokens)
 
     def _measure(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
         """Measure on the first of `batches` how activations enter the SAE; gives all of them."""
         sample = list(islice(batches, MEASURED_BATCHES))
         measured = sample or list(self.source.train_batches(0, MEASURED_BATCHES))
+        finite = [raw for raw in measured if raw.isfinite().all()]
+        if measured and not finite:
+            raise self._not_finite("activations", len(measured))
         device = self.sae.b_dec.device
-        self.normalise = Normalisation.measure(torch.cat(measured).to(device, torch.float32))
+        rows = torch.cat(finite).to(device, torch.float32)
+        parts = rows.split(self.sae.spec.d_in, dim=1)
+        self.normalise = Normalisation.of_sites(map(Normalisation.measure, parts))
         return chain(sample, batches)
 
     def _local_batch(self, raw: Tensor) -> Batch:
-        x = self.normalise(raw)
-        return Batch(x, len(raw) - len(x))
+        x, target = self.normalise.pair(raw)
+        n_outliers = len(raw) - len(x)  # what is not finite is among them
+        finite = n_outliers == 0 or bool(raw.isfinite().all())
+        return Batch(x, n_outliers, finite=finite, target=target)
 
     def _window_batch(self, tokens: Tensor) -> Batch:
         assert self.end_to_end is not None
-        passes = self.end_to_end.clean(tokens, self.normalise.max_norm)
-        x = self.normalise.scaled(torch.cat([part.x[part.kept].float() for part in passes]))
-        return Batch(x, sum(part.n_outliers for part in passes), passes)
+        normalise = self.normalise
+        passes = self.end_to_end.clean(tokens, normalise.max_norm, normalise.output.max_norm)
+        x = normalise.scaled(torch.cat([part.x[part.kept].float() for part in passes]))
+        target = None
+        if normalise.target:
+            raw = torch.cat([part.target[part.kept].float() for part in passes])
+            target = normalise.target.scaled(raw)
+        seen = [at[:, 1:] for part in passes for at in (part.x, part.target)]
+        finite = all(bool(at.isfinite().all()) for at in seen)
+        n_outliers = sum(part.n_outliers for part in passes)
+        return Batch(x, n_outliers, passes, finite, target)
 
     def _validation_batches(self) -> Iterator[Batch]:
-        if not self._in_phase:
+        if not self.in_phase:
             return map(self._local_batch, self.source.validation_batches())
         assert self.end_to_end is not None
         windows = map(self.end_to_end.windows.validation, self.source.validation_windows())
@@ -299,17 +313,20 @@ class Trainer:
     def _begin_phase(self, batch: Batch) -> None:
         """Forget the best epoch, and balance the end-to-end terms on the phase's first batch."""
         assert self.end_to_end is not None
-        self._in_phase = True
-        self._best_loss, self._epochs_since_best = math.inf, 0
+        self.in_phase = True
+        self.best_loss, self.epochs_since_best = math.inf, 0
         if self.n_local_steps > 0:
-            with torch.no_grad():
-                x_hat = self.sae.reconstruct(batch.x, self.row_block).x_hat
-            pull = 2 * (x_hat - batch.x).norm() / (len(batch.x) * self.normalise.scale)
+            x_hat = self.rows.attempt(lambda rows: self._reconstructed(batch.x, rows))
+            pull = 2 * (x_hat - batch.wanted).norm() / (len(x_hat) * self.normalise.output.scale)
             self.end_to_end.balance(batch.passes, self.normalise.raw(x_hat), float(pull))
 
+    @torch.no_grad()
+    def _reconstructed(self, x: Tensor, rows: int) -> Tensor:
+        return self.sae.reconstruct(x, self._row_block(rows)).x_hat
+
     def _terms(self, batch: Batch, made: Reconstruction) -> Terms:
-        recon = losses.reconstruction_loss(batch.x, made.x_hat)
-        aux = self.sae.auxiliary_loss(batch.x, made.x_hat)
+        recon = losses.reconstruction_loss(batch.wanted, made.x_hat)
+        aux = self.sae.auxiliary_loss(batch.x, made.x_hat, batch.target)
         recon_part = self.config.recon_weight * recon
         l1_part = self.sae.spec.l1_coefficient * made.l1
         loss = recon_part + l1_part + self.sae.spec.aux_penalty * aux + made.kind_loss
@@ -319,24 +336,27 @@ class Trainer:
             loss = loss + added
         return Terms(loss, recon, made.l1, recon_part, l1_part, aux, made.kind_loss, figures)
 
-    def _record(self, epoch: int, means: "_Means") -> EpochRecord:
-        metrics = means.values()
-        if not math.isfinite(metrics["loss"]):
-            raise SAEError(
-                f"the loss is {metrics['loss']} after epoch {epoch} at {self.sae.spec.hook_spec}: "
-                "lower --lr, or use --model-dtype float32"
-            )
+    def _record(self) -> EpochRecord:
+        """Validate, and close the epoch."""
+        epoch, metrics = self.epoch, self.means.values()
+        if not metrics:
+            raise self._not_finite("loss", self.skipped_in_a_row)
+        metrics["skipped_batches"] = self.skipped - sum(self.history.get("skipped_batches", []))
         dead = int(self.sae.dead_features.sum())
         metrics["dead_features"] = dead
         metrics["dead_feature_percentage"] = 100 * dead / self.sae.spec.d_sae
         metrics |= {f"val_{name}": value for name, value in self._validate().items()}
         val_loss = metrics.get("val_loss", math.nan)
-        improved = val_loss < self._best_loss - self.config.early_stopping_min_delta
+        improved = val_loss < self.best_loss - self.config.early_stopping_min_delta
         if improved:
-            self.best_epoch, self._best_loss, self._epochs_since_best = epoch, val_loss, 0
+            self.best_epoch, self.best_loss, self.epochs_since_best = epoch, val_loss, 0
         else:
-            self._epochs_since_best += 1
+            self.epochs_since_best += 1
         self._note({"epoch": epoch, "tokens": self.tokens, **metrics})
+        self.means = None
+        if self._patience_is_out():
+            in_phase = self.n_done > self.n_local_steps
+            self.n_done = self.n_steps if in_phase else self.n_local_steps
         return EpochRecord(epoch, self.config.num_epochs, self.tokens, metrics, improved)
 
     def _note(self, entry: dict[str, float]) -> None:
@@ -349,48 +369,47 @@ class Trainer:
 
     def _patience_is_out(self) -> bool:
         patience = self.config.early_stopping_patience
-        return 0 < patience <= self._epochs_since_best and self.source.n_validation > 0
+        return 0 < patience <= self.epochs_since_best and self.source.n_validation > 0
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """Calibrate the inference threshold and measure the SAE as it is used afterwards."""
+        """Calibrate the inference threshold and measure the SAE as it is used afterwards; at rest,
+        as an exception leaves no trace."""
+        with self.sae.undone_on_failure():
+            self.at_rest = True
+            found = self._calibrated_loss()
+            self.at_rest = False
+        return found
+
+    def _calibrated_loss(self) -> dict[str, float]:
         if self.source.n_validation == 0:
-            self.sae.calibrate([self._last_batch])
+            self.sae.calibrate([self.last_batch])
             return {}
-        self.sae.calibrate(map(self.normalise, self.source.validation_batches()))
-        means = _Means()
+        pairs = map(self.normalise.pair, self.source.validation_batches())
+        self.sae.calibrate(x for x, _ in pairs)
+        means = Means()
         for batch in self._validation_batches():
             x = batch.x
-            if len(x) == 0:  # nothing but outliers
+            if len(x) == 0 or not batch.finite:
                 continue
-            made = self.sae.reconstruct_at_inference(x, self.row_block)
-            means.add(self._terms(batch, made), made.l0, len(x))
+            terms, l0 = self.rows.attempt(lambda rows, batch=batch: self._measured(batch, rows))
+            means.add(terms.by_name(), l0, len(x))
         return means.values()
+
+    def _measured(self, batch: Batch, rows: int) -> tuple[Terms, float]:
+        with self.sae.undone_on_failure():
+            block = self._row_block(rows)
+            made = self.sae.reconstruct_at_inference(batch.x, block, batch.target)
+            return self._terms(batch, made), made.l0
 
 
 def _as_stored(tensor: Tensor | None) -> Tensor | None:
     return tensor if tensor is None or tensor.is_contiguous() else tensor.T
 
 
-def _clip_gradients(tensors: list[Tensor]) -> None:
+def _clip_gradients(tensors: list[Tensor]) -> float:
+    """Bounds the gradients' norm, and says what it was."""
     norm = torch.nn.utils.get_total_norm([t.grad for t in tensors if t.grad is not None])
     if norm > MAX_GRADIENT_NORM:
         torch.nn.utils.clip_grads_with_norm_(tensors, MAX_GRADIENT_NORM, norm)
-
-
-class _Means:
-    """Means over tokens of the terms of many batches; of each, over the batches that have it."""
-
-    def __init__(self) -> None:
-        self.tokens: Counter[str] = Counter()
-        self.sums: Counter[str] = Counter()
-
-    def add(self, terms: Terms, l0: float, n_tokens: int) -> None:
-        named = terms.by_name()
-        values = torch.stack(list(named.values())).cpu().double() * n_tokens
-        self.sums.update(dict(zip(named, values.tolist(), strict=True)))
-        self.sums["sparsity"] += l0 * n_tokens
-        self.tokens.update(dict.fromkeys([*named, "sparsity"], n_tokens))
-
-    def values(self) -> dict[str, float]:
-        return {name: total / self.tokens[name] for name, total in self.sums.items()}
+    return float(norm)

@@ -89,14 +89,15 @@ class ModelPlan:
     def hook_specs(self, batch: str, n_layers: int | None) -> list[str]:
         """The full names of the hooks of a batch of layers."""
         layers = [self.resolve(label, n_layers) for label in batch.split("+")]
-        return [hook_spec(layer, self.hook.hook_name) for layer in layers]
+        names = filter(None, (self.hook.hook_name, self.hook.target_hook_name))
+        return [hook_spec(layer, name) for name in names for layer in layers]
 
     def runs(self, n_layers: int | None) -> Iterator["RunPlan"]:
         """The SAEs of this model."""
         for label in self.layers:
             layer = self.resolve(label, n_layers)
             for sae in self.saes:
-                name = run_name(self.name, layer, self.hook.hook_name, sae.tag, sae.sae_expansion)
+                name = run_name(self.name, layer, self.hook.label, sae.tag, sae.sae_expansion)
                 yield RunPlan(name, self, label, layer, sae)
 
 
@@ -167,10 +168,12 @@ class Plan:
 
     def train_options(self, run: RunPlan) -> str:
         """What an SAE is made of, besides its activations."""
+        target = run.model.hook.target_hook_name
+        hooks = f"--hook {run.hook_spec}" + (f" --target-hook-name {target}" if target else "")
         settings = [run.sae, self.training, run.model.data, self.end_to_end]
         if self.end_to_end.use_end_to_end:
             settings.append(self._load_settings(run.model))
-        return " ".join(filter(None, [f"--hook {run.hook_spec}", *map(options, settings)]))
+        return " ".join(filter(None, [hooks, *map(options, settings)]))
 
     def tracking_options(self) -> str:
         """How a job tells W&B of an SAE, if it does."""

@@ -43,6 +43,7 @@ def run(job: Job) -> None:
     from sae_core.devices import pick_device
     from sae_core.model_sources import ModelRecord
     from sae_core.progress import progress_bar
+    from sae_core.run_lock import lock
 
     texts = read_texts(job.texts, "--texts")
     record = ModelRecord.load(job.record)
@@ -50,7 +51,8 @@ def run(job: Job) -> None:
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.device))
     windows = read_windows(model.tokenizer, texts, job.data)
-    with progress_bar("harvest", "window") as bar:
+    path = job.output.with_name(f".{job.output.name}.lock")
+    with lock(path, "is harvesting this shard"), progress_bar("harvest", "window") as bar:
 
         def progress(done: int, total: int) -> None:
             bar.total = total

@@ -1,5 +1,6 @@
 """Stored activations -> one SAE directory; the end-to-end phase also runs the language model."""
 
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
+    HookConfig,
     LoadConfig,
     ModelConfig,
     RuntimeConfig,
@@ -41,6 +43,8 @@ class Job:
     """Folder for this SAE's checkpoints."""
     output: Path
     """SAE directory to write."""
+    target_hook_name: str = HookConfig.target_hook_name
+    """Of a transcoder: the hook of the same layer whose activation it makes."""
     sae: SAEConfig = field(default_factory=SAEConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -51,20 +55,27 @@ class Job:
 
 
 def run(job: Job) -> None:
-    login = log_in(job.tracking)
+    login, parent = log_in(job.tracking), os.getppid()
 
     from sae_core.activations.language_model import Hook
     from sae_core.activations.store import CachedSource
     from sae_core.console import Console
-    from sae_core.files import file_sha256
+    from sae_core.files import file_sha256, folder_stamp
     from sae_core.model_sources import ModelRecord
     from sae_core.model_training.wandb_utils import WandbRun
     from sae_core.observers import Observers
+    from sae_core.resume import forget_states
+    from sae_core.run_lock import run_lock
     from sae_core.sae_train import Origin, SAETrainer
 
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
+    target = hook.target(job.target_hook_name)
     source = CachedSource(
-        job.shards, hook, tokens_per_step=job.training.tokens_per_step, seed=job.data.seed
+        job.shards,
+        hook,
+        tokens_per_step=job.training.tokens_per_step,
+        seed=job.data.seed,
+        target=target,
     )
     end_to_end = None
     if job.end_to_end.use_end_to_end:
@@ -77,9 +88,13 @@ def run(job: Job) -> None:
         data_sha256=file_sha256(job.texts),
         prepend_bos=source.bos is not None,
     )
-    settings = resolved(job, model=asdict(origin), hook={"hook_spec": hook.spec})
+    hooks = {"hook_spec": hook.spec, "target_hook_name": job.target_hook_name}
+    settings = resolved(job, model=asdict(origin), hook=hooks)
     tags = (job.sae.sae_type, f"layer {hook.layer}", record.name)
-    with WandbRun(login, job.output.name, job.checkpoints, settings, tags) as tracking:
+    with (
+        run_lock(job.checkpoints),
+        WandbRun(login, job.output.name, job.checkpoints, settings, tags) as tracking,
+    ):
         trainer = SAETrainer(
             source,
             hook,
@@ -92,10 +107,14 @@ def run(job: Job) -> None:
             checkpoints=job.checkpoints,
             observer=Observers(Console(job.runtime.log_freq), tracking),
             end_to_end=end_to_end,
+            model_files=None if record.commit else folder_stamp(Path(record.path)),
+            target=target,
         )
         trainer.train()
         folder = trainer.export(job.output)
         tracking.exported(folder)
+        if os.getppid() == parent:  # else Snakemake is dead, and deletes the SAE when it is back
+            forget_states(job.checkpoints)
     print(f"SAE: {folder}")
 
 
@@ -119,7 +138,8 @@ def load_end_to_end(
     from sae_core.devices import pick_device
     from sae_core.end_to_end import EndToEnd, later_layers
 
-    later_layers(job.end_to_end, hook, record.n_layers)
+    target = hook.target(job.target_hook_name)
+    later_layers(job.end_to_end, target or hook, record.n_layers)
     texts = read_texts(job.texts, "--texts")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.runtime.device))
@@ -137,7 +157,7 @@ def load_end_to_end(
             f"{job.shards[0]}: holds activations of other texts, windows or model settings than "
             "those given; harvest again"
         )
-    return EndToEnd(model, windows, hook, job.end_to_end, job.runtime.batch_size)
+    return EndToEnd(model, windows, hook, job.end_to_end, job.runtime.batch_size, target)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
 from sae_core.errors import SAEError, one_line
+from sae_core.memory import is_out_of_memory
 from sae_core.naming import hook_spec
 from sae_core.train_config import HOOK_NAME, ModelConfig
 
@@ -37,6 +38,10 @@ class Hook(NamedTuple):
     def spec(self) -> str:
         """`blocks.<layer>.<hook_name>`"""
         return hook_spec(self.layer, self.hook_name)
+
+    def target(self, hook_name: str) -> "Hook | None":
+        """A transcoder's target, in the same block; None without a name, as for an SAE."""
+        return self._replace(hook_name=hook_name) if hook_name else None
 
     @classmethod
     def parse(cls, spec: str) -> "Hook":
@@ -119,7 +124,21 @@ class LanguageModel:
         """(B, L) tokens -> (B, L, D) activations at each hook, in one pass that stops at the last.
 
         No logits, no cache, and no padding: every token counts.
+
+        On a CPU all passes have one shape, for which fewer windows are filled up, so that a
+        window's activations do not depend on which windows it is with.
         """
+        n = len(tokens)
+        filler = tokens[:1].expand(max(0, self.windows_at_once(tokens.shape[1], n) - n), -1)
+        try:
+            found = self._activations(torch.cat([tokens, filler]), hooks)
+        except RuntimeError as error:
+            if not len(filler) or not is_out_of_memory(error):
+                raise
+            found = self._activations(tokens, hooks)
+        return {hook: x[:n] for hook, x in found.items()}
+
+    def _activations(self, tokens: Tensor, hooks: Sequence[Hook]) -> dict[Hook, Tensor]:
         found: dict[Hook, Tensor] = {}
         with self._recording(hooks, found):
             try:
@@ -135,20 +154,6 @@ class LanguageModel:
         The last bits of a matrix product depend on its shape. More at once is no faster there.
         """
         return max(1, CPU_TOKENS // length) if self.device.type == "cpu" else batch_size
-
-    def window_activations(
-        self, tokens: Tensor, hooks: Sequence[Hook], batch_size: int
-    ) -> Iterator[dict[Hook, Tensor]]:
-        """`activations` of any number of windows (W, L), some at a time.
-
-        All forward passes have one shape, for which the last one is filled up: a window's
-        activations do not depend on which windows it is with.
-        """
-        n = self.windows_at_once(tokens.shape[1], batch_size)
-        for part in tokens.split(n):
-            filler = part[:1].expand(n - len(part), -1)
-            found = self.activations(torch.cat([part, filler]), hooks)
-            yield {hook: x[: len(part)] for hook, x in found.items()}
 
     @torch.no_grad()
     def hidden(
@@ -326,7 +331,9 @@ class ModelFacts(NamedTuple):
     hook_names: tuple[str, ...]
 
 
-def check_hook(hook: Hook, n_layers: int, hook_names: Sequence[str]) -> Hook:
+def check_hook(
+    hook: Hook, n_layers: int, hook_names: Sequence[str], option: str = "--hook-name"
+) -> Hook:
     """`hook`, when a model with `n_layers` layers and these hooks has it.
 
     Raises:
@@ -335,7 +342,7 @@ def check_hook(hook: Hook, n_layers: int, hook_names: Sequence[str]) -> Hook:
     if not 0 <= hook.layer < n_layers:
         raise SAEError(f"--hook-layer {hook.layer}: the model's layers are 0 to {n_layers - 1}")
     if hook.hook_name not in hook_names:
-        raise SAEError(f"--hook-name {hook.hook_name}: this model has {', '.join(hook_names)}")
+        raise SAEError(f"{option} {hook.hook_name}: this model has {', '.join(hook_names)}")
     return hook
 
 
@@ -391,10 +398,11 @@ def _cannot_load(name: str, error: Exception | str) -> SAEError:
 
 def _hook_paths(component: Any) -> dict[str, str]:
     """The hooks that are the input or output of a module, and where: `ln2.hook_in`."""
+    paths = dict(component.hook_aliases)
+    if getattr(component.submodules.get("mlp"), "name", None):
+        paths["mlp.hook_in"] = "mlp.hook_in"  # has no other name
     return {
-        name: path
-        for name, path in component.hook_aliases.items()
-        if path.split(".")[-1] in ("hook_in", "hook_out")
+        name: path for name, path in paths.items() if path.split(".")[-1] in ("hook_in", "hook_out")
     }
 
 

@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.files import check_space, new_folder, write_file, writing
+from sae_core.memory import WorkingUnit, forward_windows
 from sae_core.records import read_record
 from sae_core.seeding import generator
 
@@ -35,12 +36,18 @@ SHUFFLE_TOKENS = 2**18
 
 Item = TypeVar("Item")
 
+Found = dict[Hook, Tensor]
+"""(B, L, D) activations at each hook."""
+
 Parts = dict[str, int]
 """Windows in each part of a shard: `train` and `validation`."""
 
 
 class ActivationSource(ABC):
     """Batches of activations at one hook, in an order that depends on seed and epoch alone.
+
+    For a transcoder, a row is the activation at the hook and, behind it, that at its target: where
+    D stands here, it is the width of both together.
 
     Args:
         n_train, n_validation: windows.
@@ -59,6 +66,11 @@ class ActivationSource(ABC):
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         """(W, positions, D) activations of the windows `indices` (W,) of a part."""
 
+    def identity(self) -> dict[str, Any]:
+        """What the batches depend on, besides the activations themselves, as JSON values."""
+        names = ("n_train", "n_validation", "positions", "tokens_per_step", "seed")
+        return {name: getattr(self, name) for name in names}
+
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in an epoch; what is left over differs from epoch to epoch."""
@@ -73,15 +85,20 @@ class ActivationSource(ABC):
         """The pass over the texts, which cuts them in a way of its own, that an epoch reads."""
         return epoch
 
-    def train_batches(self, epoch: int, n_steps: int | None = None) -> Iterator[Tensor]:
+    def train_batches(
+        self, epoch: int, n_steps: int | None = None, skip: int = 0
+    ) -> Iterator[Tensor]:
         """(tokens_per_step, D) batches of one epoch, in the model's number format.
 
-        Of the first `n_steps` alone, if given: only the windows that they need are read.
+        Of the first `n_steps` alone, if given: only the windows that they need are read. The first
+        `skip` of these are left out, and the windows that only they need are not read.
         """
         order = self._order(epoch)
-        if n_steps is not None and n_steps < self.steps_per_epoch:
+        if n_steps is None:
+            n_steps = self.steps_per_epoch
+        if n_steps < self.steps_per_epoch:
             order = order[: -(-n_steps * self.tokens_per_step // self.positions)]
-        yield from islice(self._batches(epoch, order), n_steps)
+        yield from islice(self._batches(epoch, order, skip), max(0, n_steps - skip))
 
     def windows_of(self, epoch: int, step: int) -> Tensor:
         """(W,) the training windows of step `step` (from 0) of an epoch, when it takes whole ones:
@@ -96,19 +113,22 @@ class ActivationSource(ABC):
     def _order(self, epoch: int) -> Tensor:
         return torch.randperm(self.n_train, generator=generator(self.seed, "order", epoch))
 
-    def _batches(self, epoch: int, order: Tensor) -> Iterator[Tensor]:
+    def _batches(self, epoch: int, order: Tensor, skip: int) -> Iterator[Tensor]:
+        rows_together = self.shuffle_windows * self.positions
+        first, row = divmod(skip * self.tokens_per_step, rows_together)
         left_over: list[Tensor] = []
-        for rows in self.shuffled(epoch, order):
-            *batches, last = torch.cat([*left_over, rows]).split(self.tokens_per_step)
+        for rows in self.shuffled(epoch, order, first):
+            *batches, last = torch.cat([*left_over, rows[row:]]).split(self.tokens_per_step)
             yield from batches
-            left_over = [last]
+            left_over, row = [last], 0
         if len(last) == self.tokens_per_step:
             yield last
 
-    def shuffled(self, epoch: int, order: Tensor) -> Iterator[Tensor]:
+    def shuffled(self, epoch: int, order: Tensor, first: int = 0) -> Iterator[Tensor]:
         """(about `SHUFFLE_TOKENS`, D) activations at a time of the windows `order`, tokens in
-        random order."""
-        for number, indices in enumerate(order.split(self.shuffle_windows)):
+        random order; the first `first` times are left out."""
+        parts = enumerate(order.split(self.shuffle_windows))
+        for number, indices in islice(parts, first, None):
             rows = self.read("train", epoch, indices).flatten(0, 1)
             draw = generator(self.seed, "shuffle", epoch, number)
             yield rows[torch.randperm(len(rows), generator=draw)]
@@ -130,6 +150,7 @@ class StreamingSource(ActivationSource):
 
     Args:
         batch_size: windows in a forward pass.
+        target: of a transcoder.
     """
 
     def __init__(
@@ -141,20 +162,29 @@ class StreamingSource(ActivationSource):
         batch_size: int,
         tokens_per_step: int,
         seed: int,
+        target: Hook | None = None,
     ) -> None:
         super().__init__(
             windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed
         )
-        self.model, self.windows, self.hook = model, windows, hook
-        self.batch_size = batch_size
+        self.model, self.windows, self.hooks = model, windows, _hooks(hook, target)
+        self.unit = forward_windows(model.windows_at_once(windows.length, batch_size))
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
             tokens = self.windows.train(self.pass_of(epoch), indices)
         else:
             tokens = self.windows.validation(indices)
-        found = self.model.window_activations(tokens, [self.hook], self.batch_size)
-        return torch.cat([at[self.hook][:, 1:] for at in found])
+
+        def activations(part: slice) -> Tensor:
+            found = self.model.activations(tokens[part], self.hooks)
+            return torch.cat([found[hook][:, 1:] for hook in self.hooks], dim=-1)
+
+        return torch.cat(list(self.unit.parts(len(tokens), activations)))
+
+
+def _hooks(hook: Hook, target: Hook | None) -> list[Hook]:
+    return [hook, target] if target else [hook]
 
 
 @dataclass(frozen=True)
@@ -248,11 +278,12 @@ def harvest(
         bos=windows.bos,
     )
     n_bytes = total * windows.positions * model.d_model * model.dtype.itemsize * len(hooks)
+    unit = forward_windows(model.windows_at_once(windows.length, batch_size))
     with writing(folder, n_bytes), new_folder(folder) as staging:
         check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
         for part, run in runs.items():
-            for indices in _harvest_part(model, windows, hooks, staging, part, run, batch_size):
-                done += len(indices)
+            for n_windows in _harvest_part(model, windows, hooks, staging, part, run, unit):
+                done += n_windows
                 progress(done, total)
         manifest.save(staging / "manifest.json")
     return manifest
@@ -265,21 +296,23 @@ def _harvest_part(
     folder: Path,
     part: str,
     run: tuple[int, int],
-    batch_size: int,
-) -> Iterator[Tensor]:
-    """Write the windows `run[0]` to `run[1]` of a part; gives those of each forward pass."""
+    unit: WorkingUnit,
+) -> Iterator[int]:
+    """Write the windows `run[0]` to `run[1]` of a part; gives how many each forward pass had."""
+    indices = torch.arange(*run)
+
+    def activations(at: slice) -> Found:
+        return model.activations(_window_tokens(windows, part, indices[at]), hooks)
+
     with ExitStack() as stack:
         files = {
             hook: stack.enter_context(_file(folder, hook.spec, part).open("wb")) for hook in hooks
         }
-        at_once = model.windows_at_once(windows.length, batch_size)
-        for indices in torch.arange(*run).split(at_once) if run[0] < run[1] else ():
-            tokens = _window_tokens(windows, part, indices)
-            [found] = model.window_activations(tokens, hooks, batch_size)
-            for hook, activations in found.items():
-                rows = activations[:, 1:].cpu().contiguous()
+        for found in unit.parts(len(indices), activations):
+            for hook, values in found.items():
+                rows = values[:, 1:].cpu().contiguous()
                 files[hook].write(rows.view(torch.uint8).numpy().data)
-            yield indices
+            yield len(rows)
         for file in files.values():
             file.flush()
             os.fsync(file.fileno())
@@ -300,12 +333,21 @@ def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:
 class CachedSource(ActivationSource):
     """From the shards of a harvest, memory-mapped. Epoch e reads pass e modulo `passes`.
 
+    Args:
+        target: of a transcoder.
+
     Raises:
-        SAEError: the shards are incomplete, damaged or do not hold the hook.
+        SAEError: the shards are incomplete, damaged or do not hold the hooks.
     """
 
     def __init__(
-        self, folders: Sequence[Path], hook: Hook, *, tokens_per_step: int, seed: int
+        self,
+        folders: Sequence[Path],
+        hook: Hook,
+        *,
+        tokens_per_step: int,
+        seed: int,
+        target: Hook | None = None,
     ) -> None:
         manifests = [Manifest.load(folder) for folder in folders]
         first = manifests[0]
@@ -316,7 +358,7 @@ class CachedSource(ActivationSource):
                 )
         self.d_in, self.dtype = first.d_in, first.dtype
         self.passes, self.bos = first.passes, first.bos
-        self._maps: dict[str, list[tuple[int, Tensor]]] = {}
+        self._maps: dict[str, list[tuple[int, list[Tensor]]]] = {}
         for part, total in first.total.items():
             if not _cover(manifests, part, total):
                 raise SAEError(
@@ -324,7 +366,10 @@ class CachedSource(ActivationSource):
                     "windows; give every shard of the harvest once"
                 )
             self._maps[part] = [
-                (manifest.first[part], _map(folder, hook.spec, part, manifest))
+                (
+                    manifest.first[part],
+                    [_map(folder, at.spec, part, manifest) for at in _hooks(hook, target)],
+                )
                 for folder, manifest in zip(folders, manifests, strict=True)
             ]
         super().__init__(
@@ -335,8 +380,11 @@ class CachedSource(ActivationSource):
             seed,
         )
 
-    def shuffled(self, epoch: int, order: Tensor) -> Iterator[Tensor]:
-        return one_ahead(super().shuffled(epoch, order))  # the disk is read while the SAE trains
+    def shuffled(self, epoch: int, order: Tensor, first: int = 0) -> Iterator[Tensor]:
+        return one_ahead(super().shuffled(epoch, order, first))  # read while the SAE trains
+
+    def identity(self) -> dict[str, Any]:
+        return super().identity() | {"passes": self.passes, "dtype": self.dtype}
 
     def pass_of(self, epoch: int) -> int:
         return epoch % self.passes
@@ -345,10 +393,13 @@ class CachedSource(ActivationSource):
         if part == "train":
             indices = indices + self.pass_of(epoch) * self.n_train
         pieces = self._maps[part]
-        out = torch.empty(len(indices), *pieces[0][1].shape[1:], dtype=pieces[0][1].dtype)
-        for first, rows in pieces:
-            here = (indices >= first) & (indices < first + len(rows))
-            out[here] = rows[indices[here] - first]
+        like = pieces[0][1]
+        width = len(like) * self.d_in
+        out = torch.empty(len(indices), self.positions, width, dtype=like[0].dtype)
+        for first, maps in pieces:
+            here = (indices >= first) & (indices < first + len(maps[0]))
+            for rows, columns in zip(maps, out.split(self.d_in, dim=-1), strict=True):
+                columns[here] = rows[indices[here] - first]
         return out
 
 

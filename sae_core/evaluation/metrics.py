@@ -21,9 +21,11 @@ mean number of active features a token, and its quantiles; a feature's density, 
 tokens it is active on; `dead_fraction`, the share of features active on no evaluated token;
 `block_mse`, per layer behind the hook, the mean squared difference a dimension between the
 residuals of the clean and the spliced model, outliers left out.
+
+Of a transcoder, x and the activation that is replaced are those at its target, and a token is an
+outlier if its norm there or at the hook exceeds ten times the median.
 """
 
-from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -35,10 +37,11 @@ from sae_core.activations.language_model import Hook, LanguageModel, resume_poin
 from sae_core.activations.token_windows import read_windows
 from sae_core.errors import SAEError
 from sae_core.losses import fraction_of_variance_unexplained
+from sae_core.memory import WorkingUnit, forward_windows
+from sae_core.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
 from sae_core.train_config import DataConfig
-from sae_core.training import OUTLIER_FACTOR
 
 DATA_KEYS = tuple(field.name for field in fields(DataConfig))
 
@@ -55,9 +58,9 @@ class Reference(NamedTuple):
     """What the evaluated activations are like, from a first pass over them."""
 
     mean: Tensor
-    """(D,) over all positions."""
-    max_norm: float
-    """Above it a token counts as an outlier."""
+    """(D,) over all positions, at the target."""
+    max_norms: dict[Hook, float]
+    """By hook; above it a token counts as an outlier."""
 
 
 class Batch(NamedTuple):
@@ -65,8 +68,8 @@ class Batch(NamedTuple):
 
     tokens: Tensor
     """(B, L)"""
-    x: Tensor
-    """(B, L, D) float32 activations at the hook."""
+    x: dict[Hook, Tensor]
+    """(B, L, D) float32 activations at the hook, and at a transcoder's target."""
     logits: Tensor
     """(B, L, V)"""
     residual: Tensor
@@ -112,7 +115,7 @@ def identity(run_name: str, spec: SAESpec) -> dict[str, Any]:
     return {
         "run_name": run_name,
         "model_name": spec.metadata.get("model_name"),
-        "hook_spec": spec.hook_spec,
+        "hook_spec": spec.site,
         "sae_type": spec.sae_type,
         "d_in": spec.d_in,
         "d_sae": spec.d_sae,
@@ -137,50 +140,76 @@ def evaluate(
             f"--model-name: the SAE is for {hook.spec} of width {sae.spec.d_in}, and the model has "
             f"{model.n_layers} layers of width {model.d_model}; give the SAE's own model"
         )
-    batch_size = model.windows_at_once(windows.shape[1], batch_size)
+    target = hook.target(sae.spec.target_hook_name) or hook
     later = [Hook(layer, "hook_resid_post") for layer in range(hook.layer, model.n_layers)]
-    later = [point for point in later if point != hook]
+    later = [point for point in later if point != target]
     sae = sae.to(model.device)
-    reference = _reference(model, hook, windows, batch_size)
+    unit = forward_windows(model.windows_at_once(windows.shape[1], batch_size))
+    reference = _reference(model, hook, target, windows, unit)
+
+    def measure(at: slice) -> tuple[_Sums, Tensor]:
+        batch = _clean_pass(model, hook, target, later, windows[at])
+        return _measured(model, sae, reference, batch)
+
     sums, l0 = _Sums(), []
-    for batch in _clean_passes(model, hook, later, windows, batch_size):
-        x_hat, features = _reconstruct(sae, batch.x)
-        counted = torch.zeros(batch.tokens.shape, dtype=torch.bool, device=model.device)
-        counted[:, 1:] = batch.x[:, 1:].norm(dim=-1) <= reference.max_norm
-        _add_own_figures(sums, batch.x, x_hat, features, counted)
-        l0.append((features > 0).sum(-1)[counted])
-        logits, spliced = model.resume(batch.tokens, batch.residual, hook, x_hat, later)
-        _add_predictions(sums, "sae", batch, logits)
-        for point in later:
-            error = (spliced[point].float() - batch.later[point].float())[counted]
-            sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
-        mean = reference.mean.expand_as(batch.x)
-        for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(batch.x))):
-            logits, _ = model.resume(batch.tokens, batch.residual, hook, value)
-            _add_predictions(sums, name, batch, logits)
-        _add_predictions(sums, "clean", batch, batch.logits)
+    for found, active in unit.parts(len(windows), measure):
+        sums.add(**found.values)
+        l0.append(active)
     return _figures(sums, torch.cat(l0), [point.layer for point in later], windows, sae)
 
 
-def _reference(model: LanguageModel, hook: Hook, windows: Tensor, batch_size: int) -> Reference:
-    sums, norms = _Sums(), []
-    for tokens in windows.split(batch_size):
-        x = model.activations(tokens, [hook])[hook].float()
-        sums.add(total=x.sum((0, 1)))
-        norms.append(x[:, 1:].norm(dim=-1).flatten())
-    max_norm = OUTLIER_FACTOR * float(torch.cat(norms).median())
+def _measured(
+    model: LanguageModel, sae: SparseAutoencoder, reference: Reference, batch: Batch
+) -> tuple[_Sums, Tensor]:
+    """What one batch adds to the figures, and the active features of each of its tokens."""
+    hook, sums = Hook(sae.spec.hook_layer, sae.spec.hook_name), _Sums()
+    target = hook.target(sae.spec.target_hook_name) or hook
+    x_hat, features = _reconstruct(sae, batch.x[hook])
+    counted = _counted(batch, reference)
+    _add_own_figures(sums, batch.x[target], x_hat, features, counted)
+    logits, spliced = model.resume(batch.tokens, batch.residual, target, x_hat, list(batch.later))
+    _add_predictions(sums, "sae", batch, logits)
+    for point, clean in batch.later.items():
+        error = (spliced[point].float() - clean.float())[counted]
+        sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
+    mean = reference.mean.expand_as(x_hat)
+    for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(x_hat))):
+        logits, _ = model.resume(batch.tokens, batch.residual, target, value)
+        _add_predictions(sums, name, batch, logits)
+    _add_predictions(sums, "clean", batch, batch.logits)
+    return sums, (features > 0).sum(-1)[counted]
+
+
+def _reference(
+    model: LanguageModel, hook: Hook, target: Hook, windows: Tensor, unit: WorkingUnit
+) -> Reference:
+    sums = _Sums()
+    norms: dict[Hook, list[Tensor]] = {hook: [], target: []}
+    for found in unit.parts(len(windows), lambda at: model.activations(windows[at], list(norms))):
+        sums.add(total=found[target].float().sum((0, 1)))
+        for at, of_batches in norms.items():
+            of_batches.append(found[at][:, 1:].float().norm(dim=-1).flatten())
     mean = (sums["total"] / windows.numel()).float().to(model.device)
-    return Reference(mean, max_norm)
+    medians = {at: float(torch.cat(of_batches).median()) for at, of_batches in norms.items()}
+    return Reference(mean, {at: OUTLIER_FACTOR * median for at, median in medians.items()})
 
 
-def _clean_passes(
-    model: LanguageModel, hook: Hook, later: list[Hook], windows: Tensor, batch_size: int
-) -> Iterator[Batch]:
-    start = resume_point(hook)
-    for tokens in windows.split(batch_size):
-        tokens = tokens.to(model.device)
-        logits, found = model.logits(tokens, [hook, start, *later])
-        yield Batch(tokens, found[hook].float(), logits, found[start], {p: found[p] for p in later})
+def _clean_pass(
+    model: LanguageModel, hook: Hook, target: Hook, later: list[Hook], tokens: Tensor
+) -> Batch:
+    start, tokens = resume_point(hook), tokens.to(model.device)
+    logits, found = model.logits(tokens, [hook, target, start, *later])
+    x = {at: found[at].float() for at in {hook, target}}
+    return Batch(tokens, x, logits, found[start], {p: found[p] for p in later})
+
+
+def _counted(batch: Batch, reference: Reference) -> Tensor:
+    """(B, L) bool: neither a window's first token nor an outlier."""
+    counted = torch.ones_like(batch.tokens, dtype=torch.bool)
+    counted[:, 0] = False
+    for at, x in batch.x.items():
+        counted &= x.norm(dim=-1) <= reference.max_norms[at]
+    return counted
 
 
 def _reconstruct(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -28,26 +28,30 @@ class BatchTopKSAE(SparseAutoencoder):
         super().__init__(spec)
         self._bound = sparse_ops.LowerBound()
 
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         total = len(x) * self.spec.top_k
         code = sparse_ops.encode(
             x,
-            self.weights,
+            self.encoder,
             total,
             lower_bound=self._bound.value,
             row_block=row_block,
             precision=self.precision,
         )
         self._bound.update(code, total)
-        return self._decoded(x, code)
+        return self._decoded(x if target is None else target, code)
 
     @torch.no_grad()
-    def reconstruct_at_inference(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct_at_inference(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         bound = self.threshold.clamp(min=0.0)
-        code = sparse_ops.select(x, self.weights, lambda pre: pre > bound, row_block=row_block)
-        return self._decoded(x, code)
+        code = sparse_ops.select(x, self.encoder, lambda pre: pre > bound, row_block=row_block)
+        return self._decoded(x if target is None else target, code)
 
-    def _decoded(self, x: Tensor, code: sparse_ops.SparseCode) -> Reconstruction:
+    def _decoded(self, target: Tensor, code: sparse_ops.SparseCode) -> Reconstruction:
         return Reconstruction.of_code(code, sparse_ops.decode(code, self.weights))
 
     @torch.no_grad()
@@ -58,7 +62,7 @@ class BatchTopKSAE(SparseAutoencoder):
         # One more than are wanted. The threshold lies halfway between the two smallest of them, so
         # that `encode`, which rounds in another order, finds the same `total` above it.
         code = sparse_ops.batch_topk(
-            x, self.weights, total + 1, lower_bound=sparse_ops.BOUND_MARGIN * float(self.threshold)
+            x, self.encoder, total + 1, lower_bound=sparse_ops.BOUND_MARGIN * float(self.threshold)
         )
         enough = code.value.numel() > total
         least = code.value.topk(2, largest=False).values.mean() if enough else torch.zeros(())

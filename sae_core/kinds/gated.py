@@ -35,7 +35,9 @@ class GatedSAE(SparseAutoencoder):
     def encode(self, x: Tensor) -> Tensor:
         return self._features(self.pre_activations(x))
 
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         gate = self.pre_activations(x)  # all of it is kept for the gradient
         features, gated = self._features(gate), torch.relu(gate)
         active = features.detach() > 0
@@ -45,8 +47,12 @@ class GatedSAE(SparseAutoencoder):
             l1=losses.l1_loss(gated, x.shape[0]),
             l0=float(active.sum()) / x.shape[0],
             fired=active.any(0),
-            kind_loss=losses.reconstruction_loss(x, by_gate),
+            kind_loss=losses.reconstruction_loss(x if target is None else target, by_gate),
         )
+
+    def shift_pre_activations(self, shift: Tensor) -> None:
+        super().shift_pre_activations(shift)
+        self.b_mag.add_(shift * self.r_mag.exp())
 
     def _features(self, gate: Tensor) -> Tensor:
         """(..., F) from the pre-activations of the gate, which both paths share up to a scale."""

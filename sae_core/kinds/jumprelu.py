@@ -59,10 +59,12 @@ class JumpReLUSAE(SparseAutoencoder):
         del self.threshold
         self.threshold = nn.Parameter(torch.full((spec.d_sae,), start))
 
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         least = (self.threshold.detach() - BANDWIDTH / 2).clamp(min=0.0)
         near = sparse_ops.encode_where(
-            x, self.weights, lambda pre: pre > least, row_block=row_block
+            x, self.encoder, lambda pre: pre > least, row_block=row_block
         )
         column = near.pairs.column
         value, active = _Jump.apply(near.value, self.threshold[column])
@@ -84,7 +86,7 @@ class JumpReLUSAE(SparseAutoencoder):
         x = torch.cat(list(islice(batches, CALIBRATION_BATCHES)))
         total = x.shape[0] * self.spec.top_k
         least = (self.threshold - BANDWIDTH / 2).clamp(min=0.0)
-        near = sparse_ops.select(x, self.weights, lambda pre: pre > least)
+        near = sparse_ops.select(x, self.encoder, lambda pre: pre > least)
         above = near.value - self.threshold[near.pairs.column]
         if above.numel() > total:
             self.threshold += above.topk(total + 1).values[-2:].mean()

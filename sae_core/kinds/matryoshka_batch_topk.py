@@ -25,10 +25,10 @@ from sae_core.sae_base import Reconstruction
 class MatryoshkaBatchTopKSAE(BatchTopKSAE):
     """Batch top-k with nested reconstructions; at inference a BatchTopK SAE."""
 
-    def _decoded(self, x: Tensor, code: sparse_ops.SparseCode) -> Reconstruction:
+    def _decoded(self, target: Tensor, code: sparse_ops.SparseCode) -> Reconstruction:
         *nested, x_hat = self.nested_reconstructions(code)
-        kind_loss = torch.stack([losses.reconstruction_loss(x, part) for part in nested]).mean()
-        return Reconstruction.of_code(code, x_hat, kind_loss)
+        errors = [losses.reconstruction_loss(target, part) for part in nested]
+        return Reconstruction.of_code(code, x_hat, torch.stack(errors).mean())
 
     def nested_reconstructions(self, code: sparse_ops.SparseCode) -> Tensor:
         """(M, N, D) what the first m features reconstruct, for each of the M sizes."""

@@ -16,7 +16,9 @@ from sae_core.sae_base import Reconstruction, SparseAutoencoder
 class StandardSAE(SparseAutoencoder):
     """`relu(pre)` in training and at inference; the threshold stays 0."""
 
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         code = torch.relu(self.pre_activations(x))  # all of it is kept for the gradient
         active = code.detach() > 0
         return Reconstruction(

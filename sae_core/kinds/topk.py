@@ -22,9 +22,11 @@ class TopKSAE(SparseAutoencoder):
         pre = self.pre_activations(x)
         return torch.relu(pre) * self._largest(pre)
 
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         code = sparse_ops.encode_where(
-            x, self.weights, lambda pre: self._largest(pre) & (pre > 0), row_block=row_block
+            x, self.encoder, lambda pre: self._largest(pre) & (pre > 0), row_block=row_block
         )
         return Reconstruction.of_code(code, sparse_ops.decode(code, self.weights))
 

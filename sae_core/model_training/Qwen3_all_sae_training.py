@@ -13,7 +13,7 @@ import tyro
 
 from sae_core import cli
 from sae_core.errors import SAEError, one_line
-from sae_core.model_training.one_run import check_services, train_one
+from sae_core.model_training.one_run import Trained, check_services, train_one
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
@@ -146,7 +146,8 @@ def _as(group: type, settings: object, **changes: object) -> object:
 
 
 def train_all(config: BatchConfig) -> None:
-    """Train on one model after the other; a model that fails does not stop the rest.
+    """Train on one model after the other; a model that fails does not stop the rest, and when the
+    same call is made again, those that are done are not trained again.
 
     Raises:
         SAEError: W&B or the Hub will not let the runs in; or some model failed, and the table that
@@ -154,11 +155,13 @@ def train_all(config: BatchConfig) -> None:
     """
     check_services(config.tracking, config.publishing)
     outcomes: dict[str, str] = {}
+    done: list[Trained] = []
     failures: list[Exception] = []
     for name in config.model.models:
         print(f"\n== {name}", flush=True)
         try:
-            outcomes[name] = str(train_one(config.run(name), batch=True))
+            done.append(train_one(config.run(name), batch=True))
+            outcomes[name] = str(done[-1].folder)
         except Exception as error:  # whatever it is, the other models are to be trained
             failures.append(error)
             outcomes[name] = f"FAILED: {one_line(error)}"
@@ -168,6 +171,11 @@ def train_all(config: BatchConfig) -> None:
     if failures:
         failed = f"{len(failures)} of {len(outcomes)} models failed; see the table above"
         raise SAEError(failed) from failures[-1]
+
+    from sae_core.resume import forget_states
+
+    for trained in done:
+        forget_states(trained.checkpoints)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

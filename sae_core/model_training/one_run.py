@@ -3,7 +3,7 @@
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_core.errors import SAEError
 from sae_core.model_training.wandb_session import evaluation_summary, is_on, log_in
@@ -30,14 +30,21 @@ def check_services(tracking: TrackingConfig, publishing: PublishingConfig) -> Tr
     return login
 
 
-def train_one(config: RunConfig, batch: bool = False) -> Path:
+class Trained(NamedTuple):
+    """Where a run's files are."""
+
+    folder: Path
+    """The final SAE directory."""
+    checkpoints: Path
+
+
+def train_one(config: RunConfig, batch: bool = False) -> Trained:
     """Train one SAE, and track and publish it if the settings ask for that.
 
     Everything that can be wrong with a key, a token or a name is found before the model is
     loaded. A tracked or published SAE is evaluated too; the evaluation lies beside its checkpoints.
-
-    Returns:
-        The final SAE directory.
+    The training's last state stays, so that the same call trains nothing again, until
+    `forget_states`.
 
     Raises:
         SAEError: something is wrong; what was written before is kept.
@@ -47,12 +54,16 @@ def train_one(config: RunConfig, batch: bool = False) -> Path:
     from sae_core.console import Console
     from sae_core.model_training.wandb_utils import WandbRun
     from sae_core.observers import Observers
+    from sae_core.run_lock import run_lock
     from sae_core.sae_train import check_run, train_checked
 
     run = check_run(config, batch)
     tags = (config.sae.sae_type, f"layer {run.hook.layer}", config.model.model_name)
     settings = _resolved(config, run.hook.layer)
-    with WandbRun(login, run.name, run.checkpoints, settings, tags) as tracking:
+    with (
+        run_lock(run.checkpoints),
+        WandbRun(login, run.name, run.checkpoints, settings, tags) as tracking,
+    ):
         console = Console(config.runtime.log_freq)
         folder = train_checked(config, run, Observers(console, tracking))
         tracking.exported(folder)
@@ -62,7 +73,7 @@ def train_one(config: RunConfig, batch: bool = False) -> Path:
                 tracking.summarise(**evaluation_summary(json.loads(evaluation.read_text())))
         if config.publishing.upload_to_hf:
             tracking.summarise(**_upload(config, folder, evaluation, run.checkpoints))
-    return folder
+    return Trained(folder, run.checkpoints)
 
 
 def _resolved(config: RunConfig, layer: int) -> dict[str, Any]:

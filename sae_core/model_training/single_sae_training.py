@@ -14,7 +14,12 @@ from sae_core.train_config import RunConfig
 
 def train(config: RunConfig) -> None:
     """Train the SAE and say where it is."""
-    print(f"SAE: {train_one(config)}")
+    done = train_one(config)
+
+    from sae_core.resume import forget_states
+
+    forget_states(done.checkpoints)
+    print(f"SAE: {done.folder}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -24,6 +24,7 @@ from sae_core.checkpoint import read_tensors
 from sae_core.errors import SAEError
 from sae_core.kinds import build
 from sae_core.naming import hook_spec
+from sae_core.publishing.saelens import TRANSCODERS
 from sae_core.records import read_json
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
@@ -31,6 +32,9 @@ from sae_core.train_config import DataConfig, HookConfig
 
 SAELENS_KINDS = ("standard", "gated", "jumprelu", "topk")
 """SAELens's architectures; ours have the same names."""
+
+SAELENS_TRANSCODERS = {ours: theirs for theirs, ours in TRANSCODERS.items()}
+"""Their encoders, by SAELens's transcoders."""
 
 SAELENS_SETTINGS = {
     "normalize_activations": "none",
@@ -92,6 +96,8 @@ class Foreign(NamedTuple):
     layer: int
     hook_name: str
     origin: dict[str, Any]
+    target_hook_name: str = ""
+    """Of a transcoder, which takes x."""
 
 
 def import_sae(folder: Path) -> SparseAutoencoder:
@@ -118,14 +124,18 @@ def _read_saelens(folder: Path) -> Foreign:
     about = config.get("metadata") or config
     activation = config.get("activation_fn") or config.get("activation_fn_str")
     kind = "topk" if activation == "topk" else config.get("architecture", "standard")
-    _check_kind(path, "architecture", kind, SAELENS_KINDS)
+    is_transcoder = kind in SAELENS_TRANSCODERS or bool(about.get("hook_name_out"))
+    kind = SAELENS_TRANSCODERS.get(kind, kind)
+    _check_kind(path, "architecture", kind, (*SAELENS_KINDS, *SAELENS_TRANSCODERS))
     for key, plain in SAELENS_SETTINGS.items():
         if config.get(key) not in (None, False, plain):
             raise SAEError(f"{path}: {key} is {config[key]!r}, which no kind of SAE here does")
-    hook = str(about.get("hook_name") or about.get("hook_point"))
-    parts = re.fullmatch(r"blocks\.(\d+)\.(\w+)", hook)
-    if parts is None:
-        raise SAEError(f"{path}: hook_name is {hook!r}, and has to be blocks.<layer>.<hook>")
+    layer, hook_name = _read_hook(path, about.get("hook_name") or about.get("hook_point"))
+    target = layer, ""
+    if is_transcoder:
+        target = _read_hook(path, about.get("hook_name_out"), "hook_name_out")
+        if target[0] != layer:
+            raise SAEError(f"{path}: its hooks lie in two layers; no transcoder here does that")
     try:
         tensors = load_file(weights)
     except (OSError, SafetensorError) as error:
@@ -140,8 +150,9 @@ def _read_saelens(folder: Path) -> Foreign:
         sizes=[],
         takes_x=not config.get("apply_b_dec_to_input", True),
         ranks_by_norm=bool(config.get("rescale_acts_by_decoder_norm")),
-        layer=int(parts[1]),
-        hook_name=parts[2],
+        layer=layer,
+        hook_name=hook_name,
+        target_hook_name=target[1],
         origin={
             "imported_from": f"SAELens {about.get('sae_lens_version', 'before 6')}",
             "model_name": about.get("model_name"),
@@ -150,6 +161,14 @@ def _read_saelens(folder: Path) -> Foreign:
             "prepend_bos": bool(about.get("prepend_bos", True)),
         },
     )
+
+
+def _read_hook(path: Path, hook: Any, key: str = "hook_name") -> tuple[int, str]:
+    """Layer and name."""
+    parts = re.fullmatch(r"blocks\.(\d+)\.(mlp\.hook_in|\w+)", str(hook))
+    if parts is None:
+        raise SAEError(f"{path}: {key} is '{hook}', and has to be blocks.<layer>.<hook>")
+    return int(parts[1]), parts[2]
 
 
 def _read_dictionary(folder: Path) -> Foreign:
@@ -210,11 +229,12 @@ def _check_tensors(found: Foreign, folder: Path) -> None:
 
 
 def _folded(found: Foreign) -> dict[str, Tensor]:
-    """The tensors for an encoder that takes `x - b_dec`, and unit decoder rows."""
+    """The tensors for an encoder that takes `x - b_dec`, unless it is a transcoder's, and unit
+    decoder rows."""
     t = dict(found.tensors)
     if "threshold" in t and found.kind == "topk":
         del t["threshold"]  # dictionary_learning keeps one, and does not use it
-    if found.takes_x:
+    if found.takes_x and not found.target_hook_name:
         shift = t["b_dec"] @ t["W_enc"]
         t["b_enc"] = t["b_enc"] + shift
         if found.kind == "gated":
@@ -250,6 +270,7 @@ def _spec(found: Foreign, kind: str) -> SAESpec:
         aux_penalty=0.0,
         sae_type=kind,
         matryoshka_sizes=found.sizes if kind == "matryoshka_batch_topk" else [],
+        target_hook_name=found.target_hook_name,
         metadata=defaults | known,
     )
 

@@ -162,7 +162,7 @@ def _row(facts: SAEFacts) -> str:
     cells = [
         f"[{facts.run_name}](./{facts.run_name})",
         facts.base_model or facts.model_name,
-        f"`{facts.spec.hook_spec}`",
+        f"`{facts.spec.site}`",
         facts.spec.sae_type,
         f"{facts.spec.d_sae:,}",
         *(show(figures.get(key), COLUMNS[key].spec) for key in LISTED),

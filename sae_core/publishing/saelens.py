@@ -2,7 +2,9 @@
 
 Its architectures encode as the kinds that are exported as one do ("jumprelu" is
 `f = relu(pre) * (pre > threshold)` with `pre = (x - b_dec) @ W_enc + b_enc`), so that the tensors
-go over as they are.
+go over as they are. So do its transcoders, which take x as it is, not `x - b_dec`. It has none that
+are TopK or gated; those become SAEs of these architectures that take x as it is, which compute the
+same.
 """
 
 import json
@@ -14,6 +16,10 @@ from sae_core.sae_base import SparseAutoencoder
 
 SAELENS_VERSION = "6.0.0"
 """The version whose format this is; SAELens drops the names below it when there is none."""
+
+
+TRANSCODERS = {"jumprelu": "jumprelu_transcoder", "standard": "transcoder"}
+"""SAELens's transcoders by the architecture of the SAE that encodes likewise."""
 
 
 def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
@@ -39,6 +45,11 @@ def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
             "model_from_pretrained_kwargs": {},
         },
     }
+    if spec.target_hook_name:
+        config["apply_b_dec_to_input"] = False
+        config["metadata"]["hook_name_out"] = spec.target_hook_spec
+        if config["architecture"] in TRANSCODERS:
+            config |= {"architecture": TRANSCODERS[config["architecture"]], "d_out": spec.d_in}
     return {
         "cfg.json": (json.dumps(config, indent=2) + "\n").encode(),
         "sae_weights.safetensors": save(tensors),

@@ -2,7 +2,8 @@
 
 The workflow reads all layers in one pass of the model; a single run reads its own activations from
 the model, every epoch anew. Everything is timed as its user would start it, from an empty folder;
-the model has been fetched before.
+the model has been fetched before. Losses are local unless `--end-to-end` is given: the end-to-end
+phase runs the model for every SAE by itself, wherever the activations come from.
 """
 
 import argparse
@@ -34,12 +35,15 @@ def run(command: list[str], cwd: Path) -> float:
     return time.perf_counter() - start
 
 
-def workflow(chapters: Path, layers: tuple[int, ...], saes: tuple[dict, ...]) -> float:
+def workflow(
+    chapters: Path, layers: tuple[int, ...], saes: tuple[dict, ...], end_to_end: bool
+) -> float:
     """Seconds from chapters to the SAEs of a configuration."""
     config = {
         "chapters": {"folders": {path.name: str(path) for path in chapter_folders(chapters)}},
         "windows": {"max_text_length": LENGTH},
         "training": SETTINGS,
+        "end_to_end": {"use_end_to_end": end_to_end},
         "models": [demo_entry() | {"layers": list(layers), "saes": list(saes)}],
     }
     with tempfile.TemporaryDirectory() as folder:
@@ -55,7 +59,7 @@ def workflow(chapters: Path, layers: tuple[int, ...], saes: tuple[dict, ...]) ->
         return run([*command, "--cores", "all", "--quiet", "all", "--", *names], Path(folder))
 
 
-def single_run(chapters: Path, layer: int, sae: dict) -> float:
+def single_run(chapters: Path, layer: int, sae: dict, end_to_end: bool) -> float:
     """Seconds from chapters to one SAE, with the command lines."""
     script = ROOT / "sae_core/model_training/single_sae_training.py"
     with tempfile.TemporaryDirectory() as folder:
@@ -70,6 +74,7 @@ def single_run(chapters: Path, layer: int, sae: dict) -> float:
             "checkpoint_root": "checkpoints",
         }  # fmt: skip
         words = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+        words.append("--use-end-to-end" if end_to_end else "--no-use-end-to-end")
         processing = run([sys.executable, *texts], ROOT)
         return processing + run([sys.executable, str(script), *words], Path(folder))
 
@@ -78,16 +83,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--chapters", type=Path, default=Path("sae_core/data/raw_data"))
     parser.add_argument("--no-single-runs", action="store_true", help="the workflow alone")
+    parser.add_argument("--end-to-end", action="store_true", help="with the end-to-end phase")
     options = parser.parse_args()
     demo_record()
     print(f"\nFrom chapters to SAEs ({describe('snakemake')})\n")
-    one = workflow(options.chapters, LAYERS[-1:], SAES[:1])
-    six = workflow(options.chapters, LAYERS, SAES)
+    chapters, end_to_end = options.chapters, options.end_to_end
+    one = workflow(chapters, LAYERS[-1:], SAES[:1], end_to_end)
+    six = workflow(chapters, LAYERS, SAES, end_to_end)
     print("| what | seconds | over one SAE |\n|---|--:|--:|")
     print(f"| workflow, 1 SAE | {one:.0f} | 1 |")
     print(f"| workflow, 6 SAEs on 3 layers | {six:.0f} | {six / one:.2f} |", flush=True)
     if not options.no_single_runs:
-        singles = sum(single_run(options.chapters, layer, sae) for layer in LAYERS for sae in SAES)
+        singles = sum(
+            single_run(chapters, layer, sae, end_to_end) for layer in LAYERS for sae in SAES
+        )
         print(f"| 6 single runs | {singles:.0f} | {singles / one:.2f} |")
 
 

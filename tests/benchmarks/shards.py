@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="shard to write; left as it is when it is there")
     parser.add_argument("--chapters", type=Path, default=Path("sae_core/data/raw_data"))
     parser.add_argument("--hook", default="blocks.14.hook_resid_post")
-    parser.add_argument("--passes", type=int, default=2)
+    parser.add_argument("--passes", type=int, default=3)
     options = parser.parse_args()
     if (options.folder / "manifest.json").is_file():
         return

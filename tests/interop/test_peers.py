@@ -14,7 +14,7 @@ from minihub import MiniHub
 from published import environment, hub_here
 from running import ROOT
 from safetensors.torch import load_file, save_file
-from synthetic import SparseDirections
+from synthetic import SparseDirections, SparseMap
 from torch import Tensor
 
 from sae_core import load_pretrained
@@ -47,22 +47,24 @@ class Exchange(NamedTuple):
     x: Tensor
 
 
-def trained(kind: str, root: Path, source: SparseDirections) -> Path:
-    """An SAE of that kind, after a short training, exported."""
+def trained(kind: str, root: Path, source: SparseDirections, target: Hook | None = None) -> Path:
+    """An SAE or transcoder of that kind, after a short training, exported."""
+    name = f"{kind} transcoder" if target else kind
     trainer = SAETrainer(
         source,
-        Hook(3, "hook_resid_post"),
-        source.activations.shape[-1],
+        Hook(3, "mlp.hook_in" if target else "hook_resid_post"),
+        16,
         Origin("gpt2", None, "float32", "texts.json", "0" * 64, True),
         sae=SAEConfig(sae_type=kind, topk=2, sparsity_penalty=0.01),  # type: ignore[arg-type]
         data=DataConfig(max_text_length=32),
         training=TrainingConfig(num_epochs=2, tokens_per_step=256, compute_dtype="float32"),
         runtime=RuntimeConfig(device="cpu", checkpoint_freq=0),
-        checkpoints=root / "points" / kind,
+        checkpoints=root / "points" / name,
         observer=Observer(),
+        target=target,
     )
     trainer.train()
-    return trainer.export(root / "ours" / kind)
+    return trainer.export(root / "ours" / name)
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +74,8 @@ def exchange(tmp_path_factory: pytest.TempPathFactory) -> Exchange:
     source = SparseDirections(n_train=16)
     x = source.activations[-8:].flatten(0, 1)
     folders = [trained(kind, root, source) for kind in KINDS]
+    pairs, target = SparseMap(n_train=16), Hook(3, "hook_mlp_out")
+    folders += [trained(kind, root, pairs, target) for kind in KINDS]
     save_file({"x": x}, root / "ours/x.safetensors")
     (root / "theirs").mkdir()
     with pytest.MonkeyPatch.context() as patch, hub_here(root, patch) as server:
@@ -94,10 +98,11 @@ def answer(root: Path, server: MiniHub) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("what", ["", " transcoder"])
 @pytest.mark.parametrize("way", ["disk", "hub"])
-def test_saelens_computes_the_same(kind: str, way: str, exchange: Exchange) -> None:
-    sae = load_pretrained(exchange.ours / kind)
-    theirs = load_file(exchange.ours / kind / f"{way}.safetensors")
+def test_saelens_computes_the_same(kind: str, what: str, way: str, exchange: Exchange) -> None:
+    sae = load_pretrained(exchange.ours / (kind + what))
+    theirs = load_file(exchange.ours / (kind + what) / f"{way}.safetensors")
     features = sae.encode(exchange.x)
     assert 0 < (features > 0).float().mean() < 0.9
     torch.testing.assert_close(theirs["features"], features, rtol=1e-4, atol=1e-4)
@@ -114,6 +119,9 @@ def test_saelens_finds_the_metadata(kind: str, exchange: Exchange) -> None:
         "prepend_bos": True,
         "dataset_path": "texts.json",
     }
+    assert expected.items() <= found.items()
+    found = json.loads((exchange.ours / f"{kind} transcoder/metadata.json").read_text())
+    expected |= {"hook_name": "blocks.3.mlp.hook_in", "hook_name_out": "blocks.3.hook_mlp_out"}
     assert expected.items() <= found.items()
 
 

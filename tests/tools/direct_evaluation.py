@@ -16,7 +16,18 @@ from sae_core.sae_base import SparseAutoencoder
 
 def module_at(model: nn.Module, hook: Hook) -> nn.Module:
     block = model.model.layers[hook.layer]
-    return block.mlp if hook.hook_name == "hook_mlp_out" else block
+    return block.mlp if hook.hook_name in ("mlp.hook_in", "hook_mlp_out") else block
+
+
+@torch.no_grad()
+def mlp_input(model: nn.Module, tokens: Tensor, layer: int) -> Tensor:
+    """What the MLP of a layer reads, float64."""
+    seen: list[Tensor] = []
+    mlp = model.model.layers[layer].mlp
+    handle = mlp.register_forward_pre_hook(lambda _, args: seen.append(args[0].clone()))
+    model(tokens)
+    handle.remove()
+    return seen[0].double()
 
 
 @torch.no_grad()
@@ -42,10 +53,14 @@ def forward(
 
 
 def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook) -> dict[str, Any]:
-    """The same figures, all windows at once, in float64."""
+    """The same figures, all windows at once, in float64.
+
+    `hook` is where the SAE's output goes: of a transcoder, which reads the MLP's input, the target.
+    """
     sae = sae.double()
     clean, x, outputs = forward(model, tokens, hook)
-    features = closed_form(sae, x).detach()
+    source = mlp_input(model, tokens, hook.layer) if sae.spec.target_hook_name else x
+    features = closed_form(sae, source).detach()
     x_hat = (features @ sae.W_dec + sae.b_dec).detach()
     spliced, _, later = forward(model, tokens, hook, x_hat)
     mean, _, _ = forward(model, tokens, hook, x.mean((0, 1)).expand_as(x))
@@ -59,8 +74,8 @@ def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook)
         error = (rows - x_hat[:, 1:][mask]).pow(2).sum()
         return float(error / (rows - rows.mean(0)).pow(2).sum())
 
-    norms = x[:, 1:].norm(dim=-1)
-    kept = norms <= 10 * norms.median()
+    norms = [of.norm(dim=-1) for of in (x[:, 1:], source[:, 1:])]
+    kept = (norms[0] <= 10 * norms[0].median()) & (norms[1] <= 10 * norms[1].median())
     l0 = (features[:, 1:][kept] > 0).sum(1).numpy()
     density = (features[:, 1:][kept] > 0).double().mean(0)
     first = hook.layer + (hook.hook_name == "hook_resid_post")

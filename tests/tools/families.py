@@ -3,7 +3,9 @@
 from tiny_model import WIDTH
 from transformers import BloomConfig, FalconConfig, GPTNeoConfig, OPTConfig
 
-NAMES = ("hook_resid_pre", "hook_attn_out", "hook_resid_mid", "hook_mlp_out", "hook_resid_post")
+from sae_core.train_config import HOOK_NAMES
+
+NAMES = HOOK_NAMES
 
 FAMILIES = ("qwen3", "llama", "gemma2", "gpt2")
 """Those that `tiny_model.configuration` knows; each has every hook."""

@@ -53,20 +53,28 @@ class Project:
 
     def snakemake(self, *arguments: str, ok: bool | None = True) -> str:
         """Run Snakemake here and return all that it printed."""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        command = ["-m", "snakemake", "--configfile", self.config_file, "--cores", "2"]
         done = subprocess.run(
-            [sys.executable, *command, *arguments],
+            self.command(*arguments),
             cwd=self.folder,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             timeout=TIMEOUT,
-            env={**os.environ, **self.environment, "PATH": path},
+            env=self.variables(),
         )
         self.printed.append(done.stdout)
         assert ok is None or (done.returncode == 0) == ok, done.stdout
         return done.stdout
+
+    def command(self, *arguments: str) -> list[str]:
+        """Snakemake's command line; a failing job is not tried again."""
+        options = ["--configfile", self.config_file, "--cores", "2", "--retries", "0"]
+        return [sys.executable, "-m", "snakemake", *options, *arguments]
+
+    def variables(self) -> dict[str, str]:
+        """The environment of its runs."""
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return {**os.environ, **self.environment, "PATH": path}
 
     def planned(self, *arguments: str) -> Jobs:
         """The jobs of a dry run."""

@@ -28,6 +28,9 @@ class Recorder(Observer):
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
         self.events.append(("step", epoch, step, float(loss)))
 
+    def on_skip(self, epoch: int, step: int, what: str) -> None:
+        self.events.append(("skip", epoch, step, what))
+
     def on_epoch(self, record: EpochRecord) -> None:
         self.events.append(("epoch", record.epoch, record.metrics["loss"]))
 

@@ -68,7 +68,7 @@ def random_sae(
 
 def closed_form(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     """The features of `x` (B, L, D) at inference, from each paper's formula."""
-    centred = x - sae.b_dec
+    centred = x if sae.spec.target_hook_name else x - sae.b_dec
     pre = torch.einsum("bld,df->blf", centred, sae.W_enc) + sae.b_enc
     if sae.spec.sae_type == "topk":
         return torch.where(pre >= pre.sort(-1).values[..., -sae.spec.top_k, None], pre, 0).relu()
@@ -107,3 +107,15 @@ class SparseDirections(ActivationSource):
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         return self.activations[indices if part == "train" else indices + self.n_train]
+
+
+class SparseMap(SparseDirections):
+    """Rows for a transcoder: behind each activation what a matrix makes of it, `y = x @ A + 40`,
+    so that each direction of x has an image of its own in y."""
+
+    def __init__(self, **shape: int) -> None:
+        super().__init__(**shape)
+        x = self.activations
+        draw = torch.Generator().manual_seed(8)
+        matrix = torch.randn(x.shape[-1], x.shape[-1], generator=draw)
+        self.activations = torch.cat([x, x @ matrix + 40], dim=-1)

@@ -135,10 +135,10 @@ def test_a_windows_activations_do_not_depend_on_the_others(dtype: torch.dtype) -
     hook, tokens = Hook(1, "hook_resid_post"), torch.randint(0, SHAPE["vocab_size"], (7, 24))
 
     def read(chosen: torch.Tensor, batch_size: int) -> torch.Tensor:
-        found = model.window_activations(tokens[chosen], [hook], batch_size)
-        return torch.cat([at[hook] for at in found])
+        parts = chosen.split(batch_size)
+        return torch.cat([model.activations(tokens[part], [hook])[hook] for part in parts])
 
-    whole = read(torch.arange(7), 8)
+    whole = read(torch.arange(7), 4)  # windows of 24 tokens make up a pass
     for chosen in ([0], [6], [3, 1], [6, 5, 4, 3, 2, 1, 0], [2, 2, 5, 0, 1]):
         for batch_size in (1, 3):
             assert torch.equal(read(torch.tensor(chosen), batch_size), whole[chosen])

@@ -1,6 +1,7 @@
 """End-to-end losses against plain PyTorch in float64: values, gradients, memory, balance."""
 
 import math
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -85,7 +86,8 @@ class Case(NamedTuple):
 
     def losses(self, batch_size: int = 2, **config: Any) -> EndToEnd:
         settings = EndToEndConfig(**{"end_to_end_fraction": 1.0, **config})
-        return EndToEnd(self.model, None, self.hook, settings, batch_size)  # type: ignore[arg-type]
+        windows: Any = SimpleNamespace(length=self.windows.shape[1])
+        return EndToEnd(self.model, windows, self.hook, settings, batch_size)
 
 
 def make_case(family: str = "qwen3", hook: Hook = POST) -> Case:

@@ -212,7 +212,9 @@ def test_phase_begins_with_terms_that_pull_as_hard_as_the_reconstruction(setting
 
 
 def test_outliers_are_left_out_and_counted(setting: Setting, monkeypatch: Any) -> None:
-    monkeypatch.setattr("sae_core.training.OUTLIER_FACTOR", 1.05)  # about a third of the tokens
+    monkeypatch.setattr(
+        "sae_core.normalisation.OUTLIER_FACTOR", 1.05
+    )  # about a third of the tokens
     phase = setting.phase(end_to_end_fraction=1.0)
     trainer = setting.train(phase, num_epochs=1)
     assert 0.1 < trainer.outliers / (trainer.outliers + trainer.tokens) < 0.6

@@ -55,13 +55,28 @@ def weights(norm: float = 1.0) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_we_export_comes_back(kind: str, tmp_path: Path) -> None:
-    sae = random_sae(kind, torch.float32, metadata=METADATA).requires_grad_(False)
+@pytest.mark.parametrize("target", ["", "hook_mlp_out"])
+def test_what_we_export_comes_back(kind: str, target: str, tmp_path: Path) -> None:
+    sae = random_sae(kind, torch.float32, metadata=METADATA, target_hook_name=target)
+    sae.requires_grad_(False)
     write_files(tmp_path / "sae", saelens_files(sae))
     back = import_sae(tmp_path / "sae")
     torch.testing.assert_close(back.encode(X), sae.encode(X), rtol=0, atol=0)
     torch.testing.assert_close(back(X), sae(X), rtol=0, atol=0)
-    assert back.spec.hook_spec == sae.spec.hook_spec
+    assert back.spec.site == sae.spec.site
+
+
+def test_a_transcoder_across_layers_or_to_nowhere_is_refused(tmp_path: Path) -> None:
+    about = {"model_name": "gpt2", "hook_name": "blocks.8.mlp.hook_in"}
+    for out, message in (
+        ({}, "hook_name_out is 'None'"),
+        ({"hook_name_out": "blocks.9.hook_mlp_out"}, "two layers"),
+    ):
+        folder = saelens(
+            tmp_path / message, weights(), architecture="transcoder", metadata=about | out
+        )
+        with pytest.raises(SAEError, match=message):
+            import_sae(folder)
 
 
 def test_an_encoder_that_takes_x_and_rows_that_are_not_of_unit_norm(tmp_path: Path) -> None:

@@ -75,8 +75,10 @@ def test_every_kind_recovers_the_features(kind: str) -> None:
 class WrongTokens(TopKSAE):
     """Reconstructs every token from its neighbour's code."""
 
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
-        made = super().reconstruct(x, row_block)
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
+        made = super().reconstruct(x, row_block, target)
         return made._replace(x_hat=made.x_hat.roll(1, 0))
 
 

@@ -167,7 +167,8 @@ def test_resume_with_another_activation(pair: Pair, name: str, layer: int) -> No
         with pair.bridge.hooks(fwd_hooks=replace):
             expected, cache = pair.bridge.run_with_cache(pair.tokens)
     torch.testing.assert_close(logits, expected, **CLOSE)
-    assert (logits - clean).abs().max() > 0.1
+    # what goes into a random MLP does little
+    assert (logits - clean).abs().max() > (0.01 if name == "mlp.hook_in" else 0.1)
     assert set(spliced) == set(later)
     for point in later if cache else []:
         torch.testing.assert_close(spliced[point], cache[point.spec], **CLOSE)
@@ -255,7 +256,8 @@ BROKEN = {
         for f in OTHERS
         for n in NAMES
         # Falcon's attention and MLP stand side by side; OPT's MLP is no module of its own.
-        if (f, n) not in {("falcon", "hook_resid_mid"), ("opt", "hook_mlp_out")}
+        if (f, n)
+        not in {("falcon", "hook_resid_mid"), ("opt", "mlp.hook_in"), ("opt", "hook_mlp_out")}
     ],
 )
 def test_other_families_resume_too(family: str, name: str) -> None:

@@ -57,6 +57,16 @@ def test_the_card_has_what_a_stranger_needs(kind: str, tmp_path: Path) -> None:
     assert "{" not in card and "None" not in card and "\n\n\n" not in card
 
 
+def test_the_card_of_a_transcoder_names_both_hooks(tmp_path: Path) -> None:
+    about = facts(tmp_path)
+    about.spec.target_hook_name = "hook_mlp_out"
+    card = sae_card(about)
+    assert "A transcoder of the kind" in card and "A sparse autoencoder" not in card
+    assert about.spec.hook_spec in card and "blocks.1.hook_mlp_out" in card
+    assert "\n\n\n" not in card
+    assert "`blocks.1.hook_resid_post-hook_mlp_out`" in repo_card(None, about, "alice/saes")
+
+
 def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
     repo = RepoConfig(hf_repo_id="alice/saes")
     about = facts(tmp_path, repo=repo)

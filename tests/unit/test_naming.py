@@ -11,7 +11,9 @@ from sae_core.naming import (
     batch_checkpoint_name,
     ensure_writable,
     epoch_checkpoint,
+    hook_label,
     middle_layer,
+    model_id,
     path_component,
     run_name,
 )
@@ -51,15 +53,22 @@ def test_middle_layer(n_layers: int, lower: int, upper: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", ".hidden", "../up", "a/b", "/", "a\\b", "a\nb", "a\0b", "a\x1b[2J"]
-)
+    "name",
+    ["", ".", "..", ".hidden", "../up", "a/b", "/", "a\\b", "a\nb", "a\0b", "a\x1b[2J", "-rf",
+     "x" * 181, "é" * 91],
+)  # fmt: skip
 def test_unsafe_name(name: str) -> None:
     with pytest.raises(SAEError, match="--run-name: .* cannot name a folder; use letters") as error:
         path_component(name, "--run-name")
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["a", "my run", "Ärger-1.2_b", "a..b"])
+def test_a_model_id_means_nothing_to_a_shell() -> None:
+    assert model_id("Qwen/Qwen3-0.6B") == "Qwen_Qwen3-0.6B"
+    assert model_id("a b;$(c)|`d`'\"&<>*?~") == "a_b___c___d_________"
+
+
+@pytest.mark.parametrize("name", ["a", "my run", "Ärger-1.2_b", "a..b", "x" * 180])
 def test_safe_name(name: str) -> None:
     assert path_component(name, "--run-name") == name
 
@@ -89,3 +98,11 @@ def test_folder_without_permission(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Path, "touch", refuse)
     with pytest.raises(SAEError, match=r"--output-root: cannot write to .* \(Permission denied\)"):
         ensure_writable(tmp_path, "--output-root")
+
+
+def test_a_transcoder_has_both_hooks_in_its_name() -> None:
+    assert hook_label("hook_resid_post") == "hook_resid_post"
+    label = hook_label("mlp.hook_in", "hook_mlp_out")
+    name = run_name("gpt2", 3, label, "btop32sae", 4)
+    assert name == "gpt2.blocks.3.mlp.hook_in-hook_mlp_out.btop32sae.exp4"
+    assert path_component(name, "--run-name") == name

@@ -71,6 +71,12 @@ EFFECTS: dict[str, Callable[[Result, Result], Any]] = {
     "--hook-name hook_mlp_out": lambda r, p: (
         ".blocks.1.hook_mlp_out." in r.folder.name and weights_differ(r, p)
     ),
+    "--hook-name mlp.hook_in --target-hook-name hook_mlp_out": lambda r, p: (
+        ".blocks.1.mlp.hook_in-hook_mlp_out." in r.folder.name
+        and r.sae.spec.target_hook_name == "hook_mlp_out"
+        and p.sae.spec.target_hook_name == ""
+        and weights_differ(r, p)
+    ),
     "--run-name mine": lambda r, p: r.folder.name == "mine",
     "--val-fraction 0.5": lambda r, p: r.history["tokens"][0] < p.history["tokens"][0],
     "--val-fraction 0": lambda r, p: (
@@ -259,6 +265,7 @@ def test_trust_remote_code_is_off_unless_asked_for(
         ("--lr 0", "--lr 0"),
         ("--batch-size 0", "--batch-size 0"),
         ("--hook-layer -1", "--hook-layer -1"),
+        ("--target-hook-name hook_mlp_out", "--target-hook-name hook_mlp_out: a transcoder goes"),
         ("--use-end-to-end --no-use-logit-kl", "--use-logit-kl or --use-block-mse"),
         ("--end-to-end-fraction 0", "--end-to-end-fraction 0"),
         ("--end-to-end-fraction 1.5", "--end-to-end-fraction 1.5"),

@@ -128,6 +128,28 @@ def test_saelens_formula_gives_the_same(kind: str, tmp_path: Path) -> None:
 
 
 @any_kind
+def test_transcoder(kind: str, tmp_path: Path) -> None:
+    """They take x as it is; `transcoder` and `jumprelu_transcoder` are SAELens's own."""
+    sae = random_sae(kind, torch.float32, metadata=ORIGIN, target_hook_name="hook_mlp_out")
+    write_files(tmp_path / "sae", saelens_files(sae))
+    config = json.loads((tmp_path / "sae/cfg.json").read_text())
+    plain = OF_KIND[kind]["architecture"]
+    own = {"jumprelu": "jumprelu_transcoder", "standard": "transcoder"}.get(plain)
+    assert config["architecture"] == (own or plain)
+    assert config.get("d_out") == (6 if own else None)
+    assert config["apply_b_dec_to_input"] is False
+    assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_post"
+    assert config["metadata"]["hook_name_out"] == "blocks.1.hook_mlp_out"
+    with safe_open(tmp_path / "sae/sae_weights.safetensors", framework="pt") as stored:
+        tensors = {name: stored.get_tensor(name).double().numpy() for name in stored.keys()}
+    x = normal(50, 6).numpy()
+    features = FORMULAS[plain](x, tensors, config)
+    x_hat = features @ tensors["W_dec"] + tensors["b_dec"]
+    found = sae.double().requires_grad_(False)(torch.from_numpy(x)).numpy()
+    np.testing.assert_allclose(found, x_hat, rtol=1e-9, atol=1e-9)
+
+
+@any_kind
 def test_same_sae_same_bytes(kind: str) -> None:
     first, second = (
         saelens_files(random_sae(kind, torch.float32, metadata=ORIGIN)) for _ in range(2)

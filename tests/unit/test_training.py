@@ -1,6 +1,7 @@
 """The loop on activations whose directions are known: what it minimises, records and tells."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from sae_core.errors import SAEError
 from sae_core.kinds.batch_topk import BatchTopKSAE
 from sae_core.sae_base import AUXILIARY_STRIDE, Reconstruction
 from sae_core.train_config import TrainingConfig
-from sae_core.training import Normalisation, Trainer, learning_rate
+from sae_core.training import Normalisation, Observer, Trainer, learning_rate
 
 SHARED_KEYS = set(
     "loss recon_loss l1_loss sparsity recon_contribution l1_contribution aux_loss kind_loss".split()
@@ -108,7 +109,9 @@ def test_same_seed_same_history() -> None:
 class DenseTwin(BatchTopKSAE):
     """The same SAE with dense matrices and PyTorch's own gradients."""
 
-    def reconstruct(self, x: Tensor, row_block: int | None = None) -> Reconstruction:
+    def reconstruct(
+        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+    ) -> Reconstruction:
         code = self._topk(self.pre_activations(x), len(x) * self.spec.top_k)
         active = code > 0
         return Reconstruction(
@@ -119,7 +122,7 @@ class DenseTwin(BatchTopKSAE):
             x.new_zeros(()),
         )
 
-    def auxiliary_loss(self, x: Tensor, x_hat: Tensor) -> Tensor:
+    def auxiliary_loss(self, x: Tensor, x_hat: Tensor, target: Tensor | None = None) -> Tensor:
         dead = self.dead_features
         if not dead.any():
             return x.new_zeros(())
@@ -251,6 +254,107 @@ def test_no_validation_split() -> None:
     assert float((trainer.sae.encode(x) > 0).sum()) / len(x) == pytest.approx(K, rel=0.1)
 
 
-def test_loss_that_is_not_finite() -> None:
-    with pytest.raises(SAEError, match="the loss is nan after epoch 1 at blocks.1.hook_resid_post"):
+# Numbers that go wrong
+
+
+class Spoilt(SparseDirections):
+    """One activation in each of some training batches, numbered through all epochs, is a number
+    that goes wrong."""
+
+    def __init__(self, value: float, batches: set[int]) -> None:
+        super().__init__()
+        self.value, self.batches = value, batches
+
+    def train_batches(self, epoch: int, *args: int, **options: int) -> Iterator[Tensor]:
+        first = epoch * self.steps_per_epoch + options.get("skip", 0)
+        for number, x in enumerate(super().train_batches(epoch, *args, **options), first):
+            if number in self.batches:
+                x = x.clone()
+                x[5, 3] = self.value
+            yield x
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_batch_with_an_activation_that_is_not_finite_is_skipped(value: float) -> None:
+    recorder = Recorder()
+    trainer = train(source=Spoilt(value, {0, 9, 10}), observer=recorder, num_epochs=2)
+    assert trainer.history["skipped_batches"] == [1, 2]
+    assert [e[1:] for e in recorder.events if e[0] == "skip"] == [
+        (1, 1, "activations"),
+        (2, 2, "activations"),
+        (2, 3, "activations"),
+    ]
+    assert trainer.tokens == 13 * 256 and trainer.outliers == 0
+    assert all(math.isfinite(loss) for loss in trainer.history["loss"])
+    moments = trainer.optimizer.state_dict()["state"]
+    assert {int(m["step"]) for m in moments.values()} == {13}
+    assert all(torch.isfinite(t).all() for m in moments.values() for t in m.values())
+
+
+class Exploding(BatchTopKSAE):
+    """Its loss is not finite at some steps."""
+
+    at: frozenset[int] = frozenset()
+    calls = 0
+
+    def auxiliary_loss(self, x: Tensor, x_hat: Tensor, target: Tensor | None = None) -> Tensor:
+        if torch.is_grad_enabled():
+            self.calls += 1
+            if self.calls in self.at:
+                return super().auxiliary_loss(x, x_hat, target) + x_hat.sum() * math.inf
+        return super().auxiliary_loss(x, x_hat, target)
+
+
+class Snapshots(Observer):
+    """The tensors and bounds of a training after a step, and after the one that was skipped."""
+
+    trainer: Trainer
+
+    def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
+        self.last = self._taken()
+
+    def on_skip(self, epoch: int, step: int, what: str) -> None:
+        self.before, self.after, self.skipped = self.last, self._taken(), (epoch, step, what)
+
+    def _taken(self) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
+        tensors = {name: tensor.clone() for name, tensor in self.trainer.state().tensors.items()}
+        return tensors, self.trainer.sae.bounds()
+
+
+def test_a_step_whose_loss_is_not_finite_changes_nothing() -> None:
+    sae, snapshots = make_sae(cls=Exploding, n_dead=30), Snapshots()
+    sae.at = frozenset({6})
+    trainer = Trainer(sae, SparseDirections(), TrainingConfig(num_epochs=1), snapshots)
+    snapshots.trainer = trainer
+    next(trainer.train())
+    assert snapshots.skipped == (1, 6, "loss")
+    assert snapshots.before[1] == snapshots.after[1]
+    for name, tensor in snapshots.before[0].items():
+        assert torch.equal(tensor, snapshots.after[0][name]), name
+    assert trainer.history["skipped_batches"] == [1] and trainer.skipped_in_a_row == 0
+
+
+@pytest.mark.parametrize("max_skipped", [0, 3])
+def test_too_many_skipped_batches_in_a_row_stop_the_training(max_skipped: int) -> None:
+    source = Spoilt(math.inf, {*range(2, 5), *range(10, 16)})
+    sae = make_sae()
+    sae.spec.metadata["model_dtype"] = "float16"
+    trainer = Trainer(sae, source, TrainingConfig(), Observer(), max_skipped=max_skipped)
+    with pytest.raises(SAEError) as error:
+        list(trainer.train())
+    message = str(error.value)
+    assert f"blocks.1.hook_resid_post: activations not finite in {max_skipped + 1} batches" in (
+        message
+    )
+    assert "in float16; use --model-dtype bfloat16 or float32" in message
+    assert trainer.tokens == (2 if max_skipped == 0 else 7) * 256
+
+
+def test_activations_that_are_never_finite() -> None:
+    with pytest.raises(SAEError, match="activations not finite in 8 batches in a row"):
+        train(source=Spoilt(math.nan, set(range(100))))
+
+
+def test_a_learning_rate_that_ruins_the_weights() -> None:
+    with pytest.raises(SAEError, match="_post: loss not finite in 11 batches .* lower --lr"):
         train(lr=1e38)

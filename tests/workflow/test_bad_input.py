@@ -29,6 +29,10 @@ SINGLE = "sae_core/model_training/single_sae_training.py"
             lambda c: c["models"][0].update(layers=[2], saes=[{"topk": 4}, {"topk": 4}]),
             "two SAEs are named tiny.blocks.2.hook_resid_post.btop4sae.exp2",
         ),
+        (
+            lambda c: c["models"][0].update(target_hook_name="hook_mlp_out"),
+            "models[0]: target_hook_name hook_mlp_out: a transcoder goes from hook_name",
+        ),
         (lambda c: c["models"][0].update(name="../up"), "models[0].name"),
         (lambda c: c["models"][0].update(source={"wheel": "a==1"}), "models[0].source"),
         (lambda c: c["sae"].update(topk=0), "sae.topk: 0"),

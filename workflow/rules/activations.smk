@@ -28,7 +28,8 @@ rule harvest:
         jobs=PLAN.harvest.harvest_jobs,
         code=code_hash("scripts/harvest.py"),
     shell:
-        "python $SCRIPTS/harvest.py --texts {input.texts} --record {input.record}"
+        # In the shell's place: who kills the job kills the process that writes.
+        "exec python $SCRIPTS/harvest.py --texts {input.texts} --record {input.record}"
         " --hooks {params.hooks} {params.options} --shard {wildcards.shard} --shards {params.jobs}"
         " --batch-size {resources.batch_size} --device {resources.device}"
         " --output {output.shard} --receipt {output.receipt} > {log} 2>&1"

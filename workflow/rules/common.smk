@@ -33,7 +33,7 @@ PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg
 wildcard_constraints:
     model_id="|".join(map(re.escape, PLAN.models)),
     run=r"[^/]+",
-    hook_name=r"\w+",
+    hook_name=r"\w[\w.-]*",
     batch=r"(\d+|middle)(\+(\d+|middle))*",
     shard=r"\d+",
 
@@ -89,7 +89,7 @@ def model_record(wildcards):
 def shards(wildcards):
     """The activations that an SAE is trained on, one folder a harvest job."""
     run = run_plan(wildcards)
-    folder = f"{run.model.model_id}/{run.model.hook.hook_name}"
+    folder = f"{run.model.model_id}/{run.model.hook.label}"
     receipts = Path("results/harvests", folder).glob("*/0.json")
     return expand(
         "results/activations/{folder}/{batch}/{shard}",

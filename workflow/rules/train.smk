@@ -23,16 +23,21 @@ rule train:
         activation_batch_size=lambda wildcards: model_plan(wildcards).runtime.activation_batch_size,
         log_freq=PLAN.runtime.log_freq,
         checkpoint_freq=PLAN.runtime.checkpoint_freq,
+        resume_minutes=str(PLAN.runtime.resume_minutes),
+        max_skipped=PLAN.runtime.max_skipped,
         tracking=PLAN.tracking_options(),
     params:
         folder=subpath(output.weights, parent=True),
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
         code=code_hash("scripts/train.py"),
     shell:
-        "python $SCRIPTS/train.py --texts {input.texts} --record {input.record}"
+        # In the shell's place, so that the job gets signals, and learns of Snakemake's death.
+        "exec python $SCRIPTS/train.py --texts {input.texts} --record {input.record}"
         " --shards {input.shards} {params.options} --device {resources.device}"
         " --batch-size {resources.batch_size}"
         " --activation-batch-size {resources.activation_batch_size}"
         " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"
-        " {resources.tracking} --checkpoints results/checkpoints/{wildcards.run} --output {params.folder}"
+        " --resume-minutes {resources.resume_minutes} --max-skipped {resources.max_skipped}"
+        " {resources.tracking}"
+        " --checkpoints results/checkpoints/{wildcards.run} --output {params.folder}"
         " > {log} 2>&1"

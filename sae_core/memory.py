@@ -1,0 +1,79 @@
+"""Out of memory: the unit of work is halved, and the work goes on with the same meaning."""
+
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from sae_core.errors import SAEError, one_line
+
+SIGNS = ("DefaultCPUAllocator: ", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""In the messages of the errors that have no class of their own."""
+
+Result = TypeVar("Result")
+
+
+class WorkingUnit:
+    """How many items are worked on at once: halved whenever that many do not fit into memory.
+
+    Args:
+        size: how many to begin with.
+        items: what they are, for the messages.
+        advice: what to do when not even one fits.
+    """
+
+    def __init__(self, size: int, items: str, advice: str) -> None:
+        self.size, self.items, self.advice = size, items, advice
+
+    def attempt(self, work: Callable[[int], Result]) -> Result:
+        """`work(size)`, again with half the size as long as memory runs out. `work` must leave
+        things as they were when it fails.
+
+        Raises:
+            SAEError: there is not enough memory for one item.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
+                reason = one_line(error)
+            self._halve(reason)  # not in the handler: the error holds on to the memory
+
+    def parts(self, n: int, work: Callable[[slice], Result]) -> Iterator[Result]:
+        """`work` on `n` items, the size at a time."""
+        first = 0
+        while first < n:
+
+            def on_part(size: int, first: int = first) -> tuple[int, Result]:
+                last = min(first + size, n)
+                try:
+                    return last, work(slice(first, last))
+                except RuntimeError:
+                    self.size = min(size, n)  # so that half of it is less
+                    raise
+
+            first, result = self.attempt(on_part)
+            yield result
+
+    def _halve(self, reason: str) -> None:
+        if self.size == 1:
+            raise SAEError(
+                f"out of memory with one of the {self.items} at once: {self.advice} ({reason})"
+            )
+        self.size //= 2
+        print(f"out of memory: {self.size} {self.items} at once from now on", flush=True)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory, of the device or of the machine, is what was lacking."""
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
+
+
+def forward_windows(size: int) -> WorkingUnit:
+    """Windows in a forward pass of a language model, `size` to begin with."""
+    advice = "use shorter windows (--max-text-length), a smaller --model-dtype or another --device"
+    return WorkingUnit(size, "windows in a forward pass", advice)

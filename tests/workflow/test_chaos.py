@@ -1,0 +1,94 @@
+"""A workflow whose processes are killed, one after the other, ends as one that is left alone."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from chaos import artifacts, differences, disturb, processes, start
+from project import TIMEOUT, Project
+
+pytestmark = pytest.mark.xdist_group("completed")
+
+RUN = "tiny.blocks.2.hook_resid_post.btop4sae.exp2"
+TARGETS = (f"results/saes/{RUN}/weights.pt", f"results/evaluations/{RUN}.json")
+
+
+def often(project: Project) -> Project:
+    """The project with the state stored twice a second, which changes no result."""
+    config = project.config
+    config["runtime"]["resume_minutes"] = 1 / 120
+    project.configure(config)
+    return project
+
+
+def test_chaos(completed: Project, project: Project) -> None:
+    disturb(often(project), 4, 0, *TARGETS)
+    expected, found = artifacts(completed.folder), artifacts(project.folder)
+    assert any(name.endswith("weights.pt") for name in found)
+    assert not differences({name: expected.get(name, "") for name in found}, found)
+    assert not list((project.folder / "results").rglob("*.lock"))
+    assert not list((project.folder / "results/checkpoints").glob("*/resume*"))
+
+
+def wait_for(pattern: str, project: Project, session: int) -> None:
+    end = time.monotonic() + TIMEOUT
+    while not list(project.folder.glob(pattern)):
+        assert time.monotonic() < end and processes(session), f"no {pattern}"
+        time.sleep(0.05)
+
+
+def unlock(project: Project) -> subprocess.CompletedProcess[str]:
+    script = project.folder / "scripts/unlock.py"
+    return subprocess.run(
+        [sys.executable, script], cwd=project.folder, capture_output=True, text=True, timeout=60
+    )
+
+
+def test_a_killed_snakemake_is_started_again(project: Project) -> None:
+    target = "results/data/processed_textbooks_all.json"
+    run = start(project, target)
+    try:
+        wait_for(".snakemake/locks/*", project, run.pid)
+        refused = unlock(project)
+        assert refused.returncode == 1 and str(run.pid) in refused.stderr
+        os.kill(run.pid, signal.SIGKILL)
+        run.wait(60)
+    finally:
+        for pid in processes(run.pid):
+            os.kill(pid, signal.SIGKILL)
+    assert "cannot be locked" in project.snakemake(target, ok=False)
+    done = unlock(project)
+    assert done.returncode == 0 and "is taken away" in done.stdout
+    project.snakemake(target)
+    assert not unlock(project).stdout
+    assert (project.folder / target).is_file()
+
+
+def test_the_workflow_goes_on_with_a_training_that_was_stopped(project: Project) -> None:
+    """As SLURM stops it before the time limit: the job is tried again by itself."""
+    config = project.config
+    config["training"] |= {"num_epochs": 12, "early_stopping_patience": 0}
+    project.configure(config)
+    run = start(often(project), TARGETS[0])
+    try:
+        wait_for(f"results/checkpoints/{RUN}/best_model.pt", project, run.pid)
+        [trainer] = [
+            pid
+            for pid in processes(run.pid)
+            if b"scripts/train.py" in Path(f"/proc/{pid}/cmdline").read_bytes()
+        ]
+        os.kill(trainer, signal.SIGUSR1)
+        assert run.wait(TIMEOUT) == 0
+    finally:
+        for pid in processes(run.pid):
+            os.kill(pid, signal.SIGKILL)
+    log = (project.folder / "chaos.log").read_text()
+    assert "interrupted by SIGUSR1" in log and "run it again to go on" in log
+    metrics = (project.folder / f"results/checkpoints/{RUN}/metrics.jsonl").read_text()
+    epochs = [json.loads(line) for line in metrics.splitlines() if '"epoch", ' in line]
+    assert [event["epoch"] for event in epochs] == list(range(1, 13))
