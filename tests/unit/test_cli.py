@@ -80,7 +80,8 @@ def test_debug_shows_where_a_setting_was_found_wrong(capsys: pytest.CaptureFixtu
 
 COMMANDS = sorted(
     [
-        *ROOT.glob("scripts/*.py"),
+        *(path for path in ROOT.glob("scripts/*.py") if "cli.run" in path.read_text()),
+        ROOT / "scripts/process.py",
         *ROOT.glob("sae_core/model_training/*_training.py"),
         ROOT / "sae_core/model_training/eval_sae_minibatch.py",
         ROOT / "sae_core/data_processing/textbook_process.py",

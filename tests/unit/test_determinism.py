@@ -84,7 +84,7 @@ def test_tracking_changes_no_byte(
 ) -> None:
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     options = ("--wandb", "--wandb-mode", "offline")
-    assert hashes(train_one(configured(base, tmp_path, *options))) == plain
+    assert hashes(train_one(configured(base, tmp_path, *options)).folder) == plain
     assert list(tmp_path.glob("wandb/offline-run-*"))
 
 
