@@ -1,9 +1,10 @@
 """SAE directories: written whole or not at all, and read with nothing unpickled but tensors."""
 
+import hashlib
 import io
 import json
 import os
-import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,19 @@ import torch
 from torch import Tensor
 
 from sae_core.errors import SAEError
-from sae_core.files import sync
+from sae_core.files import file_sha256, new_folder, writing
 from sae_core.kinds import build
 from sae_core.naming import SAE_FILES
+from sae_core.records import fits, read_json
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
 
 History = dict[str, list[float | None]]
 """One list a metric, one entry an epoch; None for an epoch without end-to-end steps."""
+
+NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
+"""Formats that a file of tensors may hold."""
 
 OPTIONAL_TENSORS = {"ever_fired", "num_batches_not_active"}
 
@@ -26,60 +32,26 @@ OPTIONAL_TENSORS = {"ever_fired", "num_batches_not_active"}
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
     """Make `folder` hold exactly `files`: never some of the old ones and some of the new.
 
-    The old folder is moved aside for the new one; should the process die between the two moves,
-    the next write brings it back first.
-
     Raises:
         SAEError: it cannot be written.
     """
-    staging = folder.with_name(f".{folder.name}.writing")
-    try:
-        retired = bring_back(folder)
-        for leftover in (staging, retired):
-            shutil.rmtree(leftover, ignore_errors=True)
-        staging.mkdir(parents=True)
+    with writing(folder, sum(map(len, files.values()))), new_folder(folder) as staging:
         for name, content in files.items():
             with (staging / name).open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-        if folder.exists():
-            folder.rename(retired)
-        try:
-            staging.rename(folder)
-            sync(folder.parent)
-        except OSError:
-            if retired.exists():
-                retired.rename(folder)
-            raise
-        shutil.rmtree(retired, ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise SAEError(
-            f"{folder}: cannot be written ({error.strerror}); free some space or choose another "
-            "folder"
-        ) from error
-
-
-def bring_back(folder: Path) -> Path:
-    """Put a folder back in its place, if `write_files` died after it had moved it aside.
-
-    Returns:
-        Where it moves it to.
-    """
-    retired = folder.with_name(f".{folder.name}.replaced")
-    if retired.exists() and not folder.exists():
-        retired.rename(folder)
-    return retired
 
 
 def sae_files(sae: SparseAutoencoder, history: History) -> dict[str, bytes]:
     """The files of an SAE directory: `weights.pt`, `config.json` and `history.json`."""
-    weights = io.BytesIO()
-    torch.save(sae.tensors(), weights)
+    file = io.BytesIO()
+    torch.save(sae.tensors(), file)
+    weights = file.getvalue()
+    spec = replace(sae.spec, weights_sha256=hashlib.sha256(weights).hexdigest())
     return {
-        "weights.pt": weights.getvalue(),
-        "config.json": sae.spec.to_json().encode(),
+        "weights.pt": weights,
+        "config.json": spec.to_json().encode(),
         "history.json": (json.dumps(history, indent=1) + "\n").encode(),
     }
 
@@ -98,29 +70,38 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     if not folder.is_dir():
         raise SAEError(f"{folder}: no such SAE directory")
     path, config = folder / "weights.pt", folder / "config.json"
+    spec, stored = SAESpec.load(config), read_tensors(path)
+    # First, so that a wrong size is found before anything of that size is made.
+    _check_tensor(path, stored, "W_dec", torch.empty(spec.d_sae, spec.d_in, device="meta"))
     try:
-        sae = build(SAESpec.load(config))
+        sae = build(spec)
     except SAEError as error:
-        raise SAEError(str(error) if str(config) in str(error) else f"{config}: {error}") from error
-    stored = read_tensors(path)
+        raise SAEError(f"{config}: {error}") from error
     expected = sae.state_dict()
     for name, tensor in expected.items():
         if name not in stored and name in OPTIONAL_TENSORS:
             stored[name] = tensor
-        elif name not in stored:
-            raise SAEError(f"{path}: has no tensor {name}; the file is not a whole SAE")
-        elif stored[name].shape != tensor.shape:
-            raise SAEError(
-                f"{path}: {name} has shape {tuple(stored[name].shape)}, but config.json says "
-                f"{tuple(tensor.shape)}"
-            )
-        elif stored[name].is_floating_point() != tensor.is_floating_point():
-            raise SAEError(f"{path}: {name} holds numbers of type {stored[name].dtype}")
-        elif not torch.isfinite(stored[name]).all():
-            raise SAEError(f"{path}: {name} holds NaN or infinite values")
+        _check_tensor(path, stored, name, tensor)
+    if spec.weights_sha256 not in ("", file_sha256(path)):
+        raise SAEError(f"{path}: not the weights that config.json was written with")
     sae = sae.to(stored["W_dec"].dtype)
     sae.load_state_dict({name: stored[name] for name in expected})
     return sae.eval().requires_grad_(False)
+
+
+def _check_tensor(path: Path, stored: dict[str, Tensor], name: str, like: Tensor) -> None:
+    if name not in stored:
+        raise SAEError(f"{path}: has no tensor {name}; the file is not a whole SAE")
+    tensor = stored[name]
+    if tensor.shape != like.shape:
+        raise SAEError(
+            f"{path}: {name} has shape {tuple(tensor.shape)}, but config.json says "
+            f"{tuple(like.shape)}"
+        )
+    if tensor.is_floating_point() != like.is_floating_point():
+        raise SAEError(f"{path}: {name} holds numbers of type {tensor.dtype}")
+    if not torch.isfinite(tensor).all():
+        raise SAEError(f"{path}: {name} holds NaN or infinite values")
 
 
 def load_history(folder: Path) -> History:
@@ -129,11 +110,11 @@ def load_history(folder: Path) -> History:
     Raises:
         SAEError: it is missing or not JSON.
     """
-    path = folder / SAE_FILES[2]
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise SAEError(f"{path}: not a readable training history ({error})") from error
+    path, what = folder / SAE_FILES[2], "training history"
+    history = read_json(path, what, "fetch or train the SAE again")
+    if not fits(history, History):
+        raise SAEError(f"{path}: not a readable {what}; it has to be one list of numbers a metric")
+    return history
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -152,4 +133,15 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         ) from error
     if not isinstance(stored, dict) or not all(isinstance(v, Tensor) for v in stored.values()):
         raise SAEError(f"{path}: holds something other than named tensors")
+    for name, tensor in stored.items():
+        if not _is_plain(tensor):
+            raise SAEError(f"{path}: {name} is not a plain tensor; fetch or train it again")
     return stored
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    """Whether it is dense numbers that are all in the file."""
+    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
+        return False
+    nbytes = tensor.numel() * tensor.element_size()
+    return tensor.dtype in NUMBERS and tensor.untyped_storage().nbytes() >= nbytes

@@ -4,8 +4,9 @@ import dataclasses
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn, TypeVar
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
@@ -16,6 +17,20 @@ Settings = TypeVar("Settings")
 FLAT = (tyro.conf.OmitArgPrefixes,)
 """Options carry no group prefix: `--topk`, not `--sae.topk`."""
 
+UNNAMED = tyro.conf.arg(name="")
+
+
+LONGEST = 4000
+"""Characters of a message."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Common:
+    """What every command line has."""
+
+    debug: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Show the traceback of an error, too."""
+
 
 def parse(settings: type[Settings], description: str, argv: Sequence[str] | None) -> Settings:
     """Read the command line into a settings dataclass.
@@ -23,7 +38,9 @@ def parse(settings: type[Settings], description: str, argv: Sequence[str] | None
     Field names become options, field docstrings their help, nested dataclasses groups. A wrong
     option or value ends the program with status 2 and a message that names it.
     """
-    return tyro.cli(settings, description=description, args=argv, config=FLAT)
+    groups = [("own", Annotated[settings, UNNAMED]), ("common", Annotated[Common, UNNAMED])]
+    both: Any = dataclasses.make_dataclass("Options", groups)
+    return tyro.cli(both, description=description, args=argv, config=FLAT).own
 
 
 def run(
@@ -38,20 +55,29 @@ def run(
     """
     try:
         body(parse(settings, description, argv))
-    except SAEError as error:
-        sys.exit(f"error: {error}")
     except Interrupted as interrupted:
         print(f"error: {interrupted}", file=sys.stderr, flush=True)
         sys.exit(os.EX_TEMPFAIL)
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
-    except RuntimeError as error:
+    except Exception as error:
+        # Looked for here, as the options themselves may be what is wrong.
+        if "--debug" in (sys.argv[1:] if argv is None else argv):
+            traceback.print_exc()
+        sys.exit(f"error: {_reason(error)}")
+    sys.exit(0)
+
+
+def _reason(error: Exception) -> str:
+    """An error as one line: what the user can mend as it is, anything else by its name."""
+    if isinstance(error, SAEError):
+        return one_line(error, most=LONGEST)
+    if isinstance(error, RuntimeError):
         from sae_core.memory import is_out_of_memory
 
-        if not is_out_of_memory(error):
-            raise
-        sys.exit(f"error: out of memory, and not for want of smaller pieces ({one_line(error)})")
-    sys.exit(0)
+        if is_out_of_memory(error):
+            return f"out of memory, and not for want of smaller pieces ({one_line(error)})"
+    return f"{type(error).__name__}: {one_line(error)} (not foreseen; --debug shows where)"
 
 
 def options(settings: Any) -> str:

@@ -89,7 +89,7 @@ class EndToEnd:
 
     Args:
         windows: those that the SAE's activations are of.
-        batch_size: windows in a forward pass; it does not change the result.
+        batch_size: windows in a forward pass; see `LanguageModel.windows_at_once`.
         target: of a transcoder.
 
     Raises:
@@ -106,7 +106,8 @@ class EndToEnd:
         target: Hook | None = None,
     ) -> None:
         self.model, self.windows, self.hook, self.config = model, windows, hook, config
-        self.target, self.unit = target or hook, forward_windows(batch_size)
+        self.target = target or hook
+        self.unit = forward_windows(model.windows_at_once(windows.length, batch_size))
         layers = later_layers(config, self.target, model.n_layers)
         self.later = [Hook(layer, "hook_resid_post") for layer in layers]
         self.weights = _weights(config)
@@ -114,7 +115,7 @@ class EndToEnd:
     def clean(
         self, tokens: Tensor, max_norm: float, target_max_norm: float = math.inf
     ) -> list[CleanPass]:
-        """Run windows (W, L) through the model, `batch_size` at a time.
+        """Run windows (W, L) through the model, some at a time.
 
         Tokens whose activation is longer than `max_norm`, or at the target longer than
         `target_max_norm`, are outliers.

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read."""
+"""The one exception a user is meant to read, and any other as a line."""
 
 
 class SAEError(Exception):
@@ -12,6 +12,8 @@ class Interrupted(KeyboardInterrupt):
     """A signal ended the work at a point from which the same command goes on with it."""
 
 
-def one_line(error: BaseException) -> str:
-    """The beginning of an error's message, as one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def one_line(error: object, most: int = 300) -> str:
+    """What an error, or its message, says: one line without control characters, of at most `most`
+    characters; the error's name if it says nothing."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)[:most]

@@ -1,7 +1,10 @@
-"""Files written whole or not at all, and what identifies them."""
+"""Files and folders written whole or not at all, and what identifies them."""
 
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from sae_core.errors import SAEError
@@ -13,21 +16,86 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         SAEError: it cannot be written.
     """
+    data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             with temporary.open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
+                file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A folder to write files into, which in the end takes the place of `folder`: there are never
+    some of the old files and some of the new, and whatever fails, the old ones stay.
+
+    The old folder is moved aside for the new one; should the process die between the two moves,
+    the next write brings it back first.
+    """
+    staging = folder.with_name(f".{folder.name}.writing")
+    retired = bring_back(folder)
+    for leftover in (staging, retired):
+        shutil.rmtree(leftover, ignore_errors=True)
+    try:
+        staging.mkdir(parents=True)
+        yield staging
+        if folder.exists():
+            folder.rename(retired)
+        try:
+            staging.rename(folder)
+            sync(folder.parent)
+        except OSError:
+            if retired.exists():
+                retired.rename(folder)
+            raise
+        shutil.rmtree(retired, ignore_errors=True)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def bring_back(folder: Path) -> Path:
+    """Put a folder back in its place, if `new_folder` died after it had moved it aside.
+
+    Returns:
+        Where it moves it to.
+    """
+    retired = folder.with_name(f".{folder.name}.replaced")
+    if retired.exists() and not folder.exists():
+        retired.rename(folder)
+    return retired
+
+
+@contextmanager
+def writing(path: Path, n_bytes: int) -> Iterator[None]:
+    """Where `n_bytes` are written to a file or folder: what fails names it and them.
+
+    Raises:
+        SAEError: it cannot be written.
+    """
+    try:
+        yield
     except OSError as error:
         raise SAEError(
-            f"{path}: cannot be written ({error.strerror}); name one in a folder you can write to"
+            f"{path}: cannot be written ({error.strerror or error}), {n_bytes:,} bytes; free some "
+            "space or choose another folder"
         ) from error
+
+
+def check_space(path: Path, n_bytes: int, advice: str) -> None:
+    """Check that `n_bytes` fit into a folder whose parent exists.
+
+    Raises:
+        SAEError: they do not; the message ends with `advice`.
+    """
+    free = shutil.disk_usage(path.parent).free
+    if n_bytes > free:
+        raise SAEError(f"{path}: takes {n_bytes:,} bytes, and {free:,} are free there; {advice}")
 
 
 def sync(path: Path) -> None:

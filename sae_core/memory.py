@@ -47,9 +47,12 @@ class WorkingUnit:
         while first < n:
 
             def on_part(size: int, first: int = first) -> tuple[int, Result]:
-                self.size = min(size, n)
                 last = min(first + size, n)
-                return last, work(slice(first, last))
+                try:
+                    return last, work(slice(first, last))
+                except RuntimeError:
+                    self.size = min(size, n)  # so that half of it is less
+                    raise
 
             first, result = self.attempt(on_part)
             yield result

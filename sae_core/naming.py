@@ -37,12 +37,21 @@ EVALUATION_FILE = "evaluation.json"
 UPLOAD_MARKER = "upload.json"
 """What became of the upload of a run by hand; beside its checkpoints."""
 
+NAME_BYTES = 180
+"""Longest name of a folder: file systems take 255 bytes, and files are named after it."""
+
+PUNCTUATION = re.compile(r"[ -,/:-@\[-^`{-~]")
+"""The space and ASCII's punctuation but for `-`, `.` and `_`."""
+
 REPO_ID = re.compile(r"(?=.{3,96}$)\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 
 def model_id(model_name: str) -> str:
-    """The model name as one path component: `Qwen/Qwen3-0.6B` -> `Qwen_Qwen3-0.6B`."""
-    return model_name.replace("/", "_")
+    """The model name as one path component: `Qwen/Qwen3-0.6B` -> `Qwen_Qwen3-0.6B`.
+
+    Nothing in it means anything to a shell.
+    """
+    return PUNCTUATION.sub("_", model_name)
 
 
 def hook_spec(layer: int, hook_name: str) -> str:
@@ -82,12 +91,14 @@ def path_component(name: str, option: str) -> str:
     """`name`, when it is safe as one folder's name.
 
     Raises:
-        SAEError: it is empty, starts with a dot, or holds a separator or a control character.
+        SAEError: it is empty or too long, starts with a dot or a dash, or holds a separator or a
+            control character.
     """
-    if not name or name.startswith(".") or not name.isprintable() or set(name) & set("/\\"):
+    is_safe = name.isprintable() and not set(name) & set("/\\") and name[:1] not in ("", ".", "-")
+    if not is_safe or len(name.encode()) > NAME_BYTES:
         raise SAEError(
-            f"{option}: {name!r} cannot name a folder; use letters, digits, '.', '_' and '-', "
-            "and do not start with '.'"
+            f"{option}: {name[:NAME_BYTES]!r} cannot name a folder; use letters, digits, '.', '_' "
+            f"and '-', {NAME_BYTES} of them at most, and do not start with '.' or '-'"
         )
     return name
 

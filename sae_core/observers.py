@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from sae_core.checkpoint import History
-from sae_core.errors import SAEError
 from sae_core.events import EpochRecord, Observer
+from sae_core.files import writing
 
 
 class Observers(Observer):
@@ -94,12 +94,8 @@ class MetricsFile(Observer):
             os.truncate(self.path, length)
 
     def _write(self, **event: Any) -> None:
-        try:
+        line = json.dumps(event) + "\n"
+        with writing(self.path, len(line)):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(event) + "\n")
-        except OSError as error:
-            raise SAEError(
-                f"{self.path}: cannot be written ({error.strerror}); free some space or choose "
-                "another folder for the checkpoints"
-            ) from error
+                file.write(line)

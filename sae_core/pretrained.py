@@ -1,5 +1,7 @@
 """Trained SAEs by name: from a directory, from this project's output folders, or from the Hub."""
 
+import os
+import re
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
@@ -11,6 +13,9 @@ from sae_core.train_config import OutputConfig
 
 ROOTS = (OutputConfig.output_root, Path("results/saes"))
 """Where a bare run name is looked for, from the folder one is in: by hand, by the workflow."""
+
+RUN = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
+"""A folder in a repository."""
 
 
 class Pretrained(NamedTuple):
@@ -65,15 +70,15 @@ def list_pretrained(repo_id: str, *, revision: str | None = None) -> list[str]:
 def _folder(name: str, revision: str | None) -> Path:
     local = [Path(name), *(root / name for root in ROOTS)]
     for folder in local:
-        if folder.is_dir():
+        if os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
             return folder
     owner, _, rest = name.partition("/")
     repository, _, run = rest.partition("/")
-    if not run or not REPO_ID.fullmatch(f"{owner}/{repository}"):
+    if not REPO_ID.fullmatch(f"{owner}/{repository}") or not RUN.fullmatch(run):
         places = ", ".join(str(root) for root in ROOTS)
         raise SAEError(
-            f"{name}: no such SAE directory, and no SAE of that name in {places}; on the Hub it "
-            "is owner/repository/run_name"
+            f"{name[:200]!r}: no such SAE directory, and no SAE of that name in {places}; on the "
+            "Hub it is owner/repository/run_name"
         )
     from sae_core.publishing.hub import fetch_folder
 

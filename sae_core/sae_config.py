@@ -1,13 +1,15 @@
 """What an SAE is: the settings a user chooses, and the `config.json` that is stored with it."""
 
 import json
+import math
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_origin
+from typing import Any, Literal
 
 from sae_core.errors import SAEError
 from sae_core.naming import hook_label, hook_spec
+from sae_core.records import fits, read_json
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 
@@ -68,7 +70,7 @@ class SAEConfig:
                 f"--topk {self.topk}: a {self.sae_type} SAE needs at least 1 active feature a token"
             )
         shares = (0, *self.matryoshka_fractions, 1)
-        if len(shares) < 3 or any(a >= b for a, b in pairwise(shares)):
+        if len(shares) < 3 or not all(a < b for a, b in pairwise(shares)):
             raise SAEError(
                 f"--matryoshka-fractions {' '.join(map(str, self.matryoshka_fractions))}: give at "
                 "least one number between 0 and 1, in ascending order"
@@ -77,10 +79,8 @@ class SAEConfig:
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise SAEError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
         for name in ("sparsity_penalty", "aux_penalty"):
-            if getattr(self, name) < 0:
-                raise SAEError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: must not be negative"
-                )
+            if not 0 <= getattr(self, name) < math.inf:
+                raise SAEError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0")
 
     @property
     def k(self) -> int:
@@ -100,12 +100,21 @@ class SAEConfig:
         return sorted(sizes | {d_sae})
 
 
+METADATA: dict[str, Any] = {
+    "model_name": str,
+    "max_text_length": int,
+    "val_fraction": float,
+    "seed": int,
+}
+"""What the evaluation reads of an SAE's origin."""
+
+
 @dataclass
 class SAESpec:
     """`config.json` of an SAE directory: what is needed to use the weights, and their origin.
 
-    Directories that were written before `sae_type` and `metadata` existed load too: their kind
-    follows from `top_k`. Those without `target_hook_name` are SAEs.
+    Directories that were written before `sae_type`, `metadata` and `weights_sha256` existed load
+    too: their kind follows from `top_k`. Those without `target_hook_name` are SAEs.
     """
 
     d_in: int
@@ -125,6 +134,8 @@ class SAESpec:
     target_hook_name: str = ""
     """Of a transcoder, where its output belongs, in the same layer; empty for an SAE."""
     metadata: dict[str, Any] = field(default_factory=dict)
+    weights_sha256: str = field(default="", compare=False)
+    """Of the `weights.pt` beside it, which no other configuration fits."""
 
     def __post_init__(self) -> None:
         if not self.sae_type:
@@ -151,26 +162,22 @@ class SAESpec:
         Raises:
             SAEError: the file is missing, not JSON, or lacks a key.
         """
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise SAEError(f"{path}: not a readable SAE configuration ({error})") from error
+        stored = read_json(path, "SAE configuration", "fetch or train the SAE again")
         known = {f.name for f in fields(cls)}
-        required = known - {"sae_type", "matryoshka_sizes", "target_hook_name", "metadata"}
+        optional = {"sae_type", "matryoshka_sizes", "target_hook_name", "metadata"}
+        required = known - optional - {"weights_sha256"}
         if not isinstance(stored, dict) or required - set(stored):
             missing = sorted(required - set(stored if isinstance(stored, dict) else ()))
             raise SAEError(f"{path}: not an SAE configuration; missing {', '.join(missing)}")
         for f in fields(cls):
-            if f.name in stored and not _fits(stored[f.name], f.type):
-                raise SAEError(f"{path}: {f.name} is {stored[f.name]!r}, which is no {f.type}")
+            if f.name in stored and not fits(stored[f.name], f.type):
+                raise SAEError(f"{path}: {f.name} is {stored[f.name]!r:.80}, which is no {f.type}")
+        for name, kind in METADATA.items():
+            value = stored.get("metadata", {}).get(name)
+            if value is not None and not fits(value, kind):
+                raise SAEError(f"{path}: metadata: {name} is {value!r:.80}, which is no {kind}")
         if min(stored["d_in"], stored["d_sae"]) < 1:
             raise SAEError(f"{path}: d_in and d_sae must be at least 1")
+        if min(stored["hook_layer"], stored["top_k"]) < 0:
+            raise SAEError(f"{path}: hook_layer and top_k must be at least 0")
         return cls(**{key: value for key, value in stored.items() if key in known})
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if kind is float:
-        return isinstance(value, int | float)
-    if kind == list[int]:
-        return isinstance(value, list) and all(isinstance(item, int) for item in value)
-    return isinstance(value, get_origin(kind) or kind)

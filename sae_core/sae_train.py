@@ -15,14 +15,14 @@ from sae_core.activations.language_model import (
 )
 from sae_core.activations.store import ActivationSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows, split_texts
-from sae_core.checkpoint import bring_back, load_sae, sae_files, save_sae, write_files
+from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
 from sae_core.code_hash import code_hash
 from sae_core.data_processing.texts import read_texts
 from sae_core.devices import keep_freed_memory, pick_device, pick_precision
 from sae_core.end_to_end import EndToEnd, later_layers
 from sae_core.errors import Interrupted, SAEError, one_line
 from sae_core.events import EpochRecord, Observer
-from sae_core.files import file_sha256, folder_stamp
+from sae_core.files import bring_back, file_sha256, folder_stamp
 from sae_core.interrupts import Interrupts
 from sae_core.kinds import build
 from sae_core.naming import (

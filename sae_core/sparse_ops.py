@@ -45,6 +45,11 @@ warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta 
 BLOCK_BYTES = 2**25
 """Pre-activations of one row block: about what a processor's cache holds."""
 
+TILE_ROWS = 512
+"""Tokens in one call of the product, at most. A matrix product's last bits depend on how many rows
+it has. So a block is made of tiles, whose size depends on the SAE alone, and how many tokens a
+block has changes nothing."""
+
 BOUND_MARGIN = 0.95
 """The lower bound is this share of the smallest kept value that is expected."""
 
@@ -153,9 +158,9 @@ Sliced = tuple[Tensor, ...]
 """A matrix in pieces, side by side."""
 
 
-def _slices(table: Tensor, pairs: Pairs) -> Sliced:
-    """The matrix, (N, D) or (F, D), in the pieces in which the pairs' rows are best gathered."""
-    if table.device.type == "cpu" and len(pairs.row) >= SLICE_REUSE * len(table):
+def _slices(table: Tensor, n_pairs: int) -> Sliced:
+    """The matrix, (N, D) or (F, D), in the pieces in which so many rows are best gathered."""
+    if table.device.type == "cpu" and n_pairs >= SLICE_REUSE * len(table):
         parts = table.split(SLICE_BYTES // table.element_size(), dim=1)
     else:
         parts = (table,)
@@ -191,14 +196,18 @@ def _sampled_product(a: Sliced, b: Sliced, pairs: Pairs) -> Tensor:
     return product.values()
 
 
-def _positive_entries(block: Tensor) -> Tensor:
-    """(C,) ascending positions of the positive entries of a flattened matrix.
+def _positive_entries(block: Tensor, floor: float = 0.0) -> Tensor:
+    """(C,) ascending positions of the positive entries of a flattened matrix, if above `floor`.
 
-    The matrix is overwritten: negative numbers, which are negative integers too, become 0, and the
-    rest is looked for in whole machine words, several entries at a time, as it is little.
+    The matrix is overwritten: other entries, of which negative ones are negative integers too,
+    become 0, and the rest is looked for in whole machine words, several entries at a time, as it is
+    little.
     """
     flat = block.view(-1)
-    flat.view(INTEGERS[flat.element_size()]).clamp_(min=0)
+    if floor > 0:
+        F.threshold_(flat, floor, 0.0)
+    else:
+        flat.view(INTEGERS[flat.element_size()]).clamp_(min=0)
     per_word = math.gcd(8 // flat.element_size(), flat.numel())  # a power of 2
     words = flat.view(INTEGERS[per_word * flat.element_size()])
     word = words.nonzero().squeeze(1)
@@ -212,33 +221,47 @@ class _Product:
 
     Args:
         x: (N, D) centred activations.
+        total: how many entries are wanted.
+        bound: it is the numbers above it that the product gives, so that it rounds these finely.
     """
 
-    def __init__(self, x: Tensor, W_enc: Tensor, b_enc: Tensor, precision: Precision) -> None:
-        self.x, self.W_enc, self.b_enc = x, W_enc, b_enc
-        self.factors = x.to(precision.product), W_enc.to(precision.product)
+    def __init__(
+        self, x: Tensor, weights: Weights, total: int, bound: float, precision: Precision
+    ) -> None:
+        self.x, self.W_enc, self.b_enc = x, weights.W_enc, weights.b_enc
+        self.total, self.bound = total, bound
+        self.factors = x.to(precision.product), self.W_enc.to(precision.product)
         self.finds_only = precision.product != precision.values
+        self.shift = self.b_enc - bound
         if self.finds_only:
-            self.reach = ROUNDING * x.norm(dim=1).max() * W_enc.norm(dim=0)
+            self.shift += ROUNDING * x.norm(dim=1).max() * self.W_enc.norm(dim=0)
+            self.shift += ROUNDING * self.shift.abs()  # this sum is rounded too
 
     def candidates(self, first: int, rows: int, bound: float) -> tuple[Tensor, Tensor | None]:
         """(C,) positions in the flattened N x F matrix, in `rows` rows from `first` on, of all
-        entries above `bound`; and (C,) their values, unless the product only finds them."""
+        entries above `bound`, and of some below; and (C,) their values, unless the product only
+        finds them."""
         x, W_enc = self.factors
-        shift = self.b_enc - bound
-        if self.finds_only:
-            shift += self.reach
-            shift += ROUNDING * shift.abs()  # this sum is rounded too
-        block = F.linear(x[first : first + rows], W_enc.T, shift.to(x.dtype))
-        index = _positive_entries(block)
-        value = None if self.finds_only else block.view(-1)[index].to(self.x.dtype) + bound
-        return index + first * len(shift), value
+        block = _tiled_product(x[first : first + rows], W_enc, self.shift.to(x.dtype))
+        # A little lower, as both numbers and their difference are rounded.
+        index = _positive_entries(block, 0.98 * (bound - self.bound) - 2**-20 * bound)
+        value = None if self.finds_only else block.view(-1)[index].to(self.x.dtype) + self.bound
+        return index + first * len(self.shift), value
 
     def values(self, index: Tensor) -> Tensor:
         """(C,) the entries at positions `index`, ascending."""
         pairs = Pairs.at(index, len(self.x), len(self.b_enc))
-        x, W_enc_FD = _slices(self.x, pairs), _slices(self.W_enc.T, pairs)
+        x, W_enc_FD = (_slices(table, self.total) for table in (self.x, self.W_enc.T))
         return _sampled_product(x, W_enc_FD, pairs) + self.b_enc[pairs.column]
+
+
+def _tiled_product(x: Tensor, W_enc: Tensor, bias: Tensor) -> Tensor:
+    """(N, D) -> (N, F) `x @ W_enc + bias`; the same for a row whatever the number of tiles."""
+    rows = tile_rows(W_enc.shape[1], x.dtype)
+    block = x.new_empty(len(x), W_enc.shape[1])
+    for part, out in zip(x.split(rows), block.split(rows), strict=True):
+        torch.addmm(bias, part, W_enc, out=out)
+    return block
 
 
 def kth_largest(value: Tensor, k: int) -> Tensor:
@@ -251,8 +274,8 @@ def kth_largest(value: Tensor, k: int) -> Tensor:
 class _Largest:
     """The largest entries of a product, found block by block in bounded memory."""
 
-    def __init__(self, product: _Product, total: int, bound: float) -> None:
-        self.product, self.total, self.bound = product, total, bound
+    def __init__(self, product: _Product) -> None:
+        self.product, self.total, self.bound = product, product.total, product.bound
         self.indices: list[Tensor] = []
         self.values: list[Tensor] = []
 
@@ -284,10 +307,18 @@ class _Largest:
         return index[kept], value[kept]
 
 
-def block_rows(n_features: int, dtype: torch.dtype) -> int:
-    """How many tokens' pre-activations make up one block of the product."""
-    rows = BLOCK_BYTES // (n_features * dtype.itemsize)
-    return max(1, rows // 32 * 32 or rows)
+def tile_rows(n_features: int, dtype: torch.dtype) -> int:
+    """How many tokens' pre-activations are computed at once: a power of 2."""
+    most = BLOCK_BYTES // (n_features * dtype.itemsize)
+    return min(TILE_ROWS, 1 << max(0, most.bit_length() - 1))
+
+
+def block_rows(n_features: int, dtype: torch.dtype, wanted: int | None = None) -> int:
+    """How many tokens' pre-activations are in memory at once, in whole tiles: about `wanted`, or
+    as many as a block holds."""
+    tile = tile_rows(n_features, dtype)
+    rows = wanted or BLOCK_BYTES // (n_features * dtype.itemsize)
+    return max(tile, rows // tile * tile)
 
 
 @torch.no_grad()
@@ -310,7 +341,7 @@ def batch_topk(
         total: how many pairs to keep, N*k.
         lower_bound: a guess at the smallest kept value; a good one saves work, none changes
             the result.
-        row_block: tokens in one block of the product.
+        row_block: tokens in one block of the product, about; none changes the result.
         precision: by default that of the weights. A product in another format than the values
             does not change the result; values in another format are rounded.
     """
@@ -320,9 +351,8 @@ def batch_topk(
     for bound in (lower_bound, lower_bound / 2, 0.0):
         # Without a bound every other entry is a candidate: the product has to give their values.
         formats = given if bound > 0 else Precision(given.values, given.values)
-        product = _Product(x, weights.W_enc, weights.b_enc, formats)
-        found = _Largest(product, total, max(bound, 0.0))
-        rows = row_block or block_rows(n_features, formats.product)
+        found = _Largest(_Product(x, weights, total, max(bound, 0.0), formats))
+        rows = block_rows(n_features, formats.product, row_block)
         for first in range(0, n, rows):
             found.look_at(first, rows)
         index, value = found.result()
@@ -361,7 +391,7 @@ class _Encode(Function):
     def backward(ctx: Any, d_value: Tensor) -> tuple[Tensor | None, ...]:
         x, W_enc, b_enc, b_dec = ctx.saved_tensors
         order, rows, offsets = ctx.pairs.by_column
-        d_W_enc_FD = _bag(rows, _slices(x - b_dec, ctx.pairs), offsets, d_value[order])
+        d_W_enc_FD = _bag(rows, _slices(x - b_dec, len(rows)), offsets, d_value[order])
         d_b_enc = torch.zeros_like(b_enc).index_add_(0, ctx.pairs.column, d_value)
         return None, None, d_W_enc_FD.T, d_b_enc, -(W_enc @ d_b_enc)
 
@@ -371,7 +401,7 @@ class _Decode(Function):
 
     @staticmethod
     def forward(ctx: Any, pairs: Pairs, value: Tensor, W_dec: Tensor) -> Tensor:
-        ctx.pairs, ctx.W_dec = pairs, _slices(W_dec, pairs)
+        ctx.pairs, ctx.W_dec = pairs, _slices(W_dec, len(value))
         ctx.save_for_backward(value)
         return _bag(pairs.column, ctx.W_dec, pairs.row_start, value)
 
@@ -379,7 +409,7 @@ class _Decode(Function):
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (value,) = ctx.saved_tensors
         order, rows, offsets = ctx.pairs.by_column
-        g_slices = _slices(g, ctx.pairs)
+        g_slices = _slices(g, len(value))
         d_value = _sampled_product(g_slices, ctx.W_dec, ctx.pairs)
         return None, d_value, _bag(rows, g_slices, offsets, value[order])
 
@@ -425,14 +455,14 @@ def select(
     Args:
         x: (N, D) activations.
         chosen: from a block of pre-activations (rows, F) to bool of that shape.
-        row_block: tokens in one block of the product.
+        row_block: tokens in one block of the product, about; none changes the result.
     """
     n, n_features = x.shape[0], weights.W_enc.shape[1]
     x = x - weights.b_dec
-    rows = row_block or block_rows(n_features, x.dtype)
+    rows = block_rows(n_features, x.dtype, row_block)
     indices, values = [], []
     for first in range(0, n, rows):
-        pre = F.linear(x[first : first + rows], weights.W_enc.T, weights.b_enc)
+        pre = _tiled_product(x[first : first + rows], weights.W_enc, weights.b_enc)
         index = chosen(pre).view(-1).nonzero().squeeze(1)
         indices.append(index + first * n_features)
         values.append(pre.view(-1)[index])

@@ -5,7 +5,9 @@ The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`
 `OutputConfig`, `TrackingConfig`, `PublishingConfig`): the workflow retrains for the former only.
 """
 
+import math
 import os
+import re
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +17,7 @@ from sae_core.errors import SAEError
 from sae_core.naming import MiddleLayerStrategy, check_repo_id, hook_label
 from sae_core.sae_config import SAEConfig
 
+HOOK_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 HOOK_NAMES = (
     "hook_resid_pre",
     "hook_attn_out",
@@ -31,7 +34,7 @@ DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.j
 def _at_least(owner: object, least: float, *names: str) -> None:
     for name in names:
         value = getattr(owner, name)
-        if value is not None and value < least:
+        if value is not None and not least <= value < math.inf:
             raise SAEError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
 
 
@@ -101,6 +104,8 @@ class HookConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "hook_layer")
+        if not HOOK_NAME.fullmatch(self.hook_name):
+            raise SAEError(f"--hook-name {self.hook_name!r}: not the name of an activation")
         names = (self.hook_name, self.target_hook_name)
         if self.target_hook_name and names not in combinations(HOOK_NAMES, 2):
             raise SAEError(
@@ -144,22 +149,24 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_epochs", "tokens_per_step")
         _at_least(self, 0, "recon_weight", "early_stopping_patience", "early_stopping_min_delta")
-        if self.lr != "auto" and self.lr <= 0:
+        if self.lr != "auto" and not 0 < self.lr < math.inf:
             raise SAEError(f"--lr {self.lr}: must be above 0")
 
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """What the machine does at once. None of these changes the trained SAE."""
+    """What the machine does at once. None of these changes the trained SAE; another device, and on
+    a GPU another batch size, changes it by as much as numbers are rounded."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; `auto` takes CUDA, then Apple's MPS, then the CPU."""
 
     batch_size: int = 8
-    """Windows in one forward pass of the language model."""
+    """Windows in a forward pass of the language model on a GPU; a CPU takes about 1,024 tokens."""
 
     activation_batch_size: int | Literal["auto"] = "auto"
-    """Tokens of SAE work at once: the rows of the encoder product that are in memory."""
+    """Tokens of SAE work at once: the rows of the encoder product that are in memory, in steps of
+    512 or, for a wide SAE, fewer."""
 
     log_freq: int = 100
     """Steps between two updates of the progress bar's figures."""

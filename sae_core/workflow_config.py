@@ -15,7 +15,7 @@ from jsonschema.exceptions import best_match
 
 from sae_core.cli import options
 from sae_core.data_processing.textbook_process import ProcessConfig
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.model_sources import FetchConfig, SourceConfig
 from sae_core.naming import hook_spec, middle_layer, model_id, path_component, run_name
 from sae_core.sae_config import SAEConfig
@@ -34,6 +34,12 @@ from sae_core.train_config import (
 )
 
 Group = TypeVar("Group")
+
+NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""Line breaks, other control characters, and halves of surrogate pairs."""
+
+DEEPEST = 20
+"""Keys and indices that lead to a value of a configuration, at most."""
 
 
 @dataclass(frozen=True)
@@ -188,6 +194,7 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
     Raises:
         SAEError: it does not fit the schema, contradicts itself, or names an SAE twice.
     """
+    _check_texts(config)
     _check_schema(config, yaml.safe_load(schema.read_text(encoding="utf-8")))
     chapters = dict(config["chapters"])
     chapters["folders"] = tuple(Path(folder) for folder in chapters["folders"].values())
@@ -218,6 +225,7 @@ def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
     """
     seen: set[str] = set()
     for run in model.runs(n_layers):
+        path_component(run.name, "config: models")
         if run.name in seen:
             raise SAEError(
                 f"config: models: two SAEs are named {run.name}; let their kind, topk or "
@@ -261,28 +269,56 @@ def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPl
 def _group(kind: Callable[..., Group], where: str, values: dict[str, Any]) -> Group:
     """A settings group; its messages name keys where the command line's name options."""
     try:
-        return kind(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return kind(**{key: _plain(value) for key, value in values.items()})
     except SAEError as error:
         message = re.sub(r"--([a-z0-9-]+)", lambda m: m[1].replace("-", "_"), str(error))
         raise SAEError(f"config: {where}: {message}") from error
 
 
+def _plain(value: Any) -> Any:
+    """A list as a tuple; and 8.0, an integer to the schema, as one."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return tuple(map(_plain, value)) if isinstance(value, list) else value
+
+
+def _check_texts(value: Any, *path: str | int) -> None:
+    """Check that no name or path holds what would make two lines of it, or no text at all.
+
+    Raises:
+        SAEError: one does.
+    """
+    if len(path) > DEEPEST:
+        raise SAEError(f"config: {_location(path)}: nested too deeply")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _check_texts(str(key), *path)
+            _check_texts(item, *path, str(key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _check_texts(item, *path, index)
+    elif isinstance(value, str):
+        text = value.replace("\n", "") if path[-1:] == ("wandb_notes",) else value
+        if NO_TEXT.search(text):
+            raise SAEError(
+                f"config: {_location(path)}: {ascii(value[:80])} holds a control character"
+            )
+
+
 def _check_schema(config: dict[str, Any], schema: dict[str, Any]) -> None:
     error = best_match(Draft202012Validator(schema).iter_errors(config))
     if error is not None:
-        raise SAEError(f"config: {_location(error)}: {_reason(error)}")
+        raise SAEError(f"config: {_location(error.absolute_path)}: {_reason(error)}")
 
 
-def _location(error: ValidationError) -> str:
-    path = ""
-    for part in error.absolute_path:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}"
-    return path.lstrip(".") or "top level"
+def _location(path: Iterable[str | int]) -> str:
+    keys = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
+    return keys.lstrip(".") or "top level"
 
 
 def _reason(error: ValidationError) -> str:
     if error.validator == "additionalProperties":
         known = error.schema["properties"]
-        unknown = sorted(set(error.instance) - set(known))
-        return f"unknown key {', '.join(map(str, unknown))}; the keys are {', '.join(known)}"
-    return error.message
+        unknown = sorted(map(str, set(error.instance) - set(known)))
+        return f"unknown key {', '.join(unknown)}; the keys are {', '.join(known)}"
+    return one_line(error.message)

@@ -32,7 +32,7 @@ class Job:
     device: str = RuntimeConfig.device
     """Where to compute."""
     batch_size: int = RuntimeConfig.batch_size
-    """Windows in one forward pass."""
+    """Windows in one forward pass on a GPU."""
     load: LoadConfig = field(default_factory=LoadConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

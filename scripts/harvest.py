@@ -24,7 +24,7 @@ class Job:
     device: str = RuntimeConfig.device
     """Where to compute."""
     batch_size: int = RuntimeConfig.batch_size
-    """Windows in one forward pass."""
+    """Windows in one forward pass on a GPU."""
     passes: int = 1
     """Different random crops of the corpus."""
     shard: int = 0

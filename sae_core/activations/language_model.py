@@ -5,6 +5,7 @@ Face model a name stands for, and the model's own forward (with fused attention)
 the same numbers as `TransformerBridge`, whose eager attention is slower.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -16,9 +17,15 @@ from torch import Tensor, nn
 
 from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
+from sae_core.memory import is_out_of_memory
 from sae_core.naming import hook_spec
-from sae_core.train_config import ModelConfig
+from sae_core.train_config import HOOK_NAME, ModelConfig
+
+CPU_TOKENS = 1024
+"""Tokens in one forward pass on a CPU, about."""
+
+HOOK_SPEC = re.compile(rf"blocks\.([0-9]{{1,6}})\.({HOOK_NAME.pattern})", re.ASCII)
 
 
 class Hook(NamedTuple):
@@ -38,9 +45,15 @@ class Hook(NamedTuple):
 
     @classmethod
     def parse(cls, spec: str) -> "Hook":
-        """The hook of a full name `blocks.<layer>.<hook_name>`."""
-        _, layer, hook_name = spec.split(".", 2)
-        return cls(int(layer), hook_name)
+        """The hook of a full name `blocks.<layer>.<hook_name>`.
+
+        Raises:
+            SAEError: it has another form.
+        """
+        found = HOOK_SPEC.fullmatch(spec)
+        if found is None:
+            raise SAEError(f"hook {spec}: the form is blocks.<layer>.<hook_name>")
+        return cls(int(found[1]), found[2])
 
 
 class _Site(NamedTuple):
@@ -111,7 +124,21 @@ class LanguageModel:
         """(B, L) tokens -> (B, L, D) activations at each hook, in one pass that stops at the last.
 
         No logits, no cache, and no padding: every token counts.
+
+        On a CPU all passes have one shape, for which fewer windows are filled up, so that a
+        window's activations do not depend on which windows it is with.
         """
+        n = len(tokens)
+        filler = tokens[:1].expand(max(0, self.windows_at_once(tokens.shape[1], n) - n), -1)
+        try:
+            found = self._activations(torch.cat([tokens, filler]), hooks)
+        except RuntimeError as error:
+            if not len(filler) or not is_out_of_memory(error):
+                raise
+            found = self._activations(tokens, hooks)
+        return {hook: x[:n] for hook, x in found.items()}
+
+    def _activations(self, tokens: Tensor, hooks: Sequence[Hook]) -> dict[Hook, Tensor]:
         found: dict[Hook, Tensor] = {}
         with self._recording(hooks, found):
             try:
@@ -119,6 +146,14 @@ class LanguageModel:
             except _Reached:
                 pass
         return found
+
+    def windows_at_once(self, length: int, batch_size: int) -> int:
+        """Windows of `length` tokens in a forward pass: `batch_size`, but on a CPU always those of
+        about `CPU_TOKENS` tokens.
+
+        The last bits of a matrix product depend on its shape. More at once is no faster there.
+        """
+        return max(1, CPU_TOKENS // length) if self.device.type == "cpu" else batch_size
 
     @torch.no_grad()
     def hidden(
@@ -193,13 +228,14 @@ class LanguageModel:
         self._blocks_give_tuples = isinstance(output, tuple)
 
     def _site(self, hook: Hook) -> _Site:
-        *parts, side = _hook_paths(self._component)[hook.hook_name].split(".")
-        module, component = self._blocks[hook.layer], self._component
+        component = self._component
         try:
+            *parts, side = _hook_paths(component)[hook.hook_name].split(".")
+            module = self._blocks[hook.layer]
             for part in parts:
                 component = component.submodules[part]
                 module = module.get_submodule(component.name)
-        except (KeyError, AttributeError, TypeError) as error:
+        except (KeyError, AttributeError, TypeError, IndexError) as error:
             raise SAEError(
                 f"--hook-name {hook.hook_name}: {type(self.model).__name__} has no one module "
                 "that gives it; choose another hook"
@@ -354,7 +390,7 @@ def _hub_options(config: ModelConfig) -> dict[str, Any]:
 
 
 def _cannot_load(name: str, error: Exception | str) -> SAEError:
-    reason = " ".join(str(error).split())[:300]
+    reason = one_line(error) if isinstance(error, Exception) else error
     return SAEError(
         f"--model-name {name}: cannot be loaded; give a Hub id or a model's directory ({reason})"
     )

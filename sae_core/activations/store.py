@@ -8,11 +8,14 @@ A shard is a folder: `manifest.json`, and for each hook one file of raw activati
 (windows, positions, D) for training and one for validation, read back memory-mapped.
 """
 
+import hashlib
 import json
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,8 +26,9 @@ from torch import Tensor
 from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
-from sae_core.files import write_file
-from sae_core.memory import forward_windows
+from sae_core.files import check_space, new_folder, write_file, writing
+from sae_core.memory import WorkingUnit, forward_windows
+from sae_core.records import read_record
 from sae_core.seeding import generator
 
 SHUFFLE_TOKENS = 2**18
@@ -164,7 +168,7 @@ class StreamingSource(ActivationSource):
             windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed
         )
         self.model, self.windows, self.hooks = model, windows, _hooks(hook, target)
-        self.unit = forward_windows(batch_size)
+        self.unit = forward_windows(model.windows_at_once(windows.length, batch_size))
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
@@ -201,9 +205,17 @@ class Manifest:
     bos: int | None
     """The token that windows begin with, if any."""
 
+    checksum: str = ""
+    """Of the rest, so that a manifest that somebody edited is found out."""
+
     def save(self, path: Path) -> None:
         """Write the manifest as JSON."""
-        write_file(path, json.dumps(asdict(self), indent=2) + "\n")
+        checked = replace(self, checksum=self._checksum())
+        write_file(path, json.dumps(asdict(checked), indent=2) + "\n")
+
+    def _checksum(self) -> str:
+        fields = json.dumps(asdict(replace(self, checksum="")), sort_keys=True)
+        return hashlib.sha256(fields.encode()).hexdigest()
 
     @classmethod
     def load(cls, folder: Path) -> "Manifest":
@@ -212,12 +224,15 @@ class Manifest:
         Raises:
             SAEError: it is missing or not one of ours.
         """
-        try:
-            return cls(**json.loads((folder / "manifest.json").read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise SAEError(
-                f"{folder / 'manifest.json'}: not a readable shard ({error}); harvest again"
-            ) from error
+        path = folder / "manifest.json"
+        manifest = read_record(cls, path, "shard", "harvest again")
+        if manifest.checksum != manifest._checksum():
+            raise SAEError(f"{path}: not as it was written; harvest again")
+        return replace(manifest, checksum="")
+
+    def same_harvest(self, other: "Manifest") -> bool:
+        """Whether both are of one harvest, and differ but in their windows."""
+        return replace(self, windows={}, first={}) == replace(other, windows={}, first={})
 
 
 def _file(folder: Path, hook_spec: str, part: str) -> Path:
@@ -238,32 +253,19 @@ def harvest(
 ) -> Manifest:
     """Write the activations of every window at every hook, in one pass of the model.
 
-    Position 0 is left out: it never trains an SAE. With several shards, each takes a run of whole
-    forward batches, so that together they hold what one would.
+    Position 0 is left out: it never trains an SAE. With several shards, each takes a run of the
+    windows, and together they hold what one would. A shard that was there before stays until the
+    new one is whole.
 
     Args:
         progress: called with the windows done and the windows in all.
+
+    Raises:
+        SAEError: it does not fit on the disk, or cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     parts = {"train": windows.n_train * passes, "validation": windows.n_validation}
-    runs = {part: _share(n, batch_size, shard, n_shards) for part, n in parts.items()}
+    runs = {part: (n * shard // n_shards, n * (shard + 1) // n_shards) for part, n in parts.items()}
     done, total = 0, sum(stop - start for start, stop in runs.values())
-    unit = forward_windows(batch_size)
-    for part, (start, stop) in runs.items():
-        files = {hook: _file(folder, hook.spec, part).open("wb") for hook in hooks}
-        indices = torch.arange(start, stop)
-
-        def activations(at: slice, part: str = part, indices: Tensor = indices) -> Found:
-            return model.activations(_window_tokens(windows, part, indices[at]), hooks)
-
-        for found in unit.parts(len(indices), activations):
-            for hook, values in found.items():
-                rows = values[:, 1:].cpu().contiguous()
-                files[hook].write(rows.view(torch.uint8).numpy().data)
-            done += len(rows)
-            progress(done, total)
-        for file in files.values():
-            file.close()
     manifest = Manifest(
         hooks=[hook.spec for hook in hooks],
         dtype=str(model.dtype).removeprefix("torch."),
@@ -275,14 +277,45 @@ def harvest(
         total=parts,
         bos=windows.bos,
     )
-    manifest.save(folder / "manifest.json")
+    n_bytes = total * windows.positions * model.d_model * model.dtype.itemsize * len(hooks)
+    unit = forward_windows(model.windows_at_once(windows.length, batch_size))
+    with writing(folder, n_bytes), new_folder(folder) as staging:
+        check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
+        for part, run in runs.items():
+            for n_windows in _harvest_part(model, windows, hooks, staging, part, run, unit):
+                done += n_windows
+                progress(done, total)
+        manifest.save(staging / "manifest.json")
     return manifest
 
 
-def _share(n: int, batch_size: int, shard: int, n_shards: int) -> tuple[int, int]:
-    batches = -(-n // batch_size)
-    start, stop = (batches * s // n_shards * batch_size for s in (shard, shard + 1))
-    return min(start, n), min(stop, n)
+def _harvest_part(
+    model: LanguageModel,
+    windows: TokenWindows,
+    hooks: Sequence[Hook],
+    folder: Path,
+    part: str,
+    run: tuple[int, int],
+    unit: WorkingUnit,
+) -> Iterator[int]:
+    """Write the windows `run[0]` to `run[1]` of a part; gives how many each forward pass had."""
+    indices = torch.arange(*run)
+
+    def activations(at: slice) -> Found:
+        return model.activations(_window_tokens(windows, part, indices[at]), hooks)
+
+    with ExitStack() as stack:
+        files = {
+            hook: stack.enter_context(_file(folder, hook.spec, part).open("wb")) for hook in hooks
+        }
+        for found in unit.parts(len(indices), activations):
+            for hook, values in found.items():
+                rows = values[:, 1:].cpu().contiguous()
+                files[hook].write(rows.view(torch.uint8).numpy().data)
+            yield len(rows)
+        for file in files.values():
+            file.flush()
+            os.fsync(file.fileno())
 
 
 def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:
@@ -318,6 +351,11 @@ class CachedSource(ActivationSource):
     ) -> None:
         manifests = [Manifest.load(folder) for folder in folders]
         first = manifests[0]
+        for folder, manifest in zip(folders, manifests, strict=True):
+            if not manifest.same_harvest(first):
+                raise SAEError(
+                    f"{folder}: of another harvest than {folders[0]}; give the shards of one"
+                )
         self.d_in, self.dtype = first.d_in, first.dtype
         self.passes, self.bos = first.passes, first.bos
         self._maps: dict[str, list[tuple[int, list[Tensor]]]] = {}

@@ -27,6 +27,11 @@ def read_texts(path: Path, option: str = "--data-path") -> list[str]:
                 f"{option} {path}: item {index} (counted from 0) is a JSON {_kind(text)}, not a "
                 "text; make every item of the list a string"
             )
+        if not _is_unicode(text):
+            raise SAEError(
+                f"{option} {path}: item {index} (counted from 0) holds half a surrogate pair, "
+                "which is no character; make the file again"
+            )
     return texts
 
 
@@ -61,6 +66,16 @@ def _load(path: Path, option: str) -> Any:
         raise SAEError(
             f"{where}: nested too deeply for a list of texts; make it again with `{MAKE_IT}`"
         ) from error
+    except ValueError as error:  # a number of thousands of digits
+        raise SAEError(f"{where}: not a list of texts; make it again with `{MAKE_IT}`") from error
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _kind(value: Any) -> str:

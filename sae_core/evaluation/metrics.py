@@ -129,14 +129,22 @@ def evaluate(
 ) -> dict[str, Any]:
     """The metrics of this module for `sae` on `windows` (W, L), as JSON values.
 
-    `batch_size` windows are in memory at once; it does not change the result.
+    `batch_size` windows are in memory at once; see `LanguageModel.windows_at_once`.
+
+    Raises:
+        SAEError: the SAE is for a model of another shape.
     """
     hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)
+    if hook.layer >= model.n_layers or sae.spec.d_in != model.d_model:
+        raise SAEError(
+            f"--model-name: the SAE is for {hook.spec} of width {sae.spec.d_in}, and the model has "
+            f"{model.n_layers} layers of width {model.d_model}; give the SAE's own model"
+        )
     target = hook.target(sae.spec.target_hook_name) or hook
     later = [Hook(layer, "hook_resid_post") for layer in range(hook.layer, model.n_layers)]
     later = [point for point in later if point != target]
     sae = sae.to(model.device)
-    unit = forward_windows(batch_size)
+    unit = forward_windows(model.windows_at_once(windows.shape[1], batch_size))
     reference = _reference(model, hook, target, windows, unit)
 
     def measure(at: slice) -> tuple[_Sums, Tensor]:

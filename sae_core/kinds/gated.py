@@ -38,8 +38,7 @@ class GatedSAE(SparseAutoencoder):
     def reconstruct(
         self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
     ) -> Reconstruction:
-        rows = x.split(row_block or x.shape[0])
-        gate = torch.cat([self.pre_activations(block) for block in rows])
+        gate = self.pre_activations(x)  # all of it is kept for the gradient
         features, gated = self._features(gate), torch.relu(gate)
         active = features.detach() > 0
         by_gate = gated @ self.W_dec.detach() + self.b_dec.detach()

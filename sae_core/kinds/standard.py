@@ -19,8 +19,7 @@ class StandardSAE(SparseAutoencoder):
     def reconstruct(
         self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
     ) -> Reconstruction:
-        rows = x.split(row_block or x.shape[0])
-        code = torch.cat([torch.relu(self.pre_activations(block)) for block in rows])
+        code = torch.relu(self.pre_activations(x))  # all of it is kept for the gradient
         active = code.detach() > 0
         return Reconstruction(
             x_hat=self.decode(code),

@@ -12,7 +12,7 @@ if not __package__:  # run as a file: import the package from the repository it 
 import tyro
 
 from sae_core import cli
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.model_training.one_run import Trained, check_services, train_one
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
@@ -91,10 +91,12 @@ class BatchDataConfig(DataConfig):
 
 @dataclass(frozen=True)
 class BatchRuntimeConfig(RuntimeConfig):
-    """What the machine does at once. None of these changes the trained SAEs."""
+    """What the machine does at once. None of these changes the trained SAEs; another device, and on
+    a GPU another batch size, changes them by as much as numbers are rounded."""
 
     batch_size: int | None = None  # type: ignore[assignment]
-    """Windows in one forward pass of the language model; by default what suits its size."""
+    """Windows in a forward pass of the language model on a GPU, by default what suits its size;
+    a CPU takes about 1,024 tokens."""
 
 
 @dataclass(frozen=True)
@@ -154,20 +156,21 @@ def train_all(config: BatchConfig) -> None:
     check_services(config.tracking, config.publishing)
     outcomes: dict[str, str] = {}
     done: list[Trained] = []
-    failed = 0
+    failures: list[Exception] = []
     for name in config.model.models:
         print(f"\n== {name}", flush=True)
         try:
             done.append(train_one(config.run(name), batch=True))
             outcomes[name] = str(done[-1].folder)
-        except (SAEError, RuntimeError, OSError) as error:
-            failed += 1
-            outcomes[name] = f"FAILED: {' '.join(str(error).split())}"
+        except Exception as error:  # whatever it is, the other models are to be trained
+            failures.append(error)
+            outcomes[name] = f"FAILED: {one_line(error)}"
             print(outcomes[name], file=sys.stderr, flush=True)
     width = max(map(len, outcomes))
     print("\n" + "\n".join(f"{name:<{width}}  {outcome}" for name, outcome in outcomes.items()))
-    if failed:
-        raise SAEError(f"{failed} of {len(outcomes)} models failed; see the table above")
+    if failures:
+        failed = f"{len(failures)} of {len(outcomes)} models failed; see the table above"
+        raise SAEError(failed) from failures[-1]
 
     from sae_core.resume import forget_states
 

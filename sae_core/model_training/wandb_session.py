@@ -19,6 +19,7 @@ from typing import Any
 from sae_core.errors import SAEError, one_line
 from sae_core.files import write_file
 from sae_core.naming import WANDB_NOTE
+from sae_core.records import read_record
 from sae_core.train_config import TrackingConfig
 
 # W&B's client reports on itself to its server, and at exit tries that for long and loudly.
@@ -58,8 +59,8 @@ class RunNote:
     def load(cls, checkpoints: Path) -> "RunNote | None":
         """Read the note, if there is one."""
         try:
-            return cls(**json.loads((checkpoints / WANDB_NOTE).read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError):
+            return read_record(cls, checkpoints / WANDB_NOTE, "note", "it is made anew")
+        except SAEError:
             return None
 
 
@@ -85,7 +86,7 @@ def log_in(settings: TrackingConfig) -> TrackingConfig:
             return settings
         problem = "no API key"
     except wandb.errors.Error as error:
-        problem = " ".join(str(error).split())[:200]
+        problem = one_line(error)
         if any(words in problem for words in UNREACHABLE):
             print("W&B: cannot be reached; the run is stored here instead", flush=True)
             return replace(settings, wandb_mode="offline")

@@ -14,7 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.train_config import RepoConfig
 
 T = TypeVar("T")
@@ -161,5 +161,4 @@ def named(what: str) -> Iterator[None]:
             "same again",
             404: "no such repository, or the token may not see it",
         }.get(_status(error), "nothing is lost; run the same again when the Hub can be reached")
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise SAEError(f"{what}: {advice} ({reason})") from error
+        raise SAEError(f"{what}: {advice} ({one_line(error)})") from error

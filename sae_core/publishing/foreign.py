@@ -10,7 +10,6 @@ features is multiplied by it, so that features are n times as large. A TopK SAE 
 features without their norms would choose others then, and keeps its rows as they are.
 """
 
-import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from sae_core.errors import SAEError
 from sae_core.kinds import build
 from sae_core.naming import hook_spec
 from sae_core.publishing.saelens import TRANSCODERS
+from sae_core.records import read_json
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
 from sae_core.train_config import DataConfig, HookConfig
@@ -283,7 +283,7 @@ def _check_kind(
 
 
 def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise SAEError(f"{path}: not a readable SAE configuration ({error})") from error
+    config = read_json(path, "SAE configuration", "fetch the SAE again")
+    if not isinstance(config, dict):
+        raise SAEError(f"{path}: not an SAE configuration")
+    return config

@@ -22,6 +22,7 @@ from sae_core.files import file_sha256, write_file
 from sae_core.naming import EVALUATION_FILE, EXPORT_FILES
 from sae_core.publishing.client import connect, named, patiently
 from sae_core.publishing.model_card import CARD, SAEFacts, repo_card, sae_card
+from sae_core.records import read_record
 from sae_core.train_config import RepoConfig
 
 Contents = Mapping[str, Path | bytes]
@@ -60,12 +61,7 @@ class Marker:
         Raises:
             SAEError: it is missing or not one.
         """
-        try:
-            return cls(**json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError, TypeError) as error:
-            raise SAEError(
-                f"{path}: not a readable upload marker ({error}); delete it and upload again"
-            ) from error
+        return read_record(cls, path, "upload marker", "delete it and upload again")
 
 
 def upload(folder: Path, evaluation: Path | None, repo: RepoConfig) -> Marker:

@@ -41,6 +41,8 @@ class Project:
     config_file: str = "config/tiny.yaml"
     environment: dict[str, str] = field(default_factory=dict)
     """Variables of its runs."""
+    printed: list[str] = field(default_factory=list)
+    """What each run printed."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -60,6 +62,7 @@ class Project:
             timeout=TIMEOUT,
             env=self.variables(),
         )
+        self.printed.append(done.stdout)
         assert ok is None or (done.returncode == 0) == ok, done.stdout
         return done.stdout
 

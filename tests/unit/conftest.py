@@ -1,13 +1,29 @@
 """What the unit tests share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from sae_core.activations import language_model as module
 from sae_core.activations.language_model import LanguageModel
 from sae_core.activations.token_windows import TokenWindows, read_windows
 from sae_core.train_config import DataConfig, ModelConfig
+
+
+@pytest.fixture(scope="session", autouse=True)
+def small_passes() -> Iterator[None]:
+    """Several forward passes even for the few windows here."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "CPU_TOKENS", 100)
+        yield
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A forward pass takes as many windows as the settings say."""
+    monkeypatch.setattr(LanguageModel, "windows_at_once", lambda self, length, n: n)
 
 
 @pytest.fixture(scope="session")

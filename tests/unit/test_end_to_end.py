@@ -1,6 +1,7 @@
 """End-to-end losses against plain PyTorch in float64: values, gradients, memory, balance."""
 
 import math
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -85,7 +86,8 @@ class Case(NamedTuple):
 
     def losses(self, batch_size: int = 2, **config: Any) -> EndToEnd:
         settings = EndToEndConfig(**{"end_to_end_fraction": 1.0, **config})
-        return EndToEnd(self.model, None, self.hook, settings, batch_size)  # type: ignore[arg-type]
+        windows: Any = SimpleNamespace(length=self.windows.shape[1])
+        return EndToEnd(self.model, windows, self.hook, settings, batch_size)
 
 
 def make_case(family: str = "qwen3", hook: Hook = POST) -> Case:
@@ -140,6 +142,7 @@ def reconstructions(case: Case, losses: EndToEnd) -> tuple[list[Any], Tensor]:
     return passes, (x + 0.3 * x.norm() / noise.norm() * noise).requires_grad_()
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("batch_size", [1, 2, 100])
 @pytest.mark.parametrize("hook_name", ["hook_attn_out", "hook_mlp_out", "hook_resid_post"])
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "gpt2"])

@@ -224,6 +224,7 @@ def test_outliers_are_left_out_and_counted(setting: Setting, monkeypatch: Any) -
 # What does not matter
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_batch_size_changes_nothing(setting: Setting) -> None:
     histories = [
         setting.train(setting.phase(size, use_block_mse=True, end_to_end_fraction=0.5)).history

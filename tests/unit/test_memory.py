@@ -48,6 +48,7 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_harvest(
     language_model: LanguageModel,
     windows: TokenWindows,
@@ -74,6 +75,17 @@ def test_harvest(
     ]
 
 
+def test_a_cpu_takes_fewer_windows_than_make_up_a_pass(
+    language_model: LanguageModel, windows: TokenWindows
+) -> None:
+    tokens = windows.train(0, torch.arange(2))
+    assert language_model.windows_at_once(windows.length, 1) > 2
+    whole = language_model.activations(tokens, [HOOK])[HOOK]
+    with memory_for(language_model, 2):
+        torch.testing.assert_close(language_model.activations(tokens, [HOOK])[HOOK], whole)
+
+
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_streaming(language_model: LanguageModel, windows: TokenWindows) -> None:
     def source(batch_size: int) -> StreamingSource:
         options = {"batch_size": batch_size, "tokens_per_step": 64, "seed": 0}
@@ -84,6 +96,7 @@ def test_streaming(language_model: LanguageModel, windows: TokenWindows) -> None
     assert torch.equal(torch.cat(found), torch.cat(list(source(3).train_batches(0))))
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 def test_evaluation(language_model: LanguageModel, windows: TokenWindows) -> None:
     sae = random_sae(d_in=WIDTH, dtype=torch.float32)
     held_out = windows.evaluation()[:7]
@@ -92,6 +105,7 @@ def test_evaluation(language_model: LanguageModel, windows: TokenWindows) -> Non
     assert found == evaluate(language_model, sae, held_out, 2)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("graph", [False, True])
 def test_end_to_end_losses(
     graph: bool, language_model: LanguageModel, windows: TokenWindows

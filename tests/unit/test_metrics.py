@@ -101,6 +101,7 @@ def test_variance_about_a_large_mean(tmp_path: Path, texts: list[str], evaluated
     assert found["fvu"] == pytest.approx(expected["fvu"], rel=1e-3)
 
 
+@pytest.mark.usefixtures("as_on_a_gpu")
 @pytest.mark.parametrize("batch_size", [1, 5, 100])
 def test_batch_size_changes_nothing(
     batch_size: int, with_sinks: LanguageModel, evaluated: Tensor

@@ -13,6 +13,7 @@ from sae_core.naming import (
     epoch_checkpoint,
     hook_label,
     middle_layer,
+    model_id,
     path_component,
     run_name,
 )
@@ -52,15 +53,22 @@ def test_middle_layer(n_layers: int, lower: int, upper: int) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["", ".", "..", ".hidden", "../up", "a/b", "/", "a\\b", "a\nb", "a\0b", "a\x1b[2J"]
-)
+    "name",
+    ["", ".", "..", ".hidden", "../up", "a/b", "/", "a\\b", "a\nb", "a\0b", "a\x1b[2J", "-rf",
+     "x" * 181, "é" * 91],
+)  # fmt: skip
 def test_unsafe_name(name: str) -> None:
     with pytest.raises(SAEError, match="--run-name: .* cannot name a folder; use letters") as error:
         path_component(name, "--run-name")
     assert str(error.value).isprintable()
 
 
-@pytest.mark.parametrize("name", ["a", "my run", "Ärger-1.2_b", "a..b"])
+def test_a_model_id_means_nothing_to_a_shell() -> None:
+    assert model_id("Qwen/Qwen3-0.6B") == "Qwen_Qwen3-0.6B"
+    assert model_id("a b;$(c)|`d`'\"&<>*?~") == "a_b___c___d_________"
+
+
+@pytest.mark.parametrize("name", ["a", "my run", "Ärger-1.2_b", "a..b", "x" * 180])
 def test_safe_name(name: str) -> None:
     assert path_component(name, "--run-name") == name
 

@@ -19,6 +19,7 @@ from sae_core.sparse_ops import (
     batch_topk,
     decode,
     encode,
+    select,
 )
 
 D, FEATURES = 6, 20
@@ -49,6 +50,12 @@ def dense_topk(x: Tensor, weights: Weights, total: int) -> Tensor:
 def gradients(x: Tensor, x_hat: Tensor, code: Tensor, weights: Weights) -> list[Tensor]:
     loss = reconstruction_loss(x, x_hat) + 0.3 * l1_loss(code, len(x))
     return list(torch.autograd.grad(loss, list(weights)))
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles even in the small batches here."""
+    monkeypatch.setattr(sparse_ops, "TILE_ROWS", 4)
 
 
 def assert_same(ours: list[Tensor], dense: list[Tensor]) -> None:
@@ -140,6 +147,36 @@ def test_a_bfloat16_product_finds_exactly_what_a_dense_one_does(
             precision=Precision(torch.bfloat16, torch.float64),
         )
         assert same_code(found, expected)
+
+
+PRECISIONS = {
+    "float32": Precision(torch.float32, torch.float32),
+    "float32 by way of bfloat16": Precision(torch.bfloat16, torch.float32),
+    "bfloat16": Precision(torch.bfloat16, torch.bfloat16),
+}
+
+
+@pytest.mark.parametrize("precision", PRECISIONS.values(), ids=PRECISIONS)
+@pytest.mark.parametrize("share", [0.0, 0.4, 0.95, 1.1])
+def test_the_number_of_tokens_in_a_block_changes_no_bit(
+    share: float, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A matrix product's last bits may depend on its number of rows, and a value's on the bound
+    that it is found above; a bad guess at it makes more candidates than are kept."""
+    monkeypatch.setattr(sparse_ops, "TILE_ROWS", 64)
+    n, d, width, k = 1000, 576, 640, 5
+    sae, x = random_sae(d_in=d, d_sae=width, dtype=torch.float32), normal(n, d).float()
+    bound = share * float(batch_topk(x, sae.weights, n * k).value.min())
+    codes = [
+        batch_topk(x, sae.weights, n * k, lower_bound=bound, row_block=rows, precision=precision)
+        for rows in (None, 1, 64, 100, 333, 512, 10_000)
+    ]
+    for code in codes[1:]:
+        assert torch.equal(code.value, codes[0].value)
+        assert torch.equal(code.pairs.column, codes[0].pairs.column)
+    bound = torch.tensor(2.0 * d**0.5)
+    chosen = [select(x, sae.weights, lambda pre: pre > bound, row_block=r) for r in (None, 1, 333)]
+    assert len(chosen[0].value) and all(torch.equal(c.value, chosen[0].value) for c in chosen)
 
 
 def test_bfloat16_values_are_those_of_a_rounded_product() -> None:

@@ -298,7 +298,7 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "no manifest": (lambda f: (f / MANIFEST).unlink(), f"{MANIFEST}: not a readable shard"),
     "cut manifest": (lambda f: (f / MANIFEST).write_text("{"), f"{MANIFEST}: not a readable"),
     "no key": (lambda f: (f / MANIFEST).write_text("{}"), f"{MANIFEST}: not a readable"),
-    "no hook": (lambda f: edit_manifest(f, hooks=["x"]), f"no activations of {HOOKS[0].spec}"),
+    "edited": (lambda f: edit_manifest(f, passes=2), f"{MANIFEST}: not as it was written"),
 }
 
 
@@ -310,6 +310,17 @@ def test_damaged_shard(fault: str, shards: Harvest) -> None:
     with pytest.raises(SAEError, match=says) as error:
         cached(*folders)
     assert str(error.value).startswith(str(folders[1]))
+
+
+def test_a_hook_that_was_not_harvested(whole: Path) -> None:
+    with pytest.raises(SAEError, match=f"{whole}: holds no activations of blocks.0.hook_mlp_out"):
+        cached(whole, hook=Hook(0, "hook_mlp_out"))
+
+
+def test_shards_of_two_harvests(shards: Harvest) -> None:
+    first, second = shards(2, 1)[0], shards(2, 2)[1]
+    with pytest.raises(SAEError, match=f"{second}: of another harvest than {first}"):
+        cached(first, second)
 
 
 @pytest.mark.parametrize("given", [(0,), (1, 2), (0, 0, 1), (0, 0, 2), (0, 1, 1)])

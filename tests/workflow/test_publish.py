@@ -11,6 +11,7 @@ import pytest
 import yaml
 from minihub import MiniHub
 from miniwandb import KEY, MiniWandb
+from planted import SECRETS, check_no_secret
 from project import Project, make_project
 from published import environment
 
@@ -38,7 +39,7 @@ def configured(folder: Path, root: Path, tiny_model: Path, services: Services) -
     config["publishing"] = {"upload_to_hf": True, "hf_repo_id": "alice/saes", "hf_license": "mit"}
     project.configure(config)
     wandb = {"WANDB_BASE_URL": services.wandb.url, "WANDB_API_KEY": KEY, "HOME": str(folder)}
-    project.environment = environment(services.hub, folder / "home", TOKEN) | wandb
+    project.environment = environment(services.hub, folder / "home", TOKEN) | wandb | SECRETS
     return project
 
 
@@ -106,12 +107,13 @@ def test_metrics_jsonl_agrees_with_the_history(published: Project) -> None:
 
 
 def test_no_secret_is_written(published: Project) -> None:
-    folder = published.folder.parent
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files)
-    for secret in (TOKEN, KEY):
-        found = [path for path in files if secret.encode() in path.read_bytes()]
-        assert not found, secret
+    """In no log, benchmark, configuration, history, marker or report, in no file of Snakemake, W&B
+    or the Hub's client, and not on the terminal."""
+    folder, results = published.folder.parent, published.folder / "results"
+    assert list(folder.rglob("*.wandb")) and (published.folder / ".snakemake/log").is_dir()
+    assert list(results.rglob("*.tsv")) and list(results.rglob("*.log"))
+    assert len(published.printed) >= 3
+    check_no_secret(folder, *published.printed, used=(TOKEN, KEY))
 
 
 @pytest.mark.parametrize(
@@ -136,3 +138,5 @@ def test_what_would_not_be_let_in_stops_it_before_the_first_job(
     assert words in printed and "Traceback" not in printed
     assert not re.findall(r"^(?:local)?rule ", printed, re.MULTILINE)
     assert not list((project.folder / "results").rglob("*.json"))
+    used = [project.environment[name] for name in ("HF_TOKEN", "WANDB_API_KEY")]
+    check_no_secret(tmp_path, printed, used=(*used,))

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from minihub import MiniHub
 from miniwandb import KEY, MiniWandb
+from planted import SECRETS, check_no_secret
 from published import environment
 from running import Run
 
@@ -41,7 +42,7 @@ def command(
     server: MiniHub, wandb: MiniWandb, tmp_path: Path, tiny_model: Path, data_path: Path, run: Run
 ):
     """Run a short training with further options."""
-    plain = {"HOME": str(tmp_path), "WANDB_BASE_URL": wandb.url, "WANDB_API_KEY": KEY}
+    plain = SECRETS | {"HOME": str(tmp_path), "WANDB_BASE_URL": wandb.url, "WANDB_API_KEY": KEY}
     plain |= environment(server, tmp_path / "home", TOKEN) | {"WANDB_DIR": str(tmp_path)}
     base = f"--data-path {data_path} --device cpu --num-epochs 2 --max-text-length 32 --topk 4"
     base += f" --output-root {tmp_path / 'saes'} --checkpoint-root {tmp_path / 'points'}"
@@ -72,7 +73,7 @@ def test_a_single_run_is_tracked_and_uploaded(
     assert summary["status"] == "completed" and summary["model_path"] == str(tmp_path / "saes/x")
     assert {"a", "batch_topk", "layer 1"} <= set(wandb.only.tags)
     assert wandb.only.config["sae"]["topk"] == 4 and wandb.only.config["hook"]["hook_layer"] == 1
-    check_no_secret(tmp_path)
+    check_no_secret(tmp_path, printed, used=(TOKEN, KEY))
 
 
 def test_the_batch_has_a_run_for_each_model_in_one_group(
@@ -86,14 +87,7 @@ def test_the_batch_has_a_run_for_each_model_in_one_group(
     assert {run.about["groupName"] for run in wandb.runs.values()} == {GROUP}
     card = server.files("alice/saes")["README.md"].decode()
     assert all(f"| [{name}](./{name}) |" in card for name in names)
-    check_no_secret(tmp_path)
-
-
-def check_no_secret(folder: Path) -> None:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    assert any(path.suffix == ".wandb" for path in files)
-    for secret in (TOKEN, KEY):
-        assert not [path for path in files if secret.encode() in path.read_bytes()], secret
+    check_no_secret(tmp_path, used=(TOKEN, KEY))
 
 
 def test_an_upload_that_fails_keeps_the_sae_and_says_what_to_run(
@@ -108,6 +102,22 @@ def test_an_upload_that_fails_keeps_the_sae_and_says_what_to_run(
     run(*shlex.split(again), env=environment(server, tmp_path / "home", TOKEN))
     assert "x/weights.pt" in server.files("alice/saes")
     assert json.loads((tmp_path / "points/x/upload.json").read_text())["run_name"] == "x"
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        (f"--run-name x {PUBLISH}", {"HF_TOKEN": "hf_planted_and_wrong"}),
+        ("--run-name x --wandb", {"WANDB_API_KEY": "planted-and-wrong-" * 3}),
+    ],
+)
+def test_a_traceback_shows_no_secret(
+    options: str, wrong: dict[str, str], command, tmp_path: Path
+) -> None:
+    done = command(SINGLE, f"{options} --debug", ok=False, **wrong)
+    assert "Traceback (most recent call last)" in done.stderr
+    assert done.stderr.splitlines()[-1].startswith("error: ")
+    check_no_secret(tmp_path, done.stdout, done.stderr, used=(TOKEN, KEY, *wrong.values()))
 
 
 @pytest.mark.parametrize("script", [SINGLE, BATCH])

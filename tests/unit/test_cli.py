@@ -1,0 +1,96 @@
+"""How a command ends: status 0, or one line that says why, and the traceback if asked for."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from running import ROOT, Run
+
+from sae_core import cli
+from sae_core.errors import SAEError
+from sae_core.train_config import DataConfig
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the command works on."""
+
+    count: int = 1
+    """How many."""
+    data: DataConfig = field(default_factory=DataConfig)
+
+
+def ended(body: Any, capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, str]:
+    """Status and error stream of a command."""
+    with pytest.raises(SystemExit) as end:
+        cli.run(body, Settings, "", argv)
+    code, printed = end.value.code, capsys.readouterr().err
+    return (1, f"{printed}{code}") if isinstance(code, str) else (int(code or 0), printed)
+
+
+def fail(error: BaseException) -> Any:
+    def body(_: Settings) -> None:
+        raise error
+
+    return body
+
+
+def test_success_is_0(capsys: pytest.CaptureFixture[str]) -> None:
+    seen: list[Settings] = []
+    assert ended(seen.append, capsys, "--count", "3", "--seed", "4") == (0, "")
+    assert seen == [Settings(3, DataConfig(seed=4))]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (SAEError("--x 1: wrong"), "error: --x 1: wrong"),
+        (SAEError("a\nb\x1b[2J\0: wrong"), r"error: a b\x1b[2J\x00: wrong"),
+        (KeyError("k"), "error: KeyError: 'k' (not foreseen; --debug shows where)"),
+        (ValueError("two\n\n lines"), "error: ValueError: two lines (not foreseen; --debug shows"),
+        (RuntimeError(), "error: RuntimeError: RuntimeError (not foreseen; --debug shows where)"),
+        (MemoryError("x" * 5000), f"error: MemoryError: {'x' * 300} (not foreseen"),
+        (KeyboardInterrupt(), "error: interrupted"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_failure_is_1_and_one_line(
+    error: BaseException, line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, printed = ended(fail(error), capsys)
+    assert status == 1 and printed.startswith(line) and len(printed.splitlines()) == 1
+
+
+@pytest.mark.parametrize("error", [SAEError("wrong"), KeyError("wrong")])
+def test_debug_shows_the_traceback_too(
+    error: Exception, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, printed = ended(fail(error), capsys, "--debug")
+    assert status == 1 and printed.startswith("Traceback") and "in body" in printed
+    assert printed.splitlines()[-1].startswith("error: ")
+
+
+def test_debug_shows_where_a_setting_was_found_wrong(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ("--max-text-length", "1", "--debug")
+    status, printed = ended(fail(AssertionError()), capsys, *argv)
+    assert status == 1 and "Traceback" in printed
+    assert printed.splitlines()[-1] == "error: --max-text-length 1: must be at least 2"
+
+
+COMMANDS = sorted(
+    [
+        *ROOT.glob("scripts/*.py"),
+        *ROOT.glob("sae_core/model_training/*_training.py"),
+        ROOT / "sae_core/model_training/eval_sae_minibatch.py",
+        ROOT / "sae_core/data_processing/textbook_process.py",
+        ROOT / "sae_core/publishing/import_sae.py",
+        ROOT / "sae_core/publishing/verify.py",
+    ]
+)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda path: path.stem)
+def test_every_command_has_it(command: Path, run: Run) -> None:
+    printed = run(command, "--help", env={"PYTHONPATH": str(ROOT)}).stdout
+    assert "--debug" in printed and "Show the traceback of an error, too." in printed
