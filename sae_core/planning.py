@@ -236,6 +236,8 @@ class Planner:
         self.n_validation = held_out - held_out // 2
         self.n_evaluation = min(held_out // 2, plan.evaluation.max_windows)
         self.model_bytes = MODEL_BYTES * shape.parameters
+        self.sites = 2 if model.hook.target_hook_name else 1
+        """Activations that are stored of a token and layer: a transcoder's target is one more."""
 
     def costs(self) -> Iterator[Cost]:
         """The jobs, in the order in which they can run."""
@@ -250,7 +252,14 @@ class Planner:
         layers = [self.model.resolve(label, self.shape.n_layers) for label in self.model.layers]
         windows = (self.plan.harvest.passes * self.n_train + self.n_validation) / jobs
         tokens = windows * self.length
-        stored = windows * (self.length - 1) * self.shape.d_model * MODEL_BYTES * len(layers)
+        stored = (
+            windows
+            * (self.length - 1)
+            * self.shape.d_model
+            * MODEL_BYTES
+            * self.sites
+            * len(layers)
+        )
         batch = self.model.runtime.batch_size * self.length * self.shape.d_model
         for shard in range(jobs):
             yield self._cost(
@@ -291,7 +300,7 @@ class Planner:
             pair_flops=steps * per_step * 8 * run.sae.k * d,
             traffic=steps * parameters * OPTIMIZER_BYTES,
             disk=4 * parameters * 4,
-            read=read * MODEL_BYTES + (self.model_bytes if model_flops else 0),
+            read=read * MODEL_BYTES * self.sites + (self.model_bytes if model_flops else 0),
             memory=memory + parameters * STATE_BYTES + 3 * shuffled,
         )
 
