@@ -1,8 +1,11 @@
 """One SAE directory -> its figures on held-out windows, as JSON."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.files import write_file

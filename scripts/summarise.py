@@ -1,7 +1,10 @@
 """Put all SAEs side by side: a table on the terminal, a CSV file, a plot and a page."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.errors import SAEError

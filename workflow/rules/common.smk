@@ -6,17 +6,22 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-ROOT = Path(workflow.basedir).parent
+# Of this repository, wherever Snakemake runs, and also when another workflow uses this one.
+ROOT = Path(str(workflow.current_basedir)).parents[1]
+SCRIPTS = str(ROOT / "scripts")  # in resources: a repository that is moved reruns nothing
+if not (ROOT / "sae_core").is_dir():
+    raise WorkflowError(
+        f"{workflow.current_basedir}: this workflow brings a Python package along, and has to be on "
+        "disk: clone the repository, and name workflow/Snakefile by its path"
+    )
 sys.path.insert(0, str(ROOT))
 
 from sae_core.code_hash import code_hash
 from sae_core.errors import SAEError
 from sae_core.model_training.one_run import check_services
 from sae_core.naming import EXPORT_FILES
+from sae_core.slurm import wait_for_jobs
 from sae_core.workflow_config import check_run_names, load_plan
-
-# Where jobs find the package and the scripts; Snakemake strips PYTHONPATH from conda jobs.
-shell.prefix(f"set -euo pipefail; export PYTHONPATH='{ROOT}' SCRIPTS='{ROOT}/scripts'; ")
 
 try:
     PLAN = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
@@ -38,10 +43,29 @@ wildcard_constraints:
     shard=r"\d+",
 
 
+def with_torch(family):
+    """The environment of a rule that needs torch: for `auto`, conda chooses a build that fits the
+    machine on which it makes the environment."""
+    build = {"cpu": "-cpu", "cuda": "-cuda"}.get(PLAN.runtime.device, "")
+    return f"../../envs/{family}{build}.yaml"
+
+
 def check_login(plan):
     """Before the first job: that W&B and the Hub will let in what the jobs are to send."""
     try:
         check_services(plan.tracking, plan.publishing)
+    except SAEError as error:
+        raise WorkflowError(str(error))
+
+
+def wait_for_earlier_jobs():
+    """Before the first job: until no job that a killed Snakemake left behind still makes the same."""
+    try:
+        wait_for_jobs(
+            external
+            for job in workflow.dag.needrun_jobs()
+            for external in workflow.persistence.external_jobids(job)
+        )
     except SAEError as error:
         raise WorkflowError(str(error))
 
@@ -90,7 +114,8 @@ def shards(wildcards):
     """The activations that an SAE is trained on, one folder a harvest job."""
     run = run_plan(wildcards)
     folder = f"{run.model.model_id}/{run.model.hook.label}"
-    receipts = Path("results/harvests", folder).glob("*/0.json")
+    harvests = Path(rules.harvest.output.receipt).parents[4]  # also under another workflow's prefix
+    receipts = (harvests / folder).glob("*/0.json")
     return expand(
         "results/activations/{folder}/{batch}/{shard}",
         folder=folder,

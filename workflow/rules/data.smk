@@ -3,7 +3,8 @@
 
 rule process:
     input:
-        chapters=PLAN.chapters(),
+        # Read where they lie, whatever storage and prefix the results have.
+        chapters=[local(str(path)) for path in PLAN.chapters()],
     output:
         texts=TEXTS,
     log:
@@ -12,8 +13,10 @@ rule process:
         "results/benchmarks/process.tsv"
     conda:
         "../../envs/data.yaml"
+    resources:
+        scripts=SCRIPTS,
     params:
         options=PLAN.process_options(),
         code=code_hash("scripts/process.py"),
     shell:
-        "python $SCRIPTS/process.py {params.options} --output {output.texts} > {log} 2>&1"
+        "python {resources.scripts:q}/process.py {params.options} --output {output.texts} > {log} 2>&1"

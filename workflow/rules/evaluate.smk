@@ -14,22 +14,24 @@ rule evaluate:
     benchmark:
         "results/benchmarks/evaluate/{run}.tsv"
     conda:
-        "../../envs/evaluate.yaml"
+        with_torch("evaluate")
     threads: 8
     resources:
         gpu=1,
         # What changes no result stands here, not in params: a change of it reruns nothing.
+        scripts=SCRIPTS,
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
         tracking=PLAN.tracking_options(),
     params:
         folder=subpath(input.weights, parent=True),
+        results=subpath(input.weights, ancestor=3),
         options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
         code=code_hash("scripts/evaluate.py"),
     shell:
-        "python $SCRIPTS/evaluate.py --sae {params.folder} --texts {input.texts}"
+        "python {resources.scripts:q}/evaluate.py --sae {params.folder} --texts {input.texts}"
         " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
-        " {resources.tracking} --checkpoints results/checkpoints/{wildcards.run}"
+        " {resources.tracking} --checkpoints {params.results}/checkpoints/{wildcards.run}"
         " --output {output.evaluation} > {log} 2>&1"
 
 
@@ -55,11 +57,13 @@ rule plot:
     benchmark:
         "results/benchmarks/plot/{run}.tsv"
     conda:
-        "../../envs/evaluate.yaml"
+        "../../envs/report.yaml"
+    resources:
+        scripts=SCRIPTS,
     params:
         code=code_hash("scripts/plot.py"),
     shell:
-        "python $SCRIPTS/plot.py --evaluation {input.evaluation} --history {input.history}"
+        "python {resources.scripts:q}/plot.py --evaluation {input.evaluation} --history {input.history}"
         " --loss-curves {output.loss_curves} --density {output.density} > {log} 2>&1"
 
 
@@ -86,10 +90,12 @@ rule summarise:
     benchmark:
         "results/benchmarks/summarise.tsv"
     conda:
-        "../../envs/evaluate.yaml"
+        "../../envs/report.yaml"
+    resources:
+        scripts=SCRIPTS,
     params:
         code=code_hash("scripts/summarise.py"),
     shell:
-        "python $SCRIPTS/summarise.py --evaluations {input.evaluations}"
+        "python {resources.scripts:q}/summarise.py --evaluations {input.evaluations}"
         " --histories {input.histories} --summary {output.summary} --pareto {output.pareto}"
         " --report {output.page} > {log} 2>&1"
