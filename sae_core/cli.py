@@ -23,6 +23,8 @@ def parse(settings: type[Settings], description: str, argv: Sequence[str] | None
     Field names become options, field docstrings their help, nested dataclasses groups. A wrong
     option or value ends the program with status 2 and a message that names it.
     """
+    if os.environ.get("NO_COLOR"):
+        tyro._experimental_options["ansi_codes"] = False  # tyro does not look by itself
     return tyro.cli(settings, description=description, args=argv, config=FLAT)
 
 

@@ -18,6 +18,7 @@ from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
 from sae_core.errors import SAEError
 from sae_core.naming import hook_spec
+from sae_core.progress import bars_are_wanted
 from sae_core.train_config import ModelConfig
 
 
@@ -83,7 +84,10 @@ class LanguageModel:
             SAEError: it cannot be found or loaded.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        if not bars_are_wanted():
+            logging.disable_progress_bar()
         options = _hub_options(config)
         dtype = pick_dtype(config.model_dtype, device)
         quantization = _four_bit(dtype, device) if config.load_in_4bit else None

@@ -23,6 +23,7 @@ from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
     EvaluationConfig,
+    FeaturesConfig,
     HarvestConfig,
     HookConfig,
     ModelConfig,
@@ -46,6 +47,7 @@ SECTIONS: dict[str, type] = {
     "end_to_end": EndToEndConfig,
     "harvest": HarvestConfig,
     "evaluation": EvaluationConfig,
+    "features": FeaturesConfig,
     "runtime": RuntimeConfig,
     "source": SourceConfig,
     "tracking": TrackingConfig,
@@ -67,8 +69,8 @@ OVERRIDES = {
 }
 """Keys of a model whose default is that of a section."""
 
-NO_OPTION = {"output"}
-"""Fields of `ProcessConfig` that the workflow sets itself."""
+NO_OPTION = {"output", "subjects"}
+"""Fields of `ProcessConfig` that the workflow sets itself, or from the keys of `folders`."""
 
 
 LIMITS = {

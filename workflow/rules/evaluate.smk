@@ -1,4 +1,4 @@
-# SAE directories -> evaluations, plots, the summary and the page.
+# SAE directories -> evaluations, features, plots, the summary and the pages.
 
 
 rule evaluate:
@@ -33,6 +33,64 @@ rule evaluate:
         " --output {output.evaluation} > {log} 2>&1"
 
 
+rule features:
+    input:
+        texts=TEXTS,
+        sources=SOURCES,
+        record=model_record,
+        weights="results/saes/{run}/weights.pt",
+        config="results/saes/{run}/config.json",
+    output:
+        entries="results/features/{run}.jsonl",
+        table="results/features/{run}.csv",
+        corpus="results/features/{run}.json",
+    log:
+        "results/logs/features/{run}.log",
+    benchmark:
+        "results/benchmarks/features/{run}.tsv"
+    conda:
+        "../../envs/evaluate.yaml"
+    threads: 8
+    resources:
+        gpu=1,
+        # What changes no result stands here, not in params: a change of it reruns nothing.
+        device=PLAN.runtime.device,
+        batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
+    params:
+        folder=subpath(input.weights, parent=True),
+        options=lambda wildcards: PLAN.features_options(model_plan(wildcards)),
+        code=code_hash("scripts/features.py"),
+    shell:
+        "python $SCRIPTS/features.py --sae {params.folder} --texts {input.texts}"
+        " --record {input.record} {params.options} --batch-size {resources.batch_size}"
+        " --device {resources.device} --entries {output.entries} --table {output.table}"
+        " --corpus {output.corpus} > {log} 2>&1"
+
+
+rule browse:
+    input:
+        entries="results/features/{run}.jsonl",
+        corpus="results/features/{run}.json",
+    output:
+        page=report(
+            "results/features/{run}.html",
+            caption="../report/features.rst",
+            category="Features",
+            labels=caption_labels("feature browser"),
+        ),
+    log:
+        "results/logs/browse/{run}.log",
+    benchmark:
+        "results/benchmarks/browse/{run}.tsv"
+    conda:
+        "../../envs/evaluate.yaml"
+    params:
+        code=code_hash("scripts/browse.py"),
+    shell:
+        "python $SCRIPTS/browse.py --entries {input.entries} --corpus {input.corpus}"
+        " --page {output.page} > {log} 2>&1"
+
+
 rule plot:
     input:
         evaluation="results/evaluations/{run}.json",
@@ -65,8 +123,14 @@ rule plot:
 
 rule summarise:
     input:
+        texts=TEXTS,
+        sources=SOURCES,
+        records=expand(MODEL, model_id=PLAN.models),
         evaluations=for_all_runs(["results/evaluations/{run}.json"]),
+        weights=for_all_runs(["results/saes/{run}/weights.pt"]),
+        configs=for_all_runs(["results/saes/{run}/config.json"]),
         histories=for_all_runs(["results/saes/{run}/history.json"]),
+        features=for_all_runs(["results/features/{run}.json"]),
     output:
         summary=report(
             "results/summary.csv",
@@ -74,22 +138,38 @@ rule summarise:
             category="Summary",
             labels={"SAE": "all", "plot": "table"},
         ),
-        pareto=report(
+        loss_recovered=report(
             "results/plots/l0_against_loss_recovered.svg",
             caption="../report/pareto.rst",
             category="Summary",
             labels={"SAE": "all", "plot": "L0 against loss recovered"},
         ),
-        page="results/report.html",
+        fvu=report(
+            "results/plots/l0_against_fvu.svg",
+            caption="../report/fvu.rst",
+            category="Summary",
+            labels={"SAE": "all", "plot": "L0 against FVU"},
+        ),
+        page=report(
+            "results/report.html",
+            caption="../report/page.rst",
+            category="Summary",
+            labels={"SAE": "all", "plot": "page"},
+        ),
     log:
         "results/logs/summarise.log",
     benchmark:
         "results/benchmarks/summarise.tsv"
     conda:
         "../../envs/evaluate.yaml"
+    resources:
+        # Where the page finds what it only tells: a change of it reruns nothing.
+        told=f"--benchmarks results/benchmarks --config {CONFIG}",
     params:
+        folders=for_all_runs(["results/saes/{run}"]),
         code=code_hash("scripts/summarise.py"),
     shell:
-        "python $SCRIPTS/summarise.py --evaluations {input.evaluations}"
-        " --histories {input.histories} --summary {output.summary} --pareto {output.pareto}"
-        " --report {output.page} > {log} 2>&1"
+        "python $SCRIPTS/summarise.py --evaluations {input.evaluations} --saes {params.folders}"
+        " --features {input.features} --texts {input.texts} --records {input.records}"
+        " {resources.told} --summary {output.summary} --loss-recovered {output.loss_recovered}"
+        " --fvu {output.fvu} --report {output.page} > {log} 2>&1"
