@@ -218,7 +218,7 @@ class FeaturesConfig:
     """Windows of the texts that are read, at most; of more, so many at equal distances."""
 
     interesting_features: int = 120
-    """Features that are shown because they explain much, of the texts as a whole or of one
+    """Features that are shown because they are strong, in the texts as a whole or in one
     subject."""
 
     random_features: int = 60

@@ -78,6 +78,7 @@ class Writer:
     ) -> None:
         self.model, self.sae, self.corpus, self.table = model, sae, corpus, table
         self.pieces = Pieces(model.tokenizer)
+        self.occurring = corpus.windows.tokens.unique()
         self.chapters = corpus.sources.of_texts() if corpus.sources else None
         self._partners = _partners(table)
 
@@ -117,8 +118,10 @@ class Writer:
         }
 
     def _tokens(self, effect: Tensor, sign: int = 1) -> list[list[Any]]:
-        best = effect.topk(min(N_TOKENS, len(effect)))
-        found = zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        """Of the tokens that occur, those with the greatest `effect` (V,)."""
+        best = effect[self.occurring].topk(min(N_TOKENS, len(self.occurring)))
+        tokens = self.occurring[best.indices].tolist()
+        found = zip(tokens, best.values.tolist(), strict=True)
         return [[self.pieces.one(token), short(sign * value)] for token, value in found]
 
     def _top(self, feature: int) -> list[dict[str, Any]]:
@@ -195,8 +198,8 @@ class Writer:
         found = {}
         for index, subject in enumerate(self.corpus.subjects):
             specific = fit & (table.shares[:, index] >= SPECIFIC)
-            energy = table.tally.energy.double() * specific
-            order = energy.argsort(descending=True, stable=True)[:N_SPECIFIC]
+            total = table.tally.total.double() * specific
+            order = total.argsort(descending=True, stable=True)[:N_SPECIFIC]
             found[subject] = {
                 "tokens": int(table.tally.subject_tokens[index]),
                 "specific_features": int(specific.sum()),

@@ -5,8 +5,9 @@ mean activation on that subject's tokens over the sum of those means, so that a 
 counts no more. Tokens that it promotes and suppresses: what the model would predict if the last
 residual were the feature's decoder direction alone, through the final normalisation and the
 unembedding (direct logit attribution); the half difference to the opposite direction, so that
-biases cancel. Neighbours are features by the cosine of their decoder rows; partners those
-that are active on the same tokens, by Jaccard's index.
+biases cancel. Of all tokens those count that occur in the texts: rare ones, whose embeddings were
+hardly trained, would fill every list. Neighbours are features by the cosine of their decoder rows;
+partners those that are active on the same tokens, by Jaccard's index.
 
 Position 0 of a window and outliers do not train an SAE and are not counted, but for the number of
 features that are active on position 0 and nowhere else, which random crops are there to prevent.
@@ -29,11 +30,12 @@ from sae_core.sae_config import SAESpec
 from sae_core.seeding import generator
 from sae_core.train_config import DataConfig, FeaturesConfig
 
-DENSE = 0.2
-"""A feature that is active on a larger share of the tokens is not among the interesting ones."""
+DENSE = 0.03
+"""A feature that is active on a larger share of the tokens is not among the interesting ones: such
+features mark frequent words and the like."""
 
-FEW_WINDOWS = 5
-"""Nor one that is active in fewer windows."""
+FEW_WINDOWS = 8
+"""Nor is one that is active in fewer windows."""
 
 SPECIFIC = 0.8
 """From this share of a subject on, a feature counts as specific to it."""
@@ -165,18 +167,18 @@ def nearest(W_dec: Tensor, n: int = N_NEIGHBOURS) -> tuple[Tensor, Tensor]:
 def choose(
     table: FeatureTable, subjects: list[str], config: FeaturesConfig, seed: int
 ) -> dict[int, str]:
-    """The features to show, and why: `variance`, a subject, or `random`.
+    """The features to show, and why: `strong`, a subject, or `random`.
 
-    The interesting ones come in turns from one list for the texts as a whole, by the squared
-    activations that a feature sums up to, and one for each subject, by the same times the share
-    of the subject that exceeds an equal one. Features of almost all tokens or few windows are left
-    out.
+    The interesting ones come in turns from one list for the texts as a whole, by the activation
+    that a feature sums up to, and one for each subject, by the same times the square of what the
+    subject's share exceeds an equal one by. Features of many tokens or few windows are left out.
     """
     tally = table.tally
     fit = (table.density <= DENSE) & (tally.windows >= FEW_WINDOWS)
-    scores = {"variance": tally.energy.double()}
+    scores = {"strong": tally.total.double()}
     for index, subject in enumerate(subjects if len(subjects) > 1 else []):
-        scores[subject] = scores["variance"] * (table.shares[:, index] - 1 / len(subjects))
+        excess = (table.shares[:, index] - 1 / len(subjects)).clamp(min=0)
+        scores[subject] = scores["strong"] * excess.square()
     lists = {
         why: [int(f) for f in score.nan_to_num(-1.0).argsort(descending=True, stable=True)
               if fit[f] and score[f] > 0]

@@ -222,8 +222,8 @@ class Tally:
         """(F,) windows in which it is."""
         self.at_first = torch.zeros(n_features, **integers)
         """(F,) windows on whose position 0 it is."""
-        self.total, self.energy = torch.zeros(2, n_features, **sums)
-        """(F,) sums of activations, and of their squares."""
+        self.total = torch.zeros(n_features, **sums)
+        """(F,) sums of activations."""
         self.by_subject = torch.zeros(n_features, n_subjects, **sums)
         """(F, S) sums of activations."""
         self.histogram = torch.zeros(n_features, 2 * OCTAVES * BINS_AN_OCTAVE, **integers)
@@ -279,7 +279,6 @@ class Tally:
         self.count += self._bincount(feature)
         precise = value.to(self.total.dtype)
         self.total.index_add_(0, feature, precise)
-        self.energy.index_add_(0, feature, precise.square())
         if subject is not None:
             cell = feature * self.n_subjects + subject[row]
             self.by_subject.view(-1).index_add_(0, cell, precise)

@@ -135,7 +135,7 @@ def a_window(word, activation, subject="physics"):
     }
 
 
-def an_entry(feature, why="variance", word="energy", density=0.01, shares=(0.7, 0.2, 0.1)):
+def an_entry(feature, why="strong", word="energy", density=0.01, shares=(0.7, 0.2, 0.1)):
     subjects = dict(zip(SUBJECTS, shares, strict=False))
     windows = [a_window(word, 8.0 - i, SUBJECTS[i % 3] if subjects else None) for i in range(4)]
     return {

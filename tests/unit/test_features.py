@@ -109,7 +109,6 @@ def test_counts_and_sums(table: FeatureTable, dense: Dense) -> None:
     assert torch.equal(tally.windows, active.any(1).sum(0))
     assert torch.equal(tally.at_first, (dense.first > 0).sum(0))
     torch.testing.assert_close(tally.total, dense.code.double().sum((0, 1)))
-    torch.testing.assert_close(tally.energy, dense.code.double().square().sum((0, 1)))
     assert tally.n_tokens == int(dense.counted.sum()) and tally.n_outliers == 0
     torch.testing.assert_close(table.density, active.double().sum((0, 1)) / tally.n_tokens)
     assert torch.equal(tally.histogram.sum(1), tally.count)
@@ -263,7 +262,7 @@ def test_logit_effects_are_those_of_the_unembedding(language_model: LanguageMode
 def test_the_choice(table: FeatureTable, corpus: Corpus) -> None:
     chosen = choose(table, corpus.subjects, SHOWN, seed=3)
     reasons = list(chosen.values())
-    assert set(reasons) == {"variance", "physics", "biology", "random"}
+    assert set(reasons) == {"strong", "physics", "biology", "random"}
     n_random = reasons.count("random")
     assert n_random == SHOWN.random_features and reasons[-n_random:] == ["random"] * n_random
     first = {why: next(f for f, w in chosen.items() if w == why) for why in reasons}
@@ -283,7 +282,7 @@ def test_an_entry_shows_the_windows_of_its_feature(
     writer: Writer, table: FeatureTable, corpus: Corpus, dense: Dense
 ) -> None:
     feature = int(table.tally.windows.argmax())
-    [entry] = writer.entries({feature: "variance"})
+    [entry] = writer.entries({feature: "strong"})
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     assert entry["max"] == pytest.approx(float(dense.code[..., feature].max()), rel=1e-3)
     assert len(entry["top"]) == SHOWN.top_windows
@@ -330,7 +329,7 @@ def test_without_sources_there_are_no_subjects(
     plain = corpus._replace(sources=None)
     table = tallied(language_model, an_sae(), plain)
     chosen = choose(table, plain.subjects, SHOWN, seed=3)
-    assert set(chosen.values()) == {"variance", "random"}
+    assert set(chosen.values()) == {"strong", "random"}
     writer = Writer(language_model, an_sae(), plain, table)
     entry = next(writer.entries(chosen))
     assert entry["subjects"] == {} and entry["top"][0]["chapter"] is None
