@@ -6,6 +6,7 @@ import inspect
 import re
 import textwrap
 import tomllib
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -33,7 +34,7 @@ from sae_core.train_config import (
     TrackingConfig,
     TrainingConfig,
 )
-from sae_core.workflow_config import load_plan
+from sae_core.workflow_config import load_plan, save_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_FILE = ROOT / "workflow/schemas/config.schema.yaml"
@@ -294,6 +295,19 @@ def test_the_example_in_the_documentation_loads() -> None:
     config = {"chapters": {"folders": {"a": "b"}}, **yaml.safe_load(example)}
     [model] = load_plan(config, SCHEMA_FILE).models.values()
     assert len({run.name for run in model.runs(28)}) == 4
+
+
+def test_a_configuration_that_was_run_can_be_run_again(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))
+    config["chapters"]["folders"] = OrderedDict(config["chapters"]["folders"])
+    path = tmp_path / "results/config.yaml"
+    save_config(config, path)
+    stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert load_plan(stored, SCHEMA_FILE) == load_plan(config, SCHEMA_FILE)
+    assert list(stored["chapters"]["folders"]) == ["physics", "chemistry", "biology"]
+    before = path.stat().st_mtime_ns
+    save_config(config, path)
+    assert path.stat().st_mtime_ns == before, "what has not changed is not written"
 
 
 def requirements(file: Path) -> dict[str, str]:
