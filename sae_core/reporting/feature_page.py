@@ -18,7 +18,7 @@ CORPUS_KEYS = (
     "n_outlier_tokens",
 )  # fmt: skip
 
-SHOWN_PAIRS = 12
+SHOWN_PAIRS = 8
 """Of the pairs that are active together, so many stand on the page."""
 
 
