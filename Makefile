@@ -36,7 +36,7 @@ run: setup
 	snakemake --configfile config/demo.yaml --cores $(CORES)
 	@cat results/logs/summarise.log
 	@echo "SAEs: results/saes/    evaluations: results/evaluations/    table: results/summary.csv"
-	@echo "Page to look at: $(CURDIR)/results/report.html"
+	@echo "Page to look at: $(CURDIR)/results/report.html, and from there the SAEs' features"
 
 chaos: setup
 	rm -rf build/chaos
@@ -63,6 +63,7 @@ bench: setup $(PEERS)/.installed
 	python tests/benchmarks/step_profile.py
 	python tests/benchmarks/memory.py
 	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
+	python tests/benchmarks/features.py --chapters $(CHAPTERS)
 	python tests/benchmarks/path.py --chapters $(CHAPTERS)
 	python tests/benchmarks/end_to_end.py --chapters $(CHAPTERS)
 	python tests/benchmarks/ground_truth.py

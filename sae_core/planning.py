@@ -244,7 +244,8 @@ class Planner:
         yield self._cost("fetch", self.model.model_id, disk=self.model_bytes, read=self.model_bytes)
         yield from self.harvests()
         for run in self.model.runs(self.shape.n_layers):
-            yield from (self.training(run), self.evaluation(run), light("plot", run.name))
+            yield from (self.training(run), self.evaluation(run), self.features(run))
+            yield from (light("browse", run.name), light("plot", run.name))
 
     def harvests(self) -> Iterator[Cost]:
         """One pass over all layers, in `harvest_jobs` parts."""
@@ -319,6 +320,21 @@ class Planner:
             sae_flops=tokens * 4 * d * width,
             read=self.model_bytes,
             memory=self.model_bytes + batch * (3 * MODEL_BYTES * self.shape.vocab_size + 8 * width),
+        )
+
+    def features(self, run: RunPlan) -> Cost:
+        """The texts through the model up to the hook and through the SAE."""
+        windows = min(self.n_train + self.n_validation, self.plan.features.corpus_windows)
+        tokens = windows * self.length
+        d, width = self.shape.d_model, self.shape.d_model * run.sae.sae_expansion
+        return self._cost(
+            "features",
+            run.name,
+            tokens=tokens,
+            model_flops=tokens * self.shape.flops(run.layer + 1, self.length),
+            sae_flops=tokens * 2 * d * width,
+            read=self.model_bytes,
+            memory=self.model_bytes + 3 * 4 * d * width,
         )
 
     def _cost(

@@ -46,7 +46,8 @@ def run(job: Job) -> None:
     from sae_core.checkpoint import load_sae
     from sae_core.data_processing.texts import read_texts
     from sae_core.devices import pick_device
-    from sae_core.evaluation.metrics import evaluate, held_out_windows, identity
+    from sae_core.evaluation.identity import identity
+    from sae_core.evaluation.metrics import evaluate, held_out_windows
     from sae_core.model_sources import ModelRecord
     from sae_core.model_training.wandb_session import add_to_summary, evaluation_summary
 

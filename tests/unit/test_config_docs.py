@@ -5,6 +5,7 @@ import dataclasses
 import inspect
 import re
 import textwrap
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
@@ -20,6 +21,7 @@ from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
     EvaluationConfig,
+    FeaturesConfig,
     HarvestConfig,
     HookConfig,
     ModelConfig,
@@ -29,7 +31,7 @@ from sae_core.train_config import (
     TrackingConfig,
     TrainingConfig,
 )
-from sae_core.workflow_config import load_plan
+from sae_core.workflow_config import load_plan, save_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_FILE = ROOT / "workflow/schemas/config.schema.yaml"
@@ -43,6 +45,7 @@ SECTIONS: dict[str, type] = {
     "end_to_end": EndToEndConfig,
     "harvest": HarvestConfig,
     "evaluation": EvaluationConfig,
+    "features": FeaturesConfig,
     "runtime": RuntimeConfig,
     "source": SourceConfig,
     "tracking": TrackingConfig,
@@ -64,8 +67,8 @@ OVERRIDES = {
 }
 """Keys of a model whose default is that of a section."""
 
-NO_OPTION = {"output"}
-"""Fields of `ProcessConfig` that the workflow sets itself."""
+NO_OPTION = {"output", "subjects"}
+"""Fields of `ProcessConfig` that the workflow sets itself, or from the keys of `folders`."""
 
 
 LIMITS = {
@@ -289,3 +292,16 @@ def test_the_example_in_the_documentation_loads() -> None:
     config = {"chapters": {"folders": {"a": "b"}}, **yaml.safe_load(example)}
     [model] = load_plan(config, SCHEMA_FILE).models.values()
     assert len({run.name for run in model.runs(28)}) == 4
+
+
+def test_a_configuration_that_was_run_can_be_run_again(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))
+    config["chapters"]["folders"] = OrderedDict(config["chapters"]["folders"])
+    path = tmp_path / "results/config.yaml"
+    save_config(config, path)
+    stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert load_plan(stored, SCHEMA_FILE) == load_plan(config, SCHEMA_FILE)
+    assert list(stored["chapters"]["folders"]) == ["physics", "chemistry", "biology"]
+    before = path.stat().st_mtime_ns
+    save_config(config, path)
+    assert path.stat().st_mtime_ns == before, "what has not changed is not written"

@@ -94,7 +94,7 @@ def test_the_keys_of_a_profile_are_options(profile: Path) -> None:
         for option in action.option_strings
     }
     assert set(contents) - options <= (KUBERNETES if profile.name == "kubernetes" else set())
-    rules = {"harvest", "train", "evaluate"}
+    rules = {"harvest", "train", "evaluate", "features"}
     assert set(contents.get("set-resources", {})) <= rules
 
 

@@ -17,11 +17,12 @@ if not (ROOT / "sae_core").is_dir():
 sys.path.insert(0, str(ROOT))
 
 from sae_core.code_hash import code_hash
+from sae_core.data_processing.sources import sources_path
 from sae_core.errors import SAEError
 from sae_core.model_training.one_run import check_services
 from sae_core.naming import EXPORT_FILES
 from sae_core.slurm import wait_for_jobs
-from sae_core.workflow_config import check_run_names, load_plan
+from sae_core.workflow_config import check_run_names, load_plan, save_config
 
 try:
     PLAN = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
@@ -29,9 +30,12 @@ except SAEError as error:
     raise WorkflowError(str(error))
 
 TEXTS = "results/data/processed_textbooks_all.json"
+SOURCES = str(sources_path(Path(TEXTS)))
 MODEL = "results/models/{model_id}.json"
+CONFIG = "results/config.yaml"
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
+FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html")]
 PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg"]
 
 

@@ -1,4 +1,4 @@
-# Chapters -> one JSON list of texts.
+# Chapters -> one JSON list of texts, and beside it where each is from.
 
 
 rule process:
@@ -7,6 +7,7 @@ rule process:
         chapters=[local(str(path)) for path in PLAN.chapters()],
     output:
         texts=TEXTS,
+        sources=SOURCES,
     log:
         "results/logs/process.log",
     benchmark:

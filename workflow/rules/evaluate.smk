@@ -1,4 +1,4 @@
-# SAE directories -> evaluations, plots, the summary and the page.
+# SAE directories -> evaluations, features, plots, the summary and the pages.
 
 
 rule evaluate:
@@ -35,6 +35,67 @@ rule evaluate:
         " --output {output.evaluation} > {log} 2>&1"
 
 
+rule features:
+    input:
+        texts=TEXTS,
+        sources=SOURCES,
+        record=model_record,
+        weights="results/saes/{run}/weights.pt",
+        config="results/saes/{run}/config.json",
+    output:
+        entries="results/features/{run}.jsonl",
+        table="results/features/{run}.csv",
+        corpus="results/features/{run}.json",
+    log:
+        "results/logs/features/{run}.log",
+    benchmark:
+        "results/benchmarks/features/{run}.tsv"
+    conda:
+        with_torch("evaluate")
+    threads: 8
+    resources:
+        gpu=1,
+        # What changes no result stands here, not in params: a change of it reruns nothing.
+        scripts=SCRIPTS,
+        device=PLAN.runtime.device,
+        batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
+    params:
+        folder=subpath(input.weights, parent=True),
+        options=lambda wildcards: PLAN.features_options(model_plan(wildcards)),
+        code=code_hash("scripts/features.py"),
+    shell:
+        "python {resources.scripts:q}/features.py --sae {params.folder} --texts {input.texts}"
+        " --record {input.record} {params.options} --batch-size {resources.batch_size}"
+        " --device {resources.device} --entries {output.entries} --table {output.table}"
+        " --corpus {output.corpus} > {log} 2>&1"
+
+
+rule browse:
+    input:
+        entries="results/features/{run}.jsonl",
+        corpus="results/features/{run}.json",
+    output:
+        page=report(
+            "results/features/{run}.html",
+            caption="../report/features.rst",
+            category="Features",
+            labels=caption_labels("feature browser"),
+        ),
+    log:
+        "results/logs/browse/{run}.log",
+    benchmark:
+        "results/benchmarks/browse/{run}.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        scripts=SCRIPTS,
+    params:
+        code=code_hash("scripts/browse.py"),
+    shell:
+        "python {resources.scripts:q}/browse.py --entries {input.entries} --corpus {input.corpus}"
+        " --page {output.page} > {log} 2>&1"
+
+
 rule plot:
     input:
         evaluation="results/evaluations/{run}.json",
@@ -69,8 +130,14 @@ rule plot:
 
 rule summarise:
     input:
+        texts=TEXTS,
+        sources=SOURCES,
+        records=expand(MODEL, model_id=PLAN.models),
         evaluations=for_all_runs(["results/evaluations/{run}.json"]),
+        weights=for_all_runs(["results/saes/{run}/weights.pt"]),
+        configs=for_all_runs(["results/saes/{run}/config.json"]),
         histories=for_all_runs(["results/saes/{run}/history.json"]),
+        features=for_all_runs(["results/features/{run}.json"]),
     output:
         summary=report(
             "results/summary.csv",
@@ -78,13 +145,24 @@ rule summarise:
             category="Summary",
             labels={"SAE": "all", "plot": "table"},
         ),
-        pareto=report(
+        loss_recovered=report(
             "results/plots/l0_against_loss_recovered.svg",
             caption="../report/pareto.rst",
             category="Summary",
             labels={"SAE": "all", "plot": "L0 against loss recovered"},
         ),
-        page="results/report.html",
+        fvu=report(
+            "results/plots/l0_against_fvu.svg",
+            caption="../report/fvu.rst",
+            category="Summary",
+            labels={"SAE": "all", "plot": "L0 against FVU"},
+        ),
+        page=report(
+            "results/report.html",
+            caption="../report/page.rst",
+            category="Summary",
+            labels={"SAE": "all", "plot": "page"},
+        ),
     log:
         "results/logs/summarise.log",
     benchmark:
@@ -94,8 +172,13 @@ rule summarise:
     resources:
         scripts=SCRIPTS,
     params:
+        folders=for_all_runs(["results/saes/{run}"]),
+        results=subpath(output.page, parent=True),
         code=code_hash("scripts/summarise.py"),
     shell:
         "python {resources.scripts:q}/summarise.py --evaluations {input.evaluations}"
-        " --histories {input.histories} --summary {output.summary} --pareto {output.pareto}"
-        " --report {output.page} > {log} 2>&1"
+        " --saes {params.folders} --features {input.features} --texts {input.texts}"
+        " --records {input.records} --benchmarks {params.results}/benchmarks"
+        " --config {params.results}/config.yaml --summary {output.summary}"
+        " --loss-recovered {output.loss_recovered} --fvu {output.fvu} --report {output.page}"
+        " > {log} 2>&1"
