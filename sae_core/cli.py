@@ -9,7 +9,7 @@ from typing import Any, NoReturn, TypeVar
 
 import tyro
 
-from sae_core.errors import Interrupted, SAEError, one_line
+from sae_core.errors import Interrupted, SAEError, is_out_of_memory, one_line
 
 Settings = TypeVar("Settings")
 
@@ -46,8 +46,6 @@ def run(
     except KeyboardInterrupt:
         sys.exit("error: interrupted")
     except RuntimeError as error:
-        from sae_core.memory import is_out_of_memory
-
         if not is_out_of_memory(error):
             raise
         sys.exit(f"error: out of memory, and not for want of smaller pieces ({one_line(error)})")
