@@ -2,7 +2,6 @@
 # make bench  times and qualities beside the peers'   make fmt    format everything
 # make test-interop  SAEs to and from the peers       make rulegraph   redraw the README's picture
 # make chaos  the example with 20 of its processes killed: the same result to the last bit?
-# make test-conda    an environment for each rule
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -15,7 +14,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read; the shipped ones, or a folder that holds a folder a subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run chaos test test-interop test-conda bench lint fmt rulegraph clean
+.PHONY: setup run chaos test test-interop bench lint fmt rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -53,9 +52,6 @@ test: lint
 
 test-interop: setup $(PEERS)/.installed
 	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --numprocesses=0 tests/interop
-
-test-conda: setup
-	python -m pytest --numprocesses=0 tests/conda
 
 bench: export PYTHONPATH := $(CURDIR)
 bench: setup $(PEERS)/.installed
