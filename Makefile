@@ -1,8 +1,8 @@
 # make run    the embedded default, end to end        make test   lint and all tests
 # make bench  times and qualities beside the peers'   make fmt    format everything
 # make test-interop  SAEs to and from the peers       make rulegraph   redraw the README's picture
-# make chaos  the example with 20 of its processes killed: the same result to the last bit?
 # make test-conda    an environment for each rule
+# make chaos  the example with 20 of its processes killed: the same result to the last bit?
 
 SHELL := /bin/bash
 PYTHON ?= python3

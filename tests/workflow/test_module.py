@@ -48,7 +48,7 @@ def outer_workflow(folder: Path, tiny_model: Path, snakefile: str) -> Project:
 
 
 def test_another_workflow_uses_it_as_a_module(tmp_path: Path, tiny_model: Path) -> None:
-    outer = outer_workflow(tmp_path, tiny_model, f'"{ROOT}/workflow/Snakefile"')
+    outer = outer_workflow(tmp_path, tiny_model, f'"{tmp_path}/inner/workflow/Snakefile"')
     outer.snakemake()
     assert (outer.folder / "count.txt").read_text().strip() == "2"
     assert {path.name for path in outer.folder.iterdir()} == {

@@ -153,7 +153,7 @@ def test_a_killed_snakemake_is_followed_by_one_that_runs_no_live_job_twice(
     both.process.wait()
     both.project.snakemake("--unlock", *both.targets)
     both.start()
-    told = f"Waiting for the SLURM jobs {left}, which an earlier Snakemake started"
+    told = f"Waiting for the SLURM jobs {left}, which an earlier Snakemake started here"
     cluster.wait_for(lambda: told in both.log.read_text(), patience=600)
     assert {job.id for job in cluster.jobs()} == {job.id for job in first}
     cluster.run("scontrol", "resume", left.replace(" ", ","))

@@ -63,13 +63,11 @@ def check_login(plan):
 
 
 def wait_for_earlier_jobs():
-    """Before the first job: until no job that a killed Snakemake left behind still makes the same."""
+    """Before SLURM gets a job: until none that a killed Snakemake left behind makes the same."""
+    if workflow.executor_plugin.name != "slurm":
+        return
     try:
-        wait_for_jobs(
-            external
-            for job in workflow.dag.needrun_jobs()
-            for external in workflow.persistence.external_jobids(job)
-        )
+        wait_for_jobs(Path.cwd(), {job.rule.name for job in workflow.dag.needrun_jobs()})
     except SAEError as error:
         raise WorkflowError(str(error))
 
