@@ -48,7 +48,7 @@ wildcard_constraints:
 
 
 def with_torch(family):
-    """The environment of a rule that needs torch: for `auto`, conda chooses a build that fits the
+    """The environment of rules with torch: for `auto`, conda chooses a build that fits the
     machine on which it makes the environment."""
     build = {"cpu": "-cpu", "cuda": "-cuda"}.get(PLAN.runtime.device, "")
     return f"../../envs/{family}{build}.yaml"
