@@ -1,6 +1,7 @@
 # make run    the embedded default, end to end        make test   lint and all tests
 # make bench  times and qualities beside the peers'   make fmt    format everything
 # make test-interop  SAEs to and from the peers       make rulegraph   redraw the README's picture
+# make test-conda    an environment for each rule
 # make chaos  the example with 20 of its processes killed: the same result to the last bit?
 
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read; the shipped ones, or a folder that holds a folder a subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run chaos test test-interop bench lint fmt rulegraph clean
+.PHONY: setup run chaos test test-interop test-conda bench lint fmt rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -35,7 +36,7 @@ run: setup
 	snakemake --configfile config/demo.yaml --cores $(CORES)
 	@cat results/logs/summarise.log
 	@echo "SAEs: results/saes/    evaluations: results/evaluations/    table: results/summary.csv"
-	@echo "Page to look at: $(CURDIR)/results/report.html"
+	@echo "Page to look at: $(CURDIR)/results/report.html, and from there the SAEs' features"
 
 chaos: setup
 	rm -rf build/chaos
@@ -53,12 +54,16 @@ test: lint
 test-interop: setup $(PEERS)/.installed
 	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --numprocesses=0 tests/interop
 
+test-conda: setup
+	python -m pytest --numprocesses=0 tests/conda
+
 bench: export PYTHONPATH := $(CURDIR)
 bench: setup $(PEERS)/.installed
 	$(PEERS)/bin/python tests/benchmarks/step.py
 	python tests/benchmarks/step_profile.py
 	python tests/benchmarks/memory.py
 	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
+	python tests/benchmarks/features.py --chapters $(CHAPTERS)
 	python tests/benchmarks/path.py --chapters $(CHAPTERS)
 	python tests/benchmarks/end_to_end.py --chapters $(CHAPTERS)
 	python tests/benchmarks/ground_truth.py

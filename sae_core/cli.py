@@ -10,7 +10,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from sae_core.errors import Interrupted, SAEError, one_line
+from sae_core.errors import Interrupted, SAEError, is_out_of_memory, one_line
 
 Settings = TypeVar("Settings")
 
@@ -40,6 +40,8 @@ def parse(settings: type[Settings], description: str, argv: Sequence[str] | None
     """
     groups = [("own", Annotated[settings, UNNAMED]), ("common", Annotated[Common, UNNAMED])]
     both: Any = dataclasses.make_dataclass("Options", groups)
+    if os.environ.get("NO_COLOR"):
+        tyro._experimental_options["ansi_codes"] = False  # tyro does not look by itself
     return tyro.cli(both, description=description, args=argv, config=FLAT).own
 
 
@@ -72,11 +74,8 @@ def _reason(error: Exception) -> str:
     """An error as one line: what the user can mend as it is, anything else by its name."""
     if isinstance(error, SAEError):
         return one_line(error, most=LONGEST)
-    if isinstance(error, RuntimeError):
-        from sae_core.memory import is_out_of_memory
-
-        if is_out_of_memory(error):
-            return f"out of memory, and not for want of smaller pieces ({one_line(error)})"
+    if isinstance(error, RuntimeError) and is_out_of_memory(error):
+        return f"out of memory, and not for want of smaller pieces ({one_line(error)})"
     return f"{type(error).__name__}: {one_line(error)} (not foreseen; --debug shows where)"
 
 

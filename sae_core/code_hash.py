@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 def code_hash(*scripts: str) -> str:
     """A hash of the contents of `scripts` (paths from the repository root) and of the
     `sae_core` files that they import, directly or not, at the top or inside a function."""
-    files = sorted(set().union(*(_closure(ROOT / script) for script in scripts)))
+    files = sorted(set().union(*(files_behind(script) for script in scripts)))
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(ROOT)}\0".encode())
@@ -23,9 +23,10 @@ def code_hash(*scripts: str) -> str:
     return digest.hexdigest()[:16]
 
 
-def _closure(script: Path) -> frozenset[Path]:
+def files_behind(script: str) -> frozenset[Path]:
+    """A script (path from the repository root), and the package files that it imports."""
     found: set[Path] = set()
-    todo = [script]
+    todo = [ROOT / script]
     while todo:
         path = todo.pop()
         if path not in found:

@@ -3,11 +3,10 @@
 from pathlib import Path
 
 from torch import Tensor
-from tqdm import tqdm
 
 from sae_core.checkpoint import History
 from sae_core.events import EpochRecord, Observer
-from sae_core.progress import progress_bar
+from sae_core.progress import Progress, progress_bar
 
 SHOWN = (
     "loss",
@@ -25,7 +24,7 @@ SHOWN = (
 
 
 class Console(Observer):
-    """A bar an epoch, and a line after it.
+    """A bar an epoch, with the loss, and a line after it.
 
     Args:
         log_freq: steps between two updates of the bar's figures.
@@ -33,7 +32,7 @@ class Console(Observer):
 
     def __init__(self, log_freq: int) -> None:
         self.log_freq = log_freq
-        self.bar: tqdm | None = None
+        self.bar: Progress | None = None
 
     def on_start(self, n_epochs: int, steps_per_epoch: int) -> None:
         self.n_epochs, self.steps_per_epoch = n_epochs, steps_per_epoch

@@ -1,5 +1,12 @@
 """The one exception a user is meant to read, and any other as a line."""
 
+OUT_OF_MEMORY = (
+    "DefaultCPUAllocator: ",
+    "MPS backend out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED",
+)
+"""In the messages of torch's errors that have no class of their own."""
+
 
 class SAEError(Exception):
     """A fault that the user can mend.
@@ -17,3 +24,10 @@ def one_line(error: object, most: int = 300) -> str:
     characters; the error's name if it says nothing."""
     words = " ".join(str(error).split()) or type(error).__name__
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)[:most]
+
+
+def is_out_of_memory(error: RuntimeError) -> bool:
+    """Whether memory, of the device or of the machine, is what was lacking. By torch's name for
+    it, so that what needs no torch need not import it."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return "OutOfMemoryError" in names or any(sign in str(error) for sign in OUT_OF_MEMORY)

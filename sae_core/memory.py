@@ -5,10 +5,7 @@ from typing import TypeVar
 
 import torch
 
-from sae_core.errors import SAEError, one_line
-
-SIGNS = ("DefaultCPUAllocator: ", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""In the messages of the errors that have no class of their own."""
+from sae_core.errors import SAEError, is_out_of_memory, one_line
 
 Result = TypeVar("Result")
 
@@ -66,11 +63,6 @@ class WorkingUnit:
         print(f"out of memory: {self.size} {self.items} at once from now on", flush=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory, of the device or of the machine, is what was lacking."""
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in str(error) for sign in SIGNS)
 
 
 def forward_windows(size: int) -> WorkingUnit:

@@ -127,6 +127,16 @@ class SparseAutoencoder(nn.Module, ABC):
         pre = self.pre_activations(x)
         return torch.relu(pre) * (pre > self.threshold)
 
+    def encode_sparse(self, x: Tensor) -> sparse_ops.SparseCode:
+        """(N, D) -> the features of `encode` as pairs, without the dense code where it can be."""
+        x = x.to(self.W_enc.dtype)
+        return sparse_ops.above(x, self.encoder, self.threshold, self.precision)
+
+    def _encode_densely(self, x: Tensor) -> sparse_ops.SparseCode:
+        """`encode_sparse` for kinds with an `encode` of their own: few tokens at once."""
+        rows = sparse_ops.block_rows(self.spec.d_sae, self.W_enc.dtype)
+        return sparse_ops.sparse(self.encode(block) for block in x.split(rows))
+
     def decode(self, features: Tensor) -> Tensor:
         """(..., F) -> (..., D)."""
         return features @ self.W_dec + self.b_dec

@@ -28,7 +28,7 @@ Shapes: N tokens, F features (D above), D activation width, P pairs, C candidate
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -466,6 +466,38 @@ def select(
         index = chosen(pre).view(-1).nonzero().squeeze(1)
         indices.append(index + first * n_features)
         values.append(pre.view(-1)[index])
+    return SparseCode(Pairs.at(torch.cat(indices), n, n_features), torch.cat(values))
+
+
+@torch.no_grad()
+def above(
+    x: Tensor, weights: Weights, threshold: Tensor, precision: Precision | None = None
+) -> SparseCode:
+    """The positive pre-activations of a batch (N, D) above a threshold, of all features or each."""
+    n, n_features = x.shape[0], weights.W_enc.shape[1]
+    bound = threshold.clamp(min=0.0)
+    if not (precision and precision.product != precision.values):
+        return select(x, weights, lambda pre: pre > bound)
+    least = float(bound.min())
+    product = _Product(x - weights.b_dec, weights, 0, least, precision)
+    rows = block_rows(n_features, precision.product)
+    found = [product.candidates(first, rows, least)[0] for first in range(0, n, rows)]
+    index = torch.cat(found)
+    value = product.values(index)
+    enough = value > bound.expand(n_features)[index % n_features]
+    return SparseCode(Pairs.at(index[enough], n, n_features), value[enough])
+
+
+@torch.no_grad()
+def sparse(blocks: Iterable[Tensor]) -> SparseCode:
+    """The positive entries of features that come in blocks (rows, F), which are overwritten."""
+    indices, values, n = [], [], 0
+    for block in blocks:
+        n_features = block.shape[1]
+        index = _positive_entries(block)
+        indices.append(index + n * n_features)
+        values.append(block.view(-1)[index])
+        n += len(block)
     return SparseCode(Pairs.at(torch.cat(indices), n, n_features), torch.cat(values))
 
 

@@ -30,6 +30,9 @@ HOOK_NAMES = (
 
 DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.json")
 
+MOST_FEATURES = 600
+"""On one page of features: some 10 MB with the default windows."""
+
 
 def _at_least(owner: object, least: float, *names: str) -> None:
     for name in names:
@@ -215,6 +218,38 @@ class EvaluationConfig:
 
 
 @dataclass(frozen=True)
+class FeaturesConfig:
+    """What the analysis of an SAE's features reads, and what its page shows."""
+
+    corpus_windows: int = 4096
+    """Windows of the texts that are read, at most; of more, so many at equal distances."""
+
+    interesting_features: int = 120
+    """Features that are shown because they are strong, in the texts as a whole or in one
+    subject."""
+
+    random_features: int = 60
+    """Features that are shown at random, of the others that are active."""
+
+    top_windows: int = 10
+    """Windows in which a feature is most active that are shown of it."""
+
+    context_tokens: int = 40
+    """Tokens that are shown of each."""
+
+    def __post_init__(self) -> None:
+        _at_least(self, 1, "corpus_windows", "top_windows", "context_tokens")
+        _at_least(self, 0, "interesting_features", "random_features")
+        shown = self.interesting_features + self.random_features
+        if not 1 <= shown <= MOST_FEATURES:
+            raise SAEError(
+                f"--interesting-features {self.interesting_features}, --random-features "
+                f"{self.random_features}: together 1 to {MOST_FEATURES}, or the page grows too "
+                "large to open"
+            )
+
+
+@dataclass(frozen=True)
 class OutputConfig:
     """Where the data comes from and the results go."""
 
@@ -229,6 +264,9 @@ class OutputConfig:
 
     run_name: str | None = None
     """Name of the SAE's folder; made from model, hook and SAE when omitted."""
+
+    quiet: bool = False
+    """Print where the SAE is, and errors, and nothing else."""
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ Per step, on a batch x of N activations, centred and scaled to `E||x||^2 = 1`:
     loss = recon_weight * ||x - x_hat||^2 + sparsity_penalty * ||f||_1 + aux_penalty * aux + own
 
 with f the code, aux the auxiliary loss on dead features and own what the kind of SAE adds; Adam, a
-short warm-up, and a linear decay to zero over the last fifth of the steps; decoder rows are kept
-at unit norm. For a transcoder, the x that `x_hat` is compared with is its target, centred and
-scaled like x.
+short warm-up, and a linear decay to zero over the last fifth of the steps; the decoder at twice the
+learning rate of the rest, its rows kept at unit norm. For a transcoder, the x that `x_hat` is
+compared with is its target, centred and scaled like x.
 
 In the end-to-end phase, the last steps, a batch is whole windows, and the loss gains the terms of
 `end_to_end.py`. The validation loss changes its meaning there: the best epoch is chosen anew among
@@ -38,6 +38,10 @@ from sae_core.train_config import RuntimeConfig, TrainingConfig
 from sae_core.training_state import Means, TrainingState, learned, put_back
 
 MAX_GRADIENT_NORM = 1.0
+
+DECODER_PACE = 2.0
+"""The decoder's learning rate, as a multiple of the others'. What makes features die is the
+encoder's, which cannot be as large: docs/recipe.md."""
 
 ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --device"
 """When there is no memory for a step."""
@@ -95,7 +99,12 @@ class Trainer:
         # As they lie in memory, which is as W_enc's transpose: fused Adam copies anything else.
         self._as_stored = [_as_stored(p.detach()) for p in sae.parameters()]
         self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
-        self.optimizer = torch.optim.Adam(self._as_stored, lr=self.lr, fused=True)
+        paces = [DECODER_PACE if p is sae.W_dec else 1.0 for p in sae.parameters()]
+        groups = [
+            {"params": [stored], "pace": pace}
+            for stored, pace in zip(self._as_stored, paces, strict=True)
+        ]
+        self.optimizer = torch.optim.Adam(groups, lr=self.lr, fused=True)
         self.normalise: Normalisation | None = None
         self.last_batch: Tensor | None = None
         self.n_done = self.epoch = self.tokens = self.outliers = 0
@@ -221,7 +230,8 @@ class Trainer:
         """
         sae = self.sae
         terms, made = self.rows.attempt(lambda rows: self._gradients(batch, rows))
-        self.optimizer.param_groups[0]["lr"] = lr
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["pace"] * lr
         self.optimizer.step()
         self.optimizer.zero_grad()
         sae.zero_grad()

@@ -3,6 +3,7 @@
 No Snakemake and no torch here: the `.smk` files ask this module what to make, and from what.
 """
 
+import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -16,6 +17,7 @@ from jsonschema.exceptions import best_match
 from sae_core.cli import options
 from sae_core.data_processing.textbook_process import ProcessConfig
 from sae_core.errors import SAEError, one_line
+from sae_core.files import write_file
 from sae_core.model_sources import FetchConfig, SourceConfig
 from sae_core.naming import hook_spec, middle_layer, model_id, path_component, run_name
 from sae_core.sae_config import SAEConfig
@@ -23,6 +25,7 @@ from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
     EvaluationConfig,
+    FeaturesConfig,
     HarvestConfig,
     HookConfig,
     LoadConfig,
@@ -126,6 +129,7 @@ class Plan:
     end_to_end: EndToEndConfig
     harvest: HarvestConfig
     evaluation: EvaluationConfig
+    features: FeaturesConfig
     runtime: RuntimeConfig
     tracking: TrackingConfig
     publishing: PublishingConfig
@@ -159,6 +163,10 @@ class Plan:
     def evaluate_options(self, model: ModelPlan) -> str:
         """How a model's SAEs are evaluated."""
         return f"{options(self._load_settings(model))} {options(self.evaluation)}".strip()
+
+    def features_options(self, model: ModelPlan) -> str:
+        """How the features of a model's SAEs are looked into."""
+        return f"{options(self._load_settings(model))} {options(self.features)}".strip()
 
     def harvest_options(self, model: ModelPlan) -> str:
         """What a model's activations are made of, but for the hooks."""
@@ -197,6 +205,7 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
     _check_texts(config)
     _check_schema(config, yaml.safe_load(schema.read_text(encoding="utf-8")))
     chapters = dict(config["chapters"])
+    chapters["subjects"] = tuple(map(str, chapters["folders"]))
     chapters["folders"] = tuple(Path(folder) for folder in chapters["folders"].values())
     section = config.get
     plan = Plan(
@@ -205,6 +214,7 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
         end_to_end=_group(EndToEndConfig, "end_to_end", section("end_to_end", {})),
         harvest=_group(HarvestConfig, "harvest", section("harvest", {})),
         evaluation=_group(EvaluationConfig, "evaluation", section("evaluation", {})),
+        features=_group(FeaturesConfig, "features", section("features", {})),
         runtime=_group(RuntimeConfig, "runtime", section("runtime", {})),
         tracking=_group(TrackingConfig, "tracking", section("tracking", {})),
         publishing=_group(PublishingConfig, "publishing", section("publishing", {})),
@@ -215,6 +225,14 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
             raise SAEError(f"config: models[{index}].name: {model.name!r} stands in the list twice")
         plan.models[model.model_id] = model
     return plan
+
+
+def save_config(config: dict[str, Any], path: Path) -> None:
+    """Write a configuration as it was given, from the file and the command line together."""
+    plain = json.loads(json.dumps(config))  # Snakemake's mappings are of its own kinds
+    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_file(path, text)
 
 
 def check_run_names(model: ModelPlan, n_layers: int | None) -> None:

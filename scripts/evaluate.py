@@ -1,8 +1,11 @@
 """One SAE directory -> its figures on held-out windows, as JSON."""
 
 import json
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.files import write_file
@@ -43,7 +46,8 @@ def run(job: Job) -> None:
     from sae_core.checkpoint import load_sae
     from sae_core.data_processing.texts import read_texts
     from sae_core.devices import pick_device
-    from sae_core.evaluation.metrics import evaluate, held_out_windows, identity
+    from sae_core.evaluation.identity import identity
+    from sae_core.evaluation.metrics import evaluate, held_out_windows
     from sae_core.model_sources import ModelRecord
     from sae_core.model_training.wandb_session import add_to_summary, evaluation_summary
 

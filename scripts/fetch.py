@@ -1,7 +1,10 @@
 """Bring a language model onto this machine and record what it is."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.model_sources import FetchConfig, fetch

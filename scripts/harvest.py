@@ -1,7 +1,10 @@
 """One pass of a language model over the windows -> its activations at every hook."""
 
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.train_config import DataConfig, LoadConfig, ModelConfig, RuntimeConfig

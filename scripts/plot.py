@@ -1,7 +1,10 @@
 """Draw one SAE's loss curves and feature densities, from its history and its evaluation."""
 
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.files import write_file

@@ -1,9 +1,12 @@
 """Stored activations -> one SAE directory; the end-to-end phase also runs the language model."""
 
 import os
+import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.errors import SAEError

@@ -4,7 +4,7 @@ import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # it is run by hand, too
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.errors import SAEError

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
-from sae_core.errors import SAEError, one_line
-from sae_core.memory import is_out_of_memory
+from sae_core.errors import SAEError, is_out_of_memory, one_line
 from sae_core.naming import hook_spec
+from sae_core.progress import bars_are_wanted
 from sae_core.train_config import HOOK_NAME, ModelConfig
 
 CPU_TOKENS = 1024
@@ -96,7 +96,10 @@ class LanguageModel:
             SAEError: it cannot be found or loaded.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
 
+        if not bars_are_wanted():
+            logging.disable_progress_bar()
         options = _hub_options(config)
         dtype = pick_dtype(config.model_dtype, device)
         quantization = _four_bit(dtype, device) if config.load_in_4bit else None

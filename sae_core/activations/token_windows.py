@@ -7,7 +7,7 @@ fixed; even ones validate (early stopping, threshold), odd ones are left for the
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,13 +58,19 @@ class Tokens:
 
     def stream(self, texts: list[str]) -> Tensor:
         """(T,) int32 token ids of the texts, each followed by the end-of-text token."""
-        parts = [torch.empty(0, dtype=torch.int32)]
+        return self.labelled(texts)[0]
+
+    def labelled(self, texts: list[str]) -> tuple[Tensor, Tensor]:
+        """`stream`, and (T,) int32 which of the texts each token is of."""
+        parts, lengths = [torch.empty(0, dtype=torch.int32)], []
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             batch = texts[first : first + TEXTS_AT_ONCE]
             encoded = self.tokenizer(batch, add_special_tokens=False)["input_ids"]
             ids = [token for text_ids in encoded for token in (*text_ids, self.end_of_text)]
             parts.append(torch.tensor(ids, dtype=torch.int32))
-        return torch.cat(parts)
+            lengths += [len(text_ids) + 1 for text_ids in encoded]
+        text = torch.arange(len(texts), dtype=torch.int32)
+        return torch.cat(parts), text.repeat_interleave(torch.tensor(lengths, dtype=torch.long))
 
 
 class TokenWindows:
@@ -135,6 +141,41 @@ class TokenWindows:
         if self.bos is None:
             return windows
         return torch.cat([windows.new_full((len(windows), 1), self.bos), windows], dim=1)
+
+
+class CorpusWindows(NamedTuple):
+    """All texts in their order, cut into fixed windows; the last tokens, too few for one, are left
+    out."""
+
+    tokens: Tensor
+    """(W, length)"""
+    text: Tensor
+    """(W, length) int32: which text each token is of."""
+
+
+def corpus_windows(tokens: Tokens, texts: list[str], length: int, most: int) -> CorpusWindows:
+    """The windows of a whole corpus, or `most` of them at equal distances.
+
+    Raises:
+        SAEError: it is shorter than one window.
+    """
+    step = length if tokens.bos is None else length - 1
+    ids, text = tokens.labelled(texts)
+    n_windows = len(ids) // step
+    if n_windows == 0:
+        raise SAEError(
+            f"--max-text-length {length}: the texts have {len(ids)} tokens, less than one window; "
+            "give more text or a shorter window"
+        )
+    chosen = torch.arange(n_windows)
+    if n_windows > most:
+        chosen = torch.arange(most) * n_windows // most
+    at = chosen[:, None] * step + torch.arange(step)
+    windows, text = ids[at].long(), text[at]
+    if tokens.bos is not None:
+        windows = torch.cat([windows.new_full((len(windows), 1), tokens.bos), windows], dim=1)
+        text = torch.cat([text[:, :1], text], dim=1)
+    return CorpusWindows(windows, text)
 
 
 def read_windows(tokenizer: Any, texts: Sequence[str], data: DataConfig) -> TokenWindows:

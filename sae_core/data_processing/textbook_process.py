@@ -17,7 +17,9 @@ if not __package__:  # started as a file: Python then looks for packages here, n
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from sae_core import cli  # noqa: E402
+from sae_core.data_processing import sources  # noqa: E402
 from sae_core.data_processing.cleaning import Dropped, Paragraph, clean  # noqa: E402
+from sae_core.data_processing.sources import count_words  # noqa: E402
 from sae_core.data_processing.texts import write_texts  # noqa: E402
 from sae_core.errors import SAEError  # noqa: E402
 from sae_core.train_config import DEFAULT_DATA_PATH  # noqa: E402
@@ -45,8 +47,12 @@ class ProcessConfig:
     )
     """Folders of chapters, one a subject: the *.md files of each, in the order of their names."""
 
+    subjects: tuple[str, ...] = ()
+    """Name of each folder's subject; by default the folder's own, without `_chapters`."""
+
     output: Path = DEFAULT_DATA_PATH
-    """JSON file to write, a list of texts."""
+    """JSON file to write, a list of texts; `<name>.sources.json` beside it says which chapter and
+    subject each is from."""
 
     method: Literal["paragraphs", "sentences", "chunks", "lines"] = "paragraphs"
     """What becomes a text: a paragraph, a sentence, a stretch of up to `chunk_size` characters of
@@ -64,6 +70,11 @@ class ProcessConfig:
     def __post_init__(self) -> None:
         if not self.folders:
             raise SAEError("--folders: give at least one folder of chapters")
+        if self.subjects and len(self.subjects) != len(self.folders):
+            raise SAEError(
+                f"--subjects {' '.join(self.subjects)}: {len(self.subjects)} names for "
+                f"{len(self.folders)} folders; give one for each, in the same order, or none"
+            )
         if self.chunk_size < 1:
             raise SAEError(f"--chunk-size {self.chunk_size}: must be at least 1")
         if self.min_words < 1:
@@ -73,6 +84,11 @@ class ProcessConfig:
                 f"--chunk-overlap {self.chunk_overlap}: must be at least 0 and below "
                 f"--chunk-size {self.chunk_size}"
             )
+
+    def subject_of(self, index: int) -> str:
+        """The subject of the folder with that index."""
+        name = self.folders[index].resolve().name
+        return self.subjects[index] if self.subjects else name.removesuffix("_chapters") or name
 
 
 class Report(NamedTuple):
@@ -89,26 +105,43 @@ class Report(NamedTuple):
 
 
 def process(config: ProcessConfig) -> Report:
-    """Clean the chapters and write their texts to `config.output`."""
-    chapters = [file for folder in config.folders for file in _chapters(folder)]
-    sources = [_read(file) for file in chapters]
+    """Clean the chapters; write their texts to `config.output`, and the sources beside it."""
+    found = [
+        (config.subject_of(index), file)
+        for index, folder in enumerate(config.folders)
+        for file in _chapters(folder)
+    ]
+    contents = [_read(file) for _, file in found]
     dropped: Dropped = defaultdict(list)
     seen: set[str] = set()
-    texts: list[str] = []
-    for source in sources:
-        paragraphs = clean(source, dropped)
-        if config.method == "chunks":
-            kept = _keep((" ".join(lines) for lines in paragraphs), config, dropped, seen)
-            texts += chunks("\n".join(kept), config.chunk_size, config.chunk_overlap)
-        else:
-            texts += _keep(_units(paragraphs, config.method), config, dropped, seen)
+    by_chapter = [list(_texts_of(content, config, dropped, seen)) for content in contents]
+    texts = [text for chapter in by_chapter for text in chapter]
     if not texts:
         raise SAEError(
             f"--folders {' '.join(map(str, config.folders))}: nothing is left of the chapters "
             f"after cleaning; give chapters with prose, or lower --min-words {config.min_words}"
         )
     write_texts(config.output, texts)
-    return Report(chapters, texts, {reason: dropped[reason] for reason in sorted(dropped)})
+    reasons = {reason: dropped[reason] for reason in sorted(dropped)}
+    sources.Sources(
+        tuple(
+            sources.Chapter(subject, f"{file.parent.name}/{file.name}", len(own), count_words(own))
+            for (subject, file), own in zip(found, by_chapter, strict=True)
+        ),
+        {why: sources.Dropped(len(what), count_words(what)) for why, what in reasons.items()},
+    ).save(config.output)
+    return Report([file for _, file in found], texts, reasons)
+
+
+def _texts_of(
+    chapter: str, config: ProcessConfig, dropped: Dropped, seen: set[str]
+) -> Iterator[str]:
+    paragraphs = clean(chapter, dropped)
+    if config.method == "chunks":
+        kept = _keep((" ".join(lines) for lines in paragraphs), config, dropped, seen)
+        yield from chunks("\n".join(kept), config.chunk_size, config.chunk_overlap)
+    else:
+        yield from _keep(_units(paragraphs, config.method), config, dropped, seen)
 
 
 def _chapters(folder: Path) -> list[Path]:
@@ -203,16 +236,12 @@ def _run(config: ProcessConfig) -> None:
     for name, count in (
         ("chapters", len(report.chapters)),
         ("texts", len(report.texts)),
-        ("words", _words(report.texts)),
+        ("words", count_words(report.texts)),
     ):
         print(f"  {name:<18}{count:>10,}")
     print(f"{'left out':<20}{'pieces':>10}{'words':>10}")
     for reason, pieces in report.dropped.items():
-        print(f"  {reason:<18}{len(pieces):>10,}{_words(pieces):>10,}")
-
-
-def _words(texts: list[str]) -> int:
-    return sum(len(text.split()) for text in texts)
+        print(f"  {reason:<18}{len(pieces):>10,}{count_words(pieces):>10,}")
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ from the clean to the spliced model. On the SAE's own activations, position 0 le
     fvu = sum ||x - x_hat||^2 / sum ||x - mean(x)||^2
 
 pooled over tokens and dimensions (not a mean of per-token ratios), once without the tokens whose
-norm exceeds ten times the median (`fvu`) and once with them (`fvu_with_outliers`); `l0`, the
+norm exceeds ten times the median (`fvu`) and once with them (`fvu_with_outliers`); `mse`, the mean
+squared error a dimension, without them; `l0`, the
 mean number of active features a token, and its quantiles; a feature's density, the share of
 tokens it is active on; `dead_fraction`, the share of features active on no evaluated token;
 `block_mse`, per layer behind the hook, the mean squared difference a dimension between the
@@ -36,6 +37,7 @@ from torch import Tensor
 from sae_core.activations.language_model import Hook, LanguageModel, resume_point
 from sae_core.activations.token_windows import read_windows
 from sae_core.errors import SAEError
+from sae_core.evaluation.identity import density_histogram
 from sae_core.losses import fraction_of_variance_unexplained
 from sae_core.memory import WorkingUnit, forward_windows
 from sae_core.normalisation import OUTLIER_FACTOR
@@ -49,9 +51,6 @@ LOGIT_ROWS = 512
 """Predictions whose probabilities are in memory at once."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-DENSITY_BINS = 40
-"""Bins of the histogram of log10 densities, from one in a million to one."""
 
 
 class Reference(NamedTuple):
@@ -108,19 +107,6 @@ def held_out_windows(spec: SAESpec, tokenizer: Any, texts: list[str], most: int)
             "needs one that did not validate; hold out more or use a shorter --max-text-length"
         )
     return windows
-
-
-def identity(run_name: str, spec: SAESpec) -> dict[str, Any]:
-    """Which SAE an evaluation is of, as its JSON begins."""
-    return {
-        "run_name": run_name,
-        "model_name": spec.metadata.get("model_name"),
-        "hook_spec": spec.site,
-        "sae_type": spec.sae_type,
-        "d_in": spec.d_in,
-        "d_sae": spec.d_sae,
-        "top_k": spec.top_k,
-    }
 
 
 @torch.no_grad()
@@ -273,6 +259,7 @@ def _figures(
         "l0_quantiles": {str(q): float(torch.quantile(l0.double(), q)) for q in QUANTILES},
         "fvu": fvu[""],
         "fvu_with_outliers": fvu["_with_outliers"],
+        "mse": float(sums["error"]) / n_tokens / sae.spec.d_in,
         **{f"ce_{name}": value for name, value in ce.items()},
         "loss_recovered": (ce["zero_ablation"] - ce["sae"]) / lost,
         "kl": float(sums["kl"]) / n_predictions,
@@ -285,15 +272,4 @@ def _figures(
         "n_tokens": n_tokens,
         "n_windows": windows.shape[0],
         "n_outlier_tokens": int(sums["n_with_outliers"]) - n_tokens,
-    }
-
-
-def density_histogram(density: Tensor) -> dict[str, Any]:
-    """Histogram of the log10 of features' densities (F,); features that never fired apart."""
-    alive = density[density > 0].double().cpu().log10().clamp(min=-6.0)
-    counts, edges = torch.histogram(alive, bins=DENSITY_BINS, range=(-6.0, 0.0))
-    return {
-        "log10_edges": [round(edge, 6) for edge in edges.tolist()],
-        "counts": [int(count) for count in counts.tolist()],
-        "never": int((density == 0).sum()),
     }

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_core import losses
+from sae_core import losses, sparse_ops
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
 from sae_core.sae_config import SAESpec
 
@@ -34,6 +34,9 @@ class GatedSAE(SparseAutoencoder):
 
     def encode(self, x: Tensor) -> Tensor:
         return self._features(self.pre_activations(x))
+
+    def encode_sparse(self, x: Tensor) -> sparse_ops.SparseCode:
+        return self._encode_densely(x)
 
     def reconstruct(
         self, x: Tensor, row_block: int | None = None, target: Tensor | None = None

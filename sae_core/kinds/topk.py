@@ -22,6 +22,9 @@ class TopKSAE(SparseAutoencoder):
         pre = self.pre_activations(x)
         return torch.relu(pre) * self._largest(pre)
 
+    def encode_sparse(self, x: Tensor) -> sparse_ops.SparseCode:
+        return self._encode_densely(x)
+
     def reconstruct(
         self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
     ) -> Reconstruction:

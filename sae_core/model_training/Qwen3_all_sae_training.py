@@ -14,6 +14,7 @@ import tyro
 from sae_core import cli
 from sae_core.errors import SAEError, one_line
 from sae_core.model_training.one_run import Trained, check_services, train_one
+from sae_core.progress import quiet
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
@@ -158,9 +159,10 @@ def train_all(config: BatchConfig) -> None:
     done: list[Trained] = []
     failures: list[Exception] = []
     for name in config.model.models:
-        print(f"\n== {name}", flush=True)
         try:
-            done.append(train_one(config.run(name), batch=True))
+            with quiet(config.output.quiet):
+                print(f"\n== {name}", flush=True)
+                done.append(train_one(config.run(name), batch=True))
             outcomes[name] = str(done[-1].folder)
         except Exception as error:  # whatever it is, the other models are to be trained
             failures.append(error)

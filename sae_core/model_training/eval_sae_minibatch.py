@@ -17,8 +17,9 @@ from sae_core.errors import SAEError
 from sae_core.train_config import DEFAULT_DATA_PATH, LoadConfig, ModelConfig, RuntimeConfig
 
 SHOWN = {
-    "l0": "L0",
+    "mse": "MSE",
     "fvu": "FVU",
+    "l0": "L0",
     "ce_clean": "CE clean",
     "ce_sae": "CE spliced",
     "loss_recovered": "recovered",
@@ -54,7 +55,7 @@ class Minibatch:
     """Where to compute: auto, cuda, mps or cpu."""
 
     json: bool = False
-    """Print JSON, with the error of every layer, in place of the table."""
+    """Print JSON, with all that is measured, in place of the tables."""
 
     load: LoadConfig = field(default_factory=LoadConfig)
 
@@ -65,7 +66,8 @@ def measure(config: Minibatch) -> list[dict[str, Any]]:
     from sae_core.checkpoint import load_sae
     from sae_core.data_processing.texts import read_texts
     from sae_core.devices import pick_device
-    from sae_core.evaluation.metrics import evaluate, held_out_windows, identity
+    from sae_core.evaluation.identity import identity
+    from sae_core.evaluation.metrics import evaluate, held_out_windows
 
     if not config.sae_dirs:
         raise SAEError("SAE_DIR: name at least one SAE directory")
@@ -88,16 +90,32 @@ def measure(config: Minibatch) -> list[dict[str, Any]]:
 
 def table(results: list[dict[str, Any]]) -> str:
     """One line an SAE."""
-    rows = [["SAE", *SHOWN.values()]]
-    for result in results:
-        figures = [result[key] for key in SHOWN]
-        rows.append([result["run_name"], *("-" if f is None else f"{f:.4g}" for f in figures)])
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for first, *rest in rows:
-        cells = [f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([f"{first:<{widths[0]}}", *cells]))
-    return "\n".join(lines)
+    rows = [[_figure(result[key]) for key in SHOWN] for result in results]
+    names = [result["run_name"] for result in results]
+    return _aligned(["SAE", *SHOWN.values()], names, rows)
+
+
+def table_of_layers(results: list[dict[str, Any]]) -> str:
+    """The error behind the hook: one line a layer, and a column for each SAE, in their order."""
+    layers = sorted({int(layer) for result in results for layer in result["block_mse"]})
+    rows = [[_figure(result["block_mse"].get(str(n))) for result in results] for n in layers]
+    heading = ["layer", *(f"SAE {number}" for number in range(1, len(results) + 1))]
+    return _aligned(heading, list(map(str, layers)), rows)
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"
+
+
+def _aligned(heading: list[str], names: list[str], rows: list[list[str]]) -> str:
+    lines = [heading, *([name, *row] for name, row in zip(names, rows, strict=True))]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(
+            [f"{first:<{widths[0]}}", *(f"{c:>{w}}" for c, w in zip(rest, widths[1:], strict=True))]
+        )
+        for first, *rest in lines
+    )
 
 
 def show(config: Minibatch) -> None:
@@ -108,6 +126,7 @@ def show(config: Minibatch) -> None:
     else:
         print(f"{results[0]['n_windows']} windows, {results[0]['n_tokens']} tokens")
         print(table(results))
+        print(f"\nMSE of the residual after each layer behind the hook\n{table_of_layers(results)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

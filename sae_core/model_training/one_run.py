@@ -87,7 +87,8 @@ def _evaluate(config: RunConfig, run: "CheckedRun", folder: Path) -> Path | None
     """Evaluate the SAE on its held-out windows, if it has enough of them."""
     from sae_core.activations.language_model import LanguageModel
     from sae_core.checkpoint import load_sae
-    from sae_core.evaluation.metrics import evaluate, held_out_windows, identity
+    from sae_core.evaluation.identity import identity
+    from sae_core.evaluation.metrics import evaluate, held_out_windows
     from sae_core.files import write_file
     from sae_core.naming import EVALUATION_FILE
 

@@ -1,57 +1,127 @@
-"""The report: one HTML page that holds all it shows and needs neither a network nor scripts."""
+"""The run page: one HTML file about all SAEs that holds all it shows and needs no network."""
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
 
+from sae_core.data_processing.sources import Sources
+from sae_core.files import file_sha256
 from sae_core.reporting import plots
-from sae_core.reporting.summary import COLUMNS, Evaluation, History, reading_order, show
-
-TEMPLATES = Path(__file__).parent / "templates"
+from sae_core.reporting.html import render
+from sae_core.reporting.provenance import Environment, Job
+from sae_core.reporting.summary import (
+    COLUMNS,
+    EVALUATION_KEYS,
+    HISTORY_KEYS,
+    Evaluation,
+    History,
+    read_object,
+    reading_order,
+)
 
 NAMED = 3
 """Up to this many models or hooks are named in the page's first sentence; more are counted."""
 
+HASHED = "weights.pt"
 
-def report_page(evaluations: Sequence[Evaluation], histories: Sequence[History]) -> str:
-    """The page about all SAEs: the summary, the plot of all, and a section for each.
+THEME = {
+    plots.INK: "ink",
+    plots.MUTED: "muted",
+    plots.GRID: "grid",
+    "#ffffff": "card",
+    **{colour: f"s{index}" for index, colour in enumerate(plots.COLOURS[:6])},
+}
+"""The plots' colours, and the variables of the page's style that take their place."""
 
-    Args:
-        histories: the training history of each evaluation's SAE, in the same order.
+
+class Run(NamedTuple):
+    """An SAE, and what is known of it."""
+
+    evaluation: Evaluation
+    history: History
+    config: dict[str, Any]
+    """Its `config.json`."""
+    weights_sha256: str
+    features: dict[str, Any] | None = None
+    """The figures of its features."""
+
+    @property
+    def name(self) -> str:
+        return self.evaluation["run_name"]
+
+    @property
+    def origin(self) -> dict[str, Any]:
+        return self.config["metadata"]
+
+
+@dataclass(frozen=True)
+class Making:
+    """How all SAEs were made."""
+
+    environment: Environment
+    sources: Sources | None = None
+    jobs: Sequence[Job] = ()
+    models: Sequence[dict[str, Any]] = ()
+    """Records of the models."""
+    config: str = ""
+    """The workflow's configuration, YAML."""
+    config_path: str = "results/config.yaml"
+    """Where it is."""
+    feature_pages: str = "features"
+    """Folder of the pages about features, relative to this page."""
+
+
+def read_run(evaluation: Path, folder: Path, features: Path | None) -> Run:
+    """Read what is known of an SAE: its evaluation, its directory, the figures of its features.
+
+    Raises:
+        SAEError: a file is missing, not JSON, or lacks a key.
     """
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    return Run(
+        read_object(evaluation, "evaluation", EVALUATION_KEYS),
+        read_object(folder / "history.json", "training history", HISTORY_KEYS),
+        read_object(folder / "config.json", "SAE configuration", ("metadata",)),
+        file_sha256(folder / HASHED),
+        features and read_object(features, "analysis of features", ("active", "position")),
     )
-    environment.filters["show"] = show
-    pairs = zip(evaluations, histories, strict=True)
-    ordered = sorted(pairs, key=lambda pair: reading_order(pair[0]["run_name"]))
-    comparison = plots.l0_against_loss_recovered([evaluation for evaluation, _ in ordered])
-    return environment.get_template("report.html.j2").render(
+
+
+def report_page(runs: Sequence[Run], making: Making) -> str:
+    """The page: the summary, the plots of all, a section for each SAE, and how they were made."""
+    ordered = sorted(runs, key=lambda run: reading_order(run.name))
+    evaluations = [run.evaluation for run in ordered]
+    recovered = plots.l0_against_loss_recovered(evaluations)
+    fvu = plots.l0_against_fvu(evaluations)
+    return render(
+        "report.html.j2",
+        "report.css.j2",
+        "report.js.j2",
         columns=COLUMNS,
         kinds=_named((e["sae_type"] for e in evaluations), "kinds"),
         models=_named((e["model_name"] for e in evaluations), "models"),
         hooks=_named((e["hook_spec"] for e in evaluations), "hooks"),
-        comparison=_inline(comparison, "all", "Loss recovered against mean L0, one point an SAE"),
-        saes=[_sae(index, *pair) for index, pair in enumerate(ordered, start=1)],
+        recovered=_inline(recovered, "recovered", "Loss recovered against mean L0, a point an SAE"),
+        fvu=_inline(fvu, "fvu", "Unexplained variance against mean L0, a point an SAE"),
+        saes=[_sae(index, run) for index, run in enumerate(ordered, start=1)],
+        making=making,
     )
 
 
-def _sae(index: int, evaluation: Evaluation, history: History) -> dict[str, Any]:
+def _sae(index: int, run: Run) -> dict[str, Any]:
     """What the template needs to know of one SAE."""
-    anchor, name = f"sae-{index}", evaluation["run_name"]
-    curves, density = plots.loss_curves(history, name), plots.density(evaluation)
-    block_mse = plots.block_mse(evaluation)
+    anchor, name = f"sae-{index}", run.name
+    curves, density = plots.loss_curves(run.history, name), plots.density(run.evaluation)
+    block_mse = plots.block_mse(run.evaluation)
     return {
         "anchor": anchor,
-        "evaluation": evaluation,
+        "run": run,
+        "evaluation": run.evaluation,
+        "origin": run.origin,
+        "features": run.features,
         "loss_curves": _inline(curves, f"{anchor}-loss", f"Loss curves of {name}"),
         "density": _inline(density, f"{anchor}-density", f"Feature densities of {name}"),
         "block_mse": _inline(block_mse, f"{anchor}-mse", f"Error after each layer of {name}"),
@@ -64,9 +134,12 @@ def _named(values: Iterable[str], what: str) -> str:
 
 
 def _inline(svg: bytes, prefix: str, label: str) -> Markup:
-    """An SVG file as an element of a page, where its ids must not meet those of another plot."""
+    """An SVG file as an element of a page: its ids must not meet those of another plot, and its
+    colours follow the page's, which may be dark."""
     text = svg.decode()
     text = text[text.index("<svg") :]
     text = re.sub(r' xmlns(:\w+)?="[^"]*"', "", text, count=2)
     text = re.sub(r'( id="|url\(#|href="#)', rf"\g<1>{prefix}-", text)
+    for colour, variable in THEME.items():
+        text = re.sub(rf"(fill|stroke): {colour}\b", rf"\g<1>: var(--{variable})", text)
     return Markup(text.replace("<svg", f'<svg role="img" aria-label="{escape(label)}"', 1))

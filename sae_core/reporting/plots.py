@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress, product
 from textwrap import fill
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -37,7 +38,9 @@ MARKERS = {
 }
 
 WIDTH, WIDE = 5.6, 7.6
-"""Widths of a plot, in inches: one of a pair, and one alone."""
+"""Widths of a plot, in inches: a usual one, and one with many points."""
+
+FEW_POINTS = 12
 
 LABEL_SIZE, NEAR = 8.5, 6
 """Of a point's label: the size of its type, and how far from the point it needs no line, in
@@ -134,28 +137,75 @@ def block_mse(evaluation: Evaluation) -> bytes:
     return _svg(figure)
 
 
-@plot
+class _Fidelity(NamedTuple):
+    """A figure of an SAE that is drawn against its L0."""
+
+    key: str
+    name: str
+    ideal: float
+    """What a perfect SAE has, drawn as a dashed line."""
+
+
+LOSS_RECOVERED = _Fidelity("loss_recovered", "loss recovered", 1.0)
+FVU = _Fidelity("fvu", "fraction of variance unexplained", 0.0)
+
+
 def l0_against_loss_recovered(evaluations: Sequence[Evaluation]) -> bytes:
-    """One point an SAE, with its label: colour says the hook, marker the kind of SAE."""
-    drawn = [e for e in evaluations if _is_finite(e["l0"]) and _is_finite(e["loss_recovered"])]
-    points = np.array([(e["l0"], e["loss_recovered"]) for e in drawn]).reshape(-1, 2)
+    """One point an SAE, with its label: colour says the hook, marker the kind of SAE. A line joins
+    the SAEs of a hook of which no sparser one is better."""
+    return _against_l0(evaluations, LOSS_RECOVERED)
+
+
+def l0_against_fvu(evaluations: Sequence[Evaluation]) -> bytes:
+    """The same for the fraction of variance unexplained."""
+    return _against_l0(evaluations, FVU)
+
+
+@plot
+def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
+    drawn = [e for e in evaluations if _is_finite(e["l0"]) and _is_finite(e[what.key])]
+    points = np.array([(e["l0"], e[what.key]) for e in drawn]).reshape(-1, 2)
     colours = _hook_colours(drawn)
     left_out = len(evaluations) - len(drawn)
     title = f"{left_out} without a finite value, not drawn" if left_out else ""
-    figure = _figure(title, WIDE, 4.6 + 0.2 * math.ceil(len(colours) / 3))
+    width, columns = (WIDTH, 2) if len(drawn) <= FEW_POINTS else (WIDE, 3)
+    figure = _figure(title, width, 4.4 + 0.2 * math.ceil(len(colours) / columns))
     axes = figure.add_subplot(
-        title="Loss recovered against sparsity",
+        title=f"{what.name[0].upper()}{what.name[1:]} against sparsity",
         xlabel="mean L0 (log scale)",
-        ylabel="loss recovered",
+        ylabel=what.name,
     )
-    axes.axhline(1, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
+    axes.axhline(what.ideal, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
     for evaluation, (x, y) in zip(drawn, points, strict=True):
         colour, marker = colours[evaluation["hook_spec"]], _marker(evaluation["sae_type"])
         axes.plot(x, y, marker, color=colour, markersize=7, markeredgecolor="white")
-    _frame_points(axes, points)
-    _legends(axes, drawn, colours)
+    for front in _pareto_fronts(drawn, what):
+        colour = colours[front[0]["hook_spec"]]
+        line = [[e["l0"] for e in front], [e[what.key] for e in front]]
+        axes.plot(*line, color=colour, linewidth=1.2, alpha=0.6, zorder=1.5)
+    _frame_points(axes, points, what.ideal)
+    _legends(axes, drawn, colours, columns)
     _place_labels(axes, points, _labels(drawn))
     return _svg(figure)
+
+
+def _pareto_fronts(
+    evaluations: Sequence[Evaluation], what: _Fidelity
+) -> Iterator[list[Evaluation]]:
+    """For each model and hook the SAEs that no other one beats in both ways, by L0; not alone."""
+    by_hook: dict[tuple[str, str], list[Evaluation]] = {}
+    for evaluation in evaluations:
+        hook = str(evaluation["model_name"]), evaluation["hook_spec"]
+        by_hook.setdefault(hook, []).append(evaluation)
+    for group in by_hook.values():
+        front: list[Evaluation] = []
+        for evaluation in sorted(group, key=lambda e: (e["l0"], abs(e[what.key] - what.ideal))):
+            if not front or abs(evaluation[what.key] - what.ideal) < abs(
+                front[-1][what.key] - what.ideal
+            ):
+                front.append(evaluation)
+        if len(front) > 1:
+            yield front
 
 
 def _figure(title: str, width: float, height: float) -> Figure:
@@ -224,7 +274,9 @@ def _hook_colours(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     return dict(zip(hooks, map(to_hex, shades), strict=True))
 
 
-def _legends(axes: Axes, evaluations: Sequence[Evaluation], colours: Mapping[str, str]) -> None:
+def _legends(
+    axes: Axes, evaluations: Sequence[Evaluation], colours: Mapping[str, str], columns: int
+) -> None:
     """The kinds of SAE above the plot, the hooks below it."""
     kinds = sorted({e["sae_type"] for e in evaluations})
     look = {"linestyle": "", "markersize": 6}
@@ -238,18 +290,18 @@ def _legends(axes: Axes, evaluations: Sequence[Evaluation], colours: Mapping[str
     axes.figure.legend(
         handles=[Line2D([], [], marker="o", color=c, label=h, **look) for h, c in colours.items()],
         loc="outside lower left",
-        ncols=3,
+        ncols=columns,
         fontsize=9,
     )
 
 
-def _frame_points(axes: Axes, points: np.ndarray) -> None:
+def _frame_points(axes: Axes, points: np.ndarray, ideal: float) -> None:
     """Set the axes' limits: room around the points, and the line of a perfect SAE in sight."""
-    l0, recovered = points.T if len(points) else (np.array([1]), np.array([1]))
+    l0, figures = points.T if len(points) else (np.array([1]), np.array([ideal]))
     axes.set_xscale("symlog", base=2, linthresh=1)
     axes.set_xlim(max(0, l0.min() / 2.2), l0.max() * 2.2 + 0.1)
     axes.xaxis.set_major_formatter("{x:g}")
-    low, high = min(recovered.min(), 1), max(recovered.max(), 1)
+    low, high = min(figures.min(), ideal), max(figures.max(), ideal)
     room = max(0.15 * (high - low), 0.005)
     axes.set_ylim(low - room, high + room)
 

@@ -101,7 +101,7 @@ def read_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
     Raises:
         SAEError: a file is missing, not JSON, or lacks a key.
     """
-    return [_read(path, "evaluation", EVALUATION_KEYS) for path in paths]
+    return [read_object(path, "evaluation", EVALUATION_KEYS) for path in paths]
 
 
 def read_histories(paths: Iterable[Path]) -> list[History]:
@@ -110,7 +110,7 @@ def read_histories(paths: Iterable[Path]) -> list[History]:
     Raises:
         SAEError: a file is missing, not JSON, or lacks a key.
     """
-    return [_read(path, "training history", HISTORY_KEYS) for path in paths]
+    return [read_object(path, "training history", HISTORY_KEYS) for path in paths]
 
 
 def summary_csv(evaluations: Iterable[Evaluation]) -> str:
@@ -147,7 +147,12 @@ def show(value: float | None, spec: str) -> str:
     return "–" if value is None or not math.isfinite(value) else format(value, spec)
 
 
-def _read(path: Path, what: str, keys: Sequence[str]) -> dict[str, Any]:
+def read_object(path: Path, what: str, keys: Sequence[str]) -> dict[str, Any]:
+    """A JSON object that has these keys; `what` it is, for the message.
+
+    Raises:
+        SAEError: it is missing, not JSON, or lacks a key.
+    """
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -82,7 +82,7 @@ def disturb(project: Project, kills: int, seed: int, *targets: str) -> int:
             while kills > 0 and run.poll() is None:
                 time.sleep(draw.uniform(*SECONDS))
                 alive = [pid for session in sessions for pid in processes(session)]
-                if alive:
+                if len(alive) > 1:  # a job is at work, and not Snakemake alone
                     os.kill(draw.choice(alive), signal.SIGKILL)
                     kills -= 1
             if run.poll() == 0:

@@ -10,7 +10,8 @@ from tiny_model import N_LAYERS
 from torch import Tensor, nn
 
 from sae_core.activations.language_model import Hook
-from sae_core.evaluation.metrics import QUANTILES, density_histogram
+from sae_core.evaluation.identity import density_histogram
+from sae_core.evaluation.metrics import QUANTILES
 from sae_core.sae_base import SparseAutoencoder
 
 
@@ -91,6 +92,7 @@ def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook)
         "kl": float(kl),
         "fvu": fvu(kept),
         "fvu_with_outliers": fvu(torch.ones_like(kept)),
+        "mse": float((x - x_hat)[:, 1:][kept].pow(2).mean()),
         "l0": float(l0.mean()),
         "dead_fraction": float((density == 0).double().mean()),
         "block_mse_mean": float(np.mean(errors)) if errors else None,

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -18,7 +18,7 @@ MADE = ("__pycache__", "processed_data", "pretrained_models", "checkpoints")
 
 SUBJECTS = ("physics", "chemistry", "biology")
 WORDS_A_CHAPTER = 700
-TIMEOUT = 600
+TIMEOUT = 1800
 """Seconds that a run of the workflow may take."""
 
 JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):$")
@@ -43,6 +43,8 @@ class Project:
     """Variables of its runs."""
     printed: list[str] = field(default_factory=list)
     """What each run printed."""
+    options: tuple[str, ...] = ("--cores", "2", "--retries", "0")
+    """What each of its runs is given; a failing job is not tried again."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -53,28 +55,37 @@ class Project:
 
     def snakemake(self, *arguments: str, ok: bool | None = True) -> str:
         """Run Snakemake here and return all that it printed."""
-        done = subprocess.run(
+        process = self.start(*arguments)
+        try:
+            printed, _ = process.communicate(timeout=TIMEOUT)
+        finally:
+            process.kill()
+        self.printed.append(printed)
+        assert ok is None or (process.returncode == 0) == ok, printed
+        return printed
+
+    def start(
+        self, *arguments: str, stdout: int | IO[str] = subprocess.PIPE
+    ) -> subprocess.Popen[str]:
+        """Start Snakemake here."""
+        return subprocess.Popen(
             self.command(*arguments),
             cwd=self.folder,
-            stdout=subprocess.PIPE,
+            stdout=stdout,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=TIMEOUT,
             env=self.variables(),
         )
-        self.printed.append(done.stdout)
-        assert ok is None or (done.returncode == 0) == ok, done.stdout
-        return done.stdout
 
     def command(self, *arguments: str) -> list[str]:
-        """Snakemake's command line; a failing job is not tried again."""
-        options = ["--configfile", self.config_file, "--cores", "2", "--retries", "0"]
-        return [sys.executable, "-m", "snakemake", *options, *arguments]
+        """Snakemake's command line."""
+        command = [sys.executable, "-m", "snakemake", "--configfile", self.config_file]
+        return [*command, *self.options, *arguments]
 
     def variables(self) -> dict[str, str]:
         """The environment of its runs."""
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        return {**os.environ, **self.environment, "PATH": path}
+        found = {**os.environ, **self.environment}
+        return {**found, "PATH": f"{Path(sys.executable).parent}:{found['PATH']}"}
 
     def planned(self, *arguments: str) -> Jobs:
         """The jobs of a dry run."""

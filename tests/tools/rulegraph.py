@@ -23,6 +23,8 @@ WHAT = {
     "harvest": "one pass, all layers",
     "train": "one SAE a job",
     "evaluate": "on held-out windows",
+    "features": "what they are about",
+    "browse": "pages of features",
     "plot": "losses, densities",
     "summarise": "table and page",
 }

@@ -5,15 +5,13 @@ import dataclasses
 import inspect
 import re
 import textwrap
-import tomllib
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
-from packaging.requirements import Requirement
-from packaging.utils import canonicalize_name
 
 from sae_core.data_processing.textbook_process import ProcessConfig
 from sae_core.kinds import KINDS
@@ -23,6 +21,7 @@ from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
     EvaluationConfig,
+    FeaturesConfig,
     HarvestConfig,
     HookConfig,
     ModelConfig,
@@ -32,7 +31,7 @@ from sae_core.train_config import (
     TrackingConfig,
     TrainingConfig,
 )
-from sae_core.workflow_config import load_plan
+from sae_core.workflow_config import load_plan, save_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_FILE = ROOT / "workflow/schemas/config.schema.yaml"
@@ -46,6 +45,7 @@ SECTIONS: dict[str, type] = {
     "end_to_end": EndToEndConfig,
     "harvest": HarvestConfig,
     "evaluation": EvaluationConfig,
+    "features": FeaturesConfig,
     "runtime": RuntimeConfig,
     "source": SourceConfig,
     "tracking": TrackingConfig,
@@ -67,8 +67,8 @@ OVERRIDES = {
 }
 """Keys of a model whose default is that of a section."""
 
-NO_OPTION = {"output"}
-"""Fields of `ProcessConfig` that the workflow sets itself."""
+NO_OPTION = {"output", "subjects"}
+"""Fields of `ProcessConfig` that the workflow sets itself, or from the keys of `folders`."""
 
 
 LIMITS = {
@@ -280,7 +280,7 @@ def test_the_docstrings_are_the_command_lines_help(run: Callable[..., Any]) -> N
             assert text in shown, name
 
 
-@pytest.mark.parametrize("name", ["config.yaml", "demo.yaml"])
+@pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "all_layers.yaml"])
 def test_the_shipped_configurations_load(name: str) -> None:
     config = yaml.safe_load((ROOT / "config" / name).read_text(encoding="utf-8"))
     assert load_plan(config, SCHEMA_FILE).models
@@ -294,23 +294,14 @@ def test_the_example_in_the_documentation_loads() -> None:
     assert len({run.name for run in model.runs(28)}) == 4
 
 
-def requirements(file: Path) -> dict[str, str]:
-    """What a conda environment asks for: package to range, under the names that PyPI has."""
-    found = {}
-    for entry in yaml.safe_load(file.read_text(encoding="utf-8"))["dependencies"]:
-        for line in entry["pip"] if isinstance(entry, dict) else [entry]:
-            requirement = Requirement(line)
-            name = {"pytorch": "torch"}.get(requirement.name, requirement.name)
-            found[canonicalize_name(name)] = str(requirement.specifier)
-    found.pop("pip", None)
-    return found
-
-
-@pytest.mark.parametrize("file", sorted((ROOT / "envs").glob("*.yaml")), ids=lambda file: file.stem)
-def test_the_conda_environments_have_the_ranges_of_the_package(file: Path) -> None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    ranges = {"python": str(Requirement(f"python{project['requires-python']}").specifier)}
-    for line in project["dependencies"]:
-        requirement = Requirement(line)
-        ranges[canonicalize_name(requirement.name)] = str(requirement.specifier)
-    assert requirements(file).items() <= ranges.items()
+def test_a_configuration_that_was_run_can_be_run_again(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))
+    config["chapters"]["folders"] = OrderedDict(config["chapters"]["folders"])
+    path = tmp_path / "results/config.yaml"
+    save_config(config, path)
+    stored = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert load_plan(stored, SCHEMA_FILE) == load_plan(config, SCHEMA_FILE)
+    assert list(stored["chapters"]["folders"]) == ["physics", "chemistry", "biology"]
+    before = path.stat().st_mtime_ns
+    save_config(config, path)
+    assert path.stat().st_mtime_ns == before, "what has not changed is not written"

@@ -17,6 +17,7 @@ from sae_core.activations.store import CachedSource, StreamingSource, harvest
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.end_to_end import EndToEnd
 from sae_core.kinds import build
+from sae_core.resume import SavedStates
 from sae_core.seeding import generator
 from sae_core.train_config import EndToEndConfig, TrainingConfig
 from sae_core.training import Observer, Trainer
@@ -316,3 +317,43 @@ def test_patience_that_runs_out_within_the_phases_first_epoch(setting: Setting) 
     assert 0 < first < per_epoch
     seen = [event[2] for event in recorder.events if event[:2] == ("step", 4)]
     assert seen == list(range(first + 1, per_epoch + 1))
+
+
+# Interrupted
+
+
+class StopsAt(Recorder):
+    def __init__(self, step: int) -> None:
+        super().__init__()
+        self.left = step
+
+    def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise InterruptedError
+
+
+@pytest.mark.parametrize("beyond", [-1, 1, 2])
+def test_an_interrupted_phase_goes_on_as_if_nothing_had_been(
+    beyond: int, setting: Setting, tmp_path: Path
+) -> None:
+    """From the step before the phase, and from its first two, which have been balanced."""
+
+    def trainer(observer: Observer | None = None) -> Trainer:
+        phase = setting.phase(end_to_end_fraction=0.4, use_block_mse=True)
+        return setting.trainer(phase, observer=observer, num_epochs=2)
+
+    whole = trainer()
+    list(whole.train())
+    interrupted = trainer(StopsAt(whole.n_local_steps + beyond))
+    with pytest.raises(InterruptedError):
+        list(interrupted.train())
+    states = SavedStates(tmp_path, {})
+    states.save(interrupted.state())
+    resumed, state = trainer(), states.newest()
+    assert state is not None
+    resumed.restore(state)
+    list(resumed.train())
+    assert resumed.history == whole.history
+    tensors = whole.state().tensors
+    assert all(torch.equal(t, tensors[name]) for name, t in resumed.state().tensors.items())

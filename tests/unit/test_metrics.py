@@ -14,7 +14,8 @@ from torch import Tensor
 from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import Tokens, TokenWindows, read_windows, split_texts
 from sae_core.errors import SAEError
-from sae_core.evaluation.metrics import density_histogram, evaluate, held_out_windows
+from sae_core.evaluation.identity import density_histogram
+from sae_core.evaluation.metrics import evaluate, held_out_windows
 from sae_core.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import DataConfig, ModelConfig

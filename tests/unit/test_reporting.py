@@ -1,6 +1,7 @@
 """Plots, the summary, the page, and the two programs that make them."""
 
 import csv
+import hashlib
 import io
 import json
 import math
@@ -13,11 +14,24 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from reported import (
+    a_config,
+    a_corpus,
+    a_history,
+    a_making,
+    a_run,
+    an_entry,
+    an_evaluation,
+    entries,
+    write_run,
+)
 
 from sae_core.errors import SAEError
 from sae_core.files import write_file
 from sae_core.reporting import plots
-from sae_core.reporting.page import report_page
+from sae_core.reporting.feature_page import feature_page, read_corpus, read_entries
+from sae_core.reporting.page import read_run, report_page
+from sae_core.reporting.provenance import commit, read_jobs
 from sae_core.reporting.summary import (
     SUMMARY_COLUMNS,
     TABLE_WIDTH,
@@ -30,54 +44,6 @@ from sae_core.reporting.summary import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def an_evaluation(layer=9, k=32, name=None, **changes):
-    hook = f"blocks.{layer}.hook_resid_post"
-    return {
-        "run_name": name or f"org_model.{hook}.btop{k}sae.exp8",
-        "model_name": "org/model",
-        "hook_spec": hook,
-        "sae_type": "batch_topk" if k else "standard",
-        "d_in": 64,
-        "d_sae": 512,
-        "top_k": k,
-        "l0": k + 1 / 3,
-        "l0_quantiles": {"0.05": 11.0, "0.25": 22.0, "0.5": 31.0, "0.75": 41.0, "0.95": 63.0},
-        "fvu": 0.1 + layer / 700,
-        "fvu_with_outliers": 0.05,
-        "ce_clean": 2.1234567890123456,
-        "ce_sae": 2.3,
-        "ce_mean_ablation": 7.7,
-        "ce_zero_ablation": 11.1,
-        "loss_recovered": 1 - 0.4 / (k + 8) - layer / 1000,
-        "kl": 0.21,
-        "dead_fraction": 12 / 512,
-        "density_histogram": {
-            "log10_edges": [-4.0, -3.0, -2.0, -1.0, 0.0],
-            "counts": [50, 300, 120, 30],
-            "never": 12,
-        },
-        "block_mse": {str(later): 0.01 * later for later in range(layer + 1, 30)},
-        "block_mse_mean": 0.2,
-        "block_mse_min": 0.1,
-        "block_mse_max": 0.3,
-        "n_tokens": 12288,
-        "n_windows": 48,
-        "n_outlier_tokens": 51,
-    } | changes
-
-
-def a_history(n_epochs=3, validation=True):
-    history = {
-        "epoch": list(range(1, n_epochs + 1)),
-        "loss": [0.5 / epoch for epoch in range(1, n_epochs + 1)],
-        "sparsity": [32.0] * n_epochs,
-        "dead_feature_percentage": [1.5] * n_epochs,
-    }
-    if validation:
-        history |= {"val_loss": history["loss"], "val_sparsity": [31.0] * n_epochs}
-    return history
-
-
 def words(svg: bytes) -> list[str]:
     """The texts of an SVG file, which must be well-formed."""
     root = ElementTree.fromstring(svg)
@@ -85,8 +51,8 @@ def words(svg: bytes) -> list[str]:
     return ["".join(element.itertext()) for element in root.iter() if element.tag.endswith("}text")]
 
 
-def page_of(*evaluations):
-    return report_page(evaluations, [a_history()] * len(evaluations))
+def page_of(*evaluations, **making):
+    return report_page([a_run(e) for e in evaluations], a_making(**making))
 
 
 # --- plots
@@ -141,6 +107,24 @@ def test_forty_points_each_have_a_label():
     assert {f"layer {layer} k {k}" for layer in range(10) for k in (16, 128)} <= set(shown)
 
 
+def pareto(points, key="loss_recovered"):
+    draw = {"loss_recovered": plots.l0_against_loss_recovered, "fvu": plots.l0_against_fvu}[key]
+    evaluations = [an_evaluation(9, k=k, l0=k, **{key: y}) for k, y in points]
+    lines = re.findall(r'<path d="(M [^"]*)"[^>]*stroke-opacity: 0.6', draw(evaluations).decode())
+    return [line.count("L") + 1 for line in lines]
+
+
+def test_a_line_joins_the_saes_that_no_sparser_one_beats():
+    assert pareto([(8, 0.9), (16, 0.95), (32, 0.94), (64, 0.99)]) == [3]
+    assert pareto([(8, 0.3), (16, 0.2), (32, 0.25), (64, 0.1)], "fvu") == [3]
+    assert pareto([(8, 0.99), (16, 0.95)]) == [] == pareto([(8, 0.9)])
+
+
+def test_the_other_picture_has_fvu():
+    shown = words(plots.l0_against_fvu([an_evaluation(9), an_evaluation(20)]))
+    assert "fraction of variance unexplained" in shown and "loss recovered" not in shown
+
+
 def test_a_point_without_a_value_is_counted_not_drawn():
     evaluations = [an_evaluation(9), an_evaluation(20, loss_recovered=math.nan)]
     shown = words(plots.l0_against_loss_recovered(evaluations))
@@ -160,6 +144,7 @@ def test_names_are_not_read_as_mathematics_or_markup():
         lambda: plots.density(an_evaluation()),
         lambda: plots.block_mse(an_evaluation()),
         lambda: plots.l0_against_loss_recovered([an_evaluation(9), an_evaluation(20)]),
+        lambda: plots.l0_against_fvu([an_evaluation(9), an_evaluation(20)]),
     ],
 )
 def test_plots_have_the_same_bytes_each_time(draw):
@@ -267,22 +252,75 @@ def test_page_has_a_section_for_every_run():
     assert "12,288 in 48 windows" in page and "2.34%" in page
 
 
-def test_page_needs_nothing_from_outside_and_its_links_lead_somewhere():
-    page = page_of(an_evaluation(9), an_evaluation(20))
+def assert_closed(page, outside=()):
+    """Nothing is loaded, and its links lead to a place on it, or to pages beside it."""
     elements = Elements(page)
-    assert not elements.tags & {"script", "link", "iframe", "img"}
-    assert not re.search(r"url\(\s*[\"']?(?!#)|@import", page)
+    assert not elements.tags & {"iframe", "img", "object", "embed", "base", "form"}
+    assert not re.search(r"url\(\s*[\"']?(?!#)|@import|\bfetch\(|XMLHttpRequest|WebSocket", page)
     assert len(elements.ids) == len(set(elements.ids))
-    assert {link.removeprefix("#") for link in elements.links} <= set(elements.ids)
+    links = {link for link in elements.links if not link.startswith("#feature=")} - {"data:,"}
+    assert {link for link in links if not link.startswith("#")} == set(outside)
+    assert {link[1:] for link in links if link.startswith("#")} <= set(elements.ids)
     assert set(re.findall(r"url\(#([^)]*)\)", page)) <= set(elements.ids)
+    assert "default-src 'none'" in page  # browsers load nothing either
+
+
+def test_page_needs_nothing_from_outside_and_its_links_lead_somewhere():
+    assert_closed(page_of(an_evaluation(9), an_evaluation(20)))
+
+
+def test_page_leads_to_the_features_where_they_are_known():
+    runs = [a_run(an_evaluation(9), a_corpus()), a_run(an_evaluation(20))]
+    page = report_page(runs, a_making())
+    assert_closed(page, [f"features/{runs[0].name}.html"])
+    assert "active on position 0 only" in page and "specific to chemistry" in page
+
+
+def test_page_tells_what_was_trained_on_and_how_long_it_took():
+    shown = " ".join(re.sub("<[^>]*>", " ", page_of(an_evaluation())).split())
+    assert "physics/one.md physics 40 2,100" in shown and "all 49 2,500" in shown
+    assert "duplicate 10 596" in shown and "too short 22 78" in shown
+    assert "98,304 in 3 epochs" in shown and "17, of an activation norm above 512.5" in shown
+    assert "harvest org_model.hook_resid_post 31.5 60.2 812" in shown
+    assert "train run a 8.0 – 300" in shown
+
+
+def test_page_tells_how_to_make_it_again():
+    page = page_of(an_evaluation())
+    assert f"git checkout {'c' * 40}\nmake setup\n" in page
+    assert ".venv/bin/snakemake --configfile results/config.yaml" in page
+    assert "models:\n- name: org/model" in page
+    for word in ("420", "d" * 64, "a" * 64, "2.13.0", "3.11.2", "the Hub, commit 0123abc"):
+        assert word in page
+    changed = a_making().environment._replace(commit="c" * 40 + "+")
+    page = page_of(an_evaluation(), environment=changed)
+    assert f"git checkout {'c' * 40}\n" in page and "some files differ" in page
+    page = page_of(an_evaluation(), environment=changed._replace(commit=None))
+    assert "git checkout" not in page and "not a Git repository" in page
+
+
+def test_page_of_saes_of_which_little_is_known():
+    """By hand there are no sources, jobs, records and configuration; an old SAE has no origin."""
+    run = a_run(an_evaluation())._replace(config={"metadata": {}})
+    page = report_page([run], a_making(sources=None, jobs=(), models=(), config="", config_path=""))
+    assert_closed(page)
+    assert "Time and memory" not in page and "Trained on" not in page
+
+
+def test_plots_on_the_page_follow_its_colours():
+    page = page_of(an_evaluation(9), an_evaluation(20))
+    svg = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert "var(--s0)" in svg and "var(--ink)" in svg and "var(--card)" in svg
+    assert not {plots.INK, plots.MUTED, plots.GRID, "#ffffff"} & set(
+        re.findall(r"(?:fill|stroke): (#\w+)", svg)
+    )
 
 
 def test_page_escapes_hostile_names():
     evil = "<script>alert('x')</script>\" onload=\"x"
     page = page_of(an_evaluation(name=evil, model_name=evil, hook_spec=evil, sae_type=evil))
-    elements = Elements(page)
-    assert "script" not in elements.tags and "onload" not in elements.attributes
-    assert "&lt;script&gt;" in page
+    assert "onload" not in Elements(page).attributes
+    assert "<script>alert" not in page and "&lt;script&gt;alert" in page
 
 
 def test_page_survives_what_could_not_be_measured():
@@ -296,12 +334,90 @@ def test_page_survives_what_could_not_be_measured():
             block_mse_max=None,
         )
     )
-    assert "<td>–</td>" in page and "nan" not in page.lower()
+    assert '<td data-value="">–</td>' in page and ">nan" not in page.lower()
 
 
 def test_page_and_table_need_no_torch():
-    program = "import sys, sae_core.reporting.page; sys.exit('torch' in sys.modules)"
+    modules = "sae_core.reporting.page, sae_core.reporting.feature_page"
+    program = f"import sys, {modules}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=ROOT).returncode == 0
+
+
+# --- the page of features
+
+
+def test_the_features_page_needs_nothing_from_outside():
+    page = feature_page(entries(), a_corpus(), "../report.html")
+    assert_closed(page, ["../report.html"])
+    for word in ("490", "12,000", "31.9", "specific to chemistry", "5 above 0.9"):
+        assert word in page
+
+
+def test_chapters_cannot_put_markup_into_the_features_page():
+    evil = "</script><script>alert('x')</script><!--"
+    entry = an_entry(7, word=evil) | {"promoted": [[evil, 1.0]]}
+    entry["top"][0]["chapter"] = evil
+    page = feature_page([entry], a_corpus(run_name=evil), evil)
+    assert "<script>alert" not in page and "<!--" not in page
+    data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]
+    assert json.loads(data)["features"] == [entry]
+
+
+def test_features_without_subjects_make_a_page():
+    entry = an_entry(7, shares=())
+    assert_closed(feature_page([entry], a_corpus(subjects=()), "r.html"), ["r.html"])
+
+
+def test_damaged_features_are_named(tmp_path):
+    path = tmp_path / "features.jsonl"
+    path.write_text(json.dumps(an_entry(7)) + '\n{"feature": ')
+    with pytest.raises(SAEError, match="features.jsonl: not readable JSON lines"):
+        read_entries(path)
+    path.write_text("{}")
+    with pytest.raises(SAEError, match="not a whole analysis of features, it lacks run_name"):
+        read_corpus(path)
+
+
+# --- how it was made
+
+
+def test_benchmarks_of_the_saes_and_models_at_hand(tmp_path):
+    table = "s\th:m:s\tmax_rss\tcpu_time\n{}\t0:00:01\t{}\t{}\n"
+    for name, figures in {
+        "process.tsv": (1.5, 33, 0.5),
+        "train/m.blocks.1.x.tsv": (8, "-", "NA"),
+        "train/m.blocks.11.x.tsv": (9, 9, 9),
+        "harvest/m.hook_resid_post.1.0.tsv": (20, 30, 40),
+        "harvest/mm.hook_resid_post.1.0.tsv": (9, 9, 9),
+    }.items():
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(table.format(*figures))
+    jobs = read_jobs(tmp_path, ["m.blocks.1.x", "m.hook_resid_post"])
+    assert jobs == [
+        ("harvest", "m.hook_resid_post.1.0", 20, 40, 30),
+        ("process", "", 1.5, 0.5, 33),
+        ("train", "m.blocks.1.x", 8, None, None),
+    ]
+
+
+def test_the_commit_of_a_repository(tmp_path):
+    assert commit(tmp_path) is None
+
+    def git(*words):
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        return subprocess.run(
+            ["git", *who, *words], cwd=tmp_path, check=True, capture_output=True, text=True
+        ).stdout
+
+    (tmp_path / "file").write_text("one")
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    head = git("rev-parse", "HEAD").strip()
+    assert commit(tmp_path) == head
+    (tmp_path / "file").write_text("two")
+    assert commit(tmp_path) == head + "+"
 
 
 # --- the programs
@@ -340,36 +456,68 @@ def test_plot_script(files, tmp_path):
     assert name in words(curves.read_bytes()) and name in words(density.read_bytes())
 
 
-def summarise(evaluations, histories, folder):
+def summarise(paths, folder, **more):
+    evaluations, saes, features = zip(*paths, strict=True)
+    more = {"features": features} | more
     return run_script(
-        *("summarise.py", "--evaluations", *evaluations, "--histories", *histories),
-        *("--summary", folder / "summary.csv", "--pareto", folder / "pareto.svg"),
-        *("--report", folder / "report.html"),
+        *("summarise.py", "--evaluations", *evaluations, "--saes", *saes),
+        *("--summary", folder / "summary.csv", "--loss-recovered", folder / "recovered.svg"),
+        *("--fvu", folder / "fvu.svg", "--report", folder / "report.html"),
+        *(word for name, values in more.items() for word in (f"--{name}", *values)),
     )
 
 
-def test_summarise_script(files, tmp_path):
-    evaluations, histories = files
-    done = summarise(evaluations, histories, tmp_path / "results")
+@pytest.fixture
+def runs(tmp_path):
+    """The files of two SAEs."""
+    return [write_run(tmp_path, an_evaluation(layer)) for layer in (20, 9)]
+
+
+def test_summarise_script(runs, tmp_path):
+    config = tmp_path / "config.yaml"
+    config.write_text("models: [a]\n")
+    done = summarise(runs, tmp_path / "results", config=[config])
     assert done.returncode == 0, done.stderr
-    read = read_evaluations(evaluations)
+    read = read_evaluations([evaluation for evaluation, *_ in runs])
     assert done.stdout == summary_table(read)
     assert (tmp_path / "results" / "summary.csv").read_text() == summary_csv(read)
-    assert "layer 9" in words((tmp_path / "results" / "pareto.svg").read_bytes())
-    assert (tmp_path / "results" / "report.html").read_text() == page_of(*read)
+    for name in ("recovered", "fvu"):
+        assert "layer 9" in words((tmp_path / f"results/{name}.svg").read_bytes())
+    page = (tmp_path / "results" / "report.html").read_text()
+    assert_closed(page, [f"features/{e['run_name']}.html" for e in read])
+    assert "models: [a]" in page and f"--configfile {config}" in page
 
 
-def test_summarise_script_names_a_bad_file_and_writes_nothing(files, tmp_path):
-    evaluations, histories = files
-    evaluations[1].write_text("{")
-    done = summarise(evaluations, histories, tmp_path / "results")
+def test_summarise_script_without_features(runs, tmp_path):
+    done = summarise(runs, tmp_path / "results", features=[])
+    assert done.returncode == 0, done.stderr
+    assert_closed((tmp_path / "results" / "report.html").read_text())
+
+
+def test_summarise_script_names_a_bad_file_and_writes_nothing(runs, tmp_path):
+    runs[1][0].write_text("{")
+    done = summarise(runs, tmp_path / "results")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {evaluations[1]}: ") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith(f"error: {runs[1][0]}: ") and done.stderr.count("\n") == 1
     assert not (tmp_path / "results").exists()
 
 
-def test_summarise_script_needs_a_history_for_each_evaluation(files, tmp_path):
-    evaluations, histories = files
-    done = summarise(evaluations, histories[:1], tmp_path / "results")
+def test_summarise_script_needs_a_directory_for_each_evaluation(runs, tmp_path):
+    done = summarise(runs, tmp_path / "results", saes=[runs[0][1]])
     assert done.returncode == 1
-    assert done.stderr.startswith("error: --histories: 1 for 2 evaluations")
+    assert done.stderr.startswith("error: --saes: 1 for 2 evaluations")
+
+
+def test_a_run_is_read_with_the_hash_of_its_weights(tmp_path):
+    run = read_run(*write_run(tmp_path, an_evaluation()))
+    assert run.weights_sha256 == hashlib.sha256(b"weights").hexdigest()
+    assert run.origin == a_config()["metadata"]
+
+
+def test_browse_script(tmp_path):
+    lines, corpus, page = (tmp_path / f"run.{kind}" for kind in ("jsonl", "json", "html"))
+    lines.write_text("".join(json.dumps(entry) + "\n" for entry in entries()))
+    corpus.write_text(json.dumps(a_corpus()))
+    done = run_script("browse.py", "--entries", lines, "--corpus", corpus, "--page", page)
+    assert done.returncode == 0, done.stderr
+    assert page.read_text() == feature_page(entries(), a_corpus(), "../report.html")

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -17,12 +18,14 @@ from short_training import make_sae
 from synthetic import KINDS, SparseDirections, SparseMap
 from torch import Tensor
 
+from sae_core import cli
 from sae_core.activations.store import ActivationSource
 from sae_core.errors import SAEError
 from sae_core.events import Observer
-from sae_core.resume import SavedStates
+from sae_core.model_training.one_run import train_one
+from sae_core.resume import SavedStates, forget_states
 from sae_core.run_lock import run_lock
-from sae_core.train_config import TrainingConfig
+from sae_core.train_config import RunConfig, TrainingConfig
 from sae_core.training import Trainer
 from sae_core.training_state import TrainingState
 
@@ -448,3 +451,29 @@ def test_a_lock_file_that_nobody_holds_locks_nobody_out(tmp_path: Path) -> None:
     with run_lock(tmp_path):
         pass
     assert not list(tmp_path.iterdir())
+
+
+# A whole run
+
+
+def test_a_run_that_is_done_is_not_trained_again(
+    tiny_model: Path, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the batch pipeline, which begins again with its first model when the last failed."""
+    (tmp_path / "texts.json").write_text(json.dumps(texts[:40]))
+    options = (
+        f"--model-name {tiny_model} --data-path {tmp_path}/texts.json --model-dtype float32 "
+        "--device cpu --num-epochs 2 --max-text-length 32 --tokens-per-step 256 --sae-expansion 2 "
+        f"--topk 4 --no-use-end-to-end --output-root {tmp_path}/saes "
+        f"--checkpoint-root {tmp_path}/points"
+    )
+    config = cli.parse(RunConfig, "", options.split())
+    first = train_one(config)
+    weights = (first.folder / "weights.pt").read_bytes()
+    shutil.rmtree(first.folder)
+    monkeypatch.delattr(Trainer, "step")
+    assert train_one(config) == first
+    assert (first.folder / "weights.pt").read_bytes() == weights
+    forget_states(first.checkpoints)
+    with pytest.raises(AttributeError):  # it does train
+        train_one(config)

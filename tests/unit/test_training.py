@@ -152,7 +152,7 @@ def fallen_silent(aux_penalty: float) -> list[float]:
     """The dead features after each epoch, when 32 of 64 begin too quiet for the top-k."""
     sae = make_sae(n_dead=32, aux_penalty=aux_penalty, top_k_aux=8)
     sae.spec.n_batches_to_dead = 4
-    return train(sae, num_epochs=20, lr=0.01).history["dead_features"]
+    return train(sae, num_epochs=20, lr=0.015).history["dead_features"]
 
 
 def test_auxiliary_loss_revives_dead_features() -> None:

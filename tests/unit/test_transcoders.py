@@ -20,7 +20,8 @@ from sae_core.activations.store import CachedSource, StreamingSource, harvest
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.end_to_end import EndToEnd
 from sae_core.errors import SAEError
-from sae_core.evaluation.metrics import evaluate, identity
+from sae_core.evaluation.identity import identity
+from sae_core.evaluation.metrics import evaluate
 from sae_core.losses import reconstruction_loss
 from sae_core.normalisation import Normalisation
 from sae_core.sae_base import SparseAutoencoder

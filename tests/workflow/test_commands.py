@@ -137,6 +137,10 @@ def test_side_by_side_evaluation_and_module_form(run_here, checkout: Path) -> No
     )  # fmt: skip
     table = run_here(evaluation).stdout
     assert "smoke_test_sae" in table and "best_model.pt" in table
+    heading = next(line for line in table.splitlines() if line.startswith("SAE"))
+    assert heading.split()[:4] == ["SAE", "MSE", "FVU", "L0"]
+    *_, last = table.splitlines()
+    assert last.split()[0] == str(N_LAYERS - 1) and last.split()[1] == last.split()[2]
     results = json.loads(run_here(f"{evaluation} --json").stdout)
     final, best = (dict(result, run_name="") for result in results)
     assert final == best, "the final SAE is the best checkpoint"

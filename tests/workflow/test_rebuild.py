@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from project import Project
 
 pytestmark = pytest.mark.xdist_group("completed")
 
 ALL = {"1.k4", "1.k8", "2.k4", "2.k8"}
+OF_EACH_SAE = ("train", "evaluate", "features", "browse", "plot")
 CHAPTER = "sae_core/data/raw_data/chemistry_chapters/chapter_01.md"
 RUN = "tiny.blocks.2.hook_resid_post.btop4sae.exp2"
 
@@ -81,8 +83,8 @@ def test_changing_one_k_reruns_that_sae_and_the_summary(completed: Project) -> N
     with configured(completed, change):
         jobs = completed.planned()
     new = {"1.k6", "2.k6"}
-    assert jobs.runs == {"train": new, "evaluate": new, "plot": new}
-    assert dict(jobs.rules) == {"train": 2, "evaluate": 2, "plot": 2, "summarise": 1, "all": 1}
+    assert jobs.runs == dict.fromkeys(OF_EACH_SAE, new)
+    assert dict(jobs.rules) == dict.fromkeys(OF_EACH_SAE, 2) | {"summarise": 1, "all": 1}
 
 
 def test_adding_a_layer_harvests_it_once_and_retrains_no_other(completed: Project) -> None:
@@ -92,7 +94,7 @@ def test_adding_a_layer_harvests_it_once_and_retrains_no_other(completed: Projec
     with configured(completed, change):
         jobs = completed.planned()
     new = {"0.k4", "0.k8", "3.k4", "3.k8"}
-    assert jobs.runs == {"train": new, "evaluate": new, "plot": new}
+    assert jobs.runs == dict.fromkeys(OF_EACH_SAE, new)
     assert jobs.rules["harvest"] == 1
 
 
@@ -126,6 +128,12 @@ def test_changing_an_evaluation_setting_reruns_the_evaluation_on(completed: Proj
     with configured(completed, lambda config: config.update(evaluation={"max_windows": 3})):
         jobs = completed.planned()
     assert dict(jobs.rules) == {"evaluate": 4, "plot": 4, "summarise": 1, "all": 1}
+
+
+def test_changing_what_is_shown_of_features_makes_their_pages_again(completed: Project) -> None:
+    with configured(completed, lambda config: config.update(features={"top_windows": 3})):
+        jobs = completed.planned()
+    assert dict(jobs.rules) == {"features": 4, "browse": 4, "summarise": 1, "all": 1}
 
 
 def test_changing_a_training_setting_retrains_from_the_same_activations(
@@ -168,6 +176,12 @@ def test_changing_the_windows_harvests_again(completed: Project) -> None:
         ("sae_core/evaluation/metrics.py", {"evaluate": 4, "plot": 4, "summarise": 1, "all": 1}),
         ("sae_core/reporting/page.py", {"summarise": 1, "all": 1}),
         ("sae_core/reporting/templates/report.html.j2", {"summarise": 1, "all": 1}),
+        ("sae_core/reporting/templates/features.js.j2", {"browse": 4, "all": 1}),
+        ("sae_core/reporting/templates/style.css.j2", {"browse": 4, "summarise": 1, "all": 1}),
+        (
+            "sae_core/evaluation/tally.py",
+            {"features": 4, "browse": 4, "summarise": 1, "all": 1},
+        ),
         ("sae_core/model_training/single_sae_training.py", {}),
         ("scripts/plot.py", {"plot": 4, "all": 1}),
     ],
@@ -206,7 +220,7 @@ def test_publishing_uploads_and_reruns_nothing_else(completed: Project) -> None:
         (f"results/plots/{RUN}.density.svg", {"plot": 1, "all": 1}),
         (
             f"results/saes/{RUN}/weights.pt",
-            {"train": 1, "evaluate": 1, "plot": 1, "summarise": 1, "all": 1},
+            dict.fromkeys(OF_EACH_SAE, 1) | {"summarise": 1, "all": 1},
         ),
         ("results/summary.csv", {"summarise": 1, "all": 1}),
     ],
@@ -233,7 +247,13 @@ def test_the_outputs_are_those_that_the_design_names(completed: Project) -> None
             assert figures["hook_spec"] == f"blocks.{layer}.hook_resid_post"
             checkpoints = {path.name for path in (results / "checkpoints" / run).iterdir()}
             assert checkpoints == {"best_model.pt", "checkpoint_epoch2.pt", "metrics.jsonl"}
+            for kind in ("jsonl", "csv", "json", "html"):
+                assert (results / f"features/{run}.{kind}").stat().st_size > 1000
     assert (results / "data/processed_textbooks_all.json").is_file()
     assert json.loads((results / "models/tiny.json").read_text())["n_layers"] == 4
     assert len((results / "summary.csv").read_text().splitlines()) == 5
-    assert (results / "report.html").is_file()
+    page = (results / "report.html").read_text()
+    assert f'href="features/{run}.html"' in page
+    assert yaml.safe_load((results / "config.yaml").read_text()) == completed.config
+    for rule in ("process", "harvest", "train", "features"):
+        assert f'<th scope="row">{rule}</th>' in page

@@ -15,11 +15,12 @@ rule harvest:
     benchmark:
         "results/benchmarks/harvest/{model_id}.{hook_name}.{batch}.{shard}.tsv"
     conda:
-        "../../envs/train.yaml"
+        with_torch("train")
     threads: 8
     resources:
         gpu=1,
         # What changes no result stands here, not in params: a change of it reruns nothing.
+        scripts=SCRIPTS,
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
     params:
@@ -29,7 +30,7 @@ rule harvest:
         code=code_hash("scripts/harvest.py"),
     shell:
         # In the shell's place: who kills the job kills the process that writes.
-        "exec python $SCRIPTS/harvest.py --texts {input.texts} --record {input.record}"
+        "exec python {resources.scripts:q}/harvest.py --texts {input.texts} --record {input.record}"
         " --hooks {params.hooks} {params.options} --shard {wildcards.shard} --shards {params.jobs}"
         " --batch-size {resources.batch_size} --device {resources.device}"
         " --output {output.shard} --receipt {output.receipt} > {log} 2>&1"

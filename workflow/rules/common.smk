@@ -6,17 +6,23 @@ from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 
-ROOT = Path(workflow.basedir).parent
+# Of this repository, wherever Snakemake runs, and also when another workflow uses this one.
+ROOT = Path(str(workflow.current_basedir)).parents[1]
+SCRIPTS = str(ROOT / "scripts")  # in resources: a repository that is moved reruns nothing
+if not (ROOT / "sae_core").is_dir():
+    raise WorkflowError(
+        f"{workflow.current_basedir}: this workflow brings a Python package along, and has to be on "
+        "disk: clone the repository, and name workflow/Snakefile by its path"
+    )
 sys.path.insert(0, str(ROOT))
 
 from sae_core.code_hash import code_hash
+from sae_core.data_processing.sources import sources_path
 from sae_core.errors import SAEError
 from sae_core.model_training.one_run import check_services
 from sae_core.naming import EXPORT_FILES
-from sae_core.workflow_config import check_run_names, load_plan
-
-# Where jobs find the package and the scripts; Snakemake strips PYTHONPATH from conda jobs.
-shell.prefix(f"set -euo pipefail; export PYTHONPATH='{ROOT}' SCRIPTS='{ROOT}/scripts'; ")
+from sae_core.slurm import wait_for_jobs
+from sae_core.workflow_config import check_run_names, load_plan, save_config
 
 try:
     PLAN = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
@@ -24,9 +30,12 @@ except SAEError as error:
     raise WorkflowError(str(error))
 
 TEXTS = "results/data/processed_textbooks_all.json"
+SOURCES = str(sources_path(Path(TEXTS)))
 MODEL = "results/models/{model_id}.json"
+CONFIG = "results/config.yaml"
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
+FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html")]
 PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg"]
 
 
@@ -38,10 +47,27 @@ wildcard_constraints:
     shard=r"\d+",
 
 
+def with_torch(family):
+    """The environment of rules with torch: for `auto`, conda chooses a build that fits the
+    machine on which it makes the environment."""
+    build = {"cpu": "-cpu", "cuda": "-cuda"}.get(PLAN.runtime.device, "")
+    return f"../../envs/{family}{build}.yaml"
+
+
 def check_login(plan):
     """Before the first job: that W&B and the Hub will let in what the jobs are to send."""
     try:
         check_services(plan.tracking, plan.publishing)
+    except SAEError as error:
+        raise WorkflowError(str(error))
+
+
+def wait_for_earlier_jobs():
+    """Before SLURM gets a job: until none that a killed Snakemake left behind makes the same."""
+    if workflow.executor_plugin.name != "slurm":
+        return
+    try:
+        wait_for_jobs(Path.cwd(), {job.rule.name for job in workflow.dag.needrun_jobs()})
     except SAEError as error:
         raise WorkflowError(str(error))
 
@@ -90,7 +116,8 @@ def shards(wildcards):
     """The activations that an SAE is trained on, one folder a harvest job."""
     run = run_plan(wildcards)
     folder = f"{run.model.model_id}/{run.model.hook.label}"
-    receipts = Path("results/harvests", folder).glob("*/0.json")
+    harvests = Path(rules.harvest.output.receipt).parents[4]  # also under another workflow's prefix
+    receipts = (harvests / folder).glob("*/0.json")
     return expand(
         "results/activations/{folder}/{batch}/{shard}",
         folder=folder,

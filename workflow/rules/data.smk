@@ -1,19 +1,23 @@
-# Chapters -> one JSON list of texts.
+# Chapters -> one JSON list of texts, and beside it where each is from.
 
 
 rule process:
     input:
-        chapters=PLAN.chapters(),
+        # Read where they lie, whatever storage and prefix the results have.
+        chapters=[local(str(path)) for path in PLAN.chapters()],
     output:
         texts=TEXTS,
+        sources=SOURCES,
     log:
         "results/logs/process.log",
     benchmark:
         "results/benchmarks/process.tsv"
     conda:
         "../../envs/data.yaml"
+    resources:
+        scripts=SCRIPTS,
     params:
         options=PLAN.process_options(),
         code=code_hash("scripts/process.py"),
     shell:
-        "python $SCRIPTS/process.py {params.options} --output {output.texts} > {log} 2>&1"
+        "python {resources.scripts:q}/process.py {params.options} --output {output.texts} > {log} 2>&1"

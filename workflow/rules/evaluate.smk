@@ -1,4 +1,4 @@
-# SAE directories -> evaluations, plots, the summary and the page.
+# SAE directories -> evaluations, features, plots, the summary and the pages.
 
 
 rule evaluate:
@@ -14,23 +14,86 @@ rule evaluate:
     benchmark:
         "results/benchmarks/evaluate/{run}.tsv"
     conda:
-        "../../envs/evaluate.yaml"
+        with_torch("evaluate")
     threads: 8
     resources:
         gpu=1,
         # What changes no result stands here, not in params: a change of it reruns nothing.
+        scripts=SCRIPTS,
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
         tracking=PLAN.tracking_options(),
     params:
         folder=subpath(input.weights, parent=True),
+        results=subpath(input.weights, ancestor=3),
         options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
         code=code_hash("scripts/evaluate.py"),
     shell:
-        "python $SCRIPTS/evaluate.py --sae {params.folder} --texts {input.texts}"
+        "python {resources.scripts:q}/evaluate.py --sae {params.folder} --texts {input.texts}"
         " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
-        " {resources.tracking} --checkpoints results/checkpoints/{wildcards.run}"
+        " {resources.tracking} --checkpoints {params.results}/checkpoints/{wildcards.run}"
         " --output {output.evaluation} > {log} 2>&1"
+
+
+rule features:
+    input:
+        texts=TEXTS,
+        sources=SOURCES,
+        record=model_record,
+        weights="results/saes/{run}/weights.pt",
+        config="results/saes/{run}/config.json",
+    output:
+        entries="results/features/{run}.jsonl",
+        table="results/features/{run}.csv",
+        corpus="results/features/{run}.json",
+    log:
+        "results/logs/features/{run}.log",
+    benchmark:
+        "results/benchmarks/features/{run}.tsv"
+    conda:
+        with_torch("evaluate")
+    threads: 8
+    resources:
+        gpu=1,
+        # What changes no result stands here, not in params: a change of it reruns nothing.
+        scripts=SCRIPTS,
+        device=PLAN.runtime.device,
+        batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
+    params:
+        folder=subpath(input.weights, parent=True),
+        options=lambda wildcards: PLAN.features_options(model_plan(wildcards)),
+        code=code_hash("scripts/features.py"),
+    shell:
+        "python {resources.scripts:q}/features.py --sae {params.folder} --texts {input.texts}"
+        " --record {input.record} {params.options} --batch-size {resources.batch_size}"
+        " --device {resources.device} --entries {output.entries} --table {output.table}"
+        " --corpus {output.corpus} > {log} 2>&1"
+
+
+rule browse:
+    input:
+        entries="results/features/{run}.jsonl",
+        corpus="results/features/{run}.json",
+    output:
+        page=report(
+            "results/features/{run}.html",
+            caption="../report/features.rst",
+            category="Features",
+            labels=caption_labels("feature browser"),
+        ),
+    log:
+        "results/logs/browse/{run}.log",
+    benchmark:
+        "results/benchmarks/browse/{run}.tsv"
+    conda:
+        "../../envs/report.yaml"
+    resources:
+        scripts=SCRIPTS,
+    params:
+        code=code_hash("scripts/browse.py"),
+    shell:
+        "python {resources.scripts:q}/browse.py --entries {input.entries} --corpus {input.corpus}"
+        " --page {output.page} > {log} 2>&1"
 
 
 rule plot:
@@ -55,18 +118,26 @@ rule plot:
     benchmark:
         "results/benchmarks/plot/{run}.tsv"
     conda:
-        "../../envs/evaluate.yaml"
+        "../../envs/report.yaml"
+    resources:
+        scripts=SCRIPTS,
     params:
         code=code_hash("scripts/plot.py"),
     shell:
-        "python $SCRIPTS/plot.py --evaluation {input.evaluation} --history {input.history}"
+        "python {resources.scripts:q}/plot.py --evaluation {input.evaluation} --history {input.history}"
         " --loss-curves {output.loss_curves} --density {output.density} > {log} 2>&1"
 
 
 rule summarise:
     input:
+        texts=TEXTS,
+        sources=SOURCES,
+        records=expand(MODEL, model_id=PLAN.models),
         evaluations=for_all_runs(["results/evaluations/{run}.json"]),
+        weights=for_all_runs(["results/saes/{run}/weights.pt"]),
+        configs=for_all_runs(["results/saes/{run}/config.json"]),
         histories=for_all_runs(["results/saes/{run}/history.json"]),
+        features=for_all_runs(["results/features/{run}.json"]),
     output:
         summary=report(
             "results/summary.csv",
@@ -74,22 +145,40 @@ rule summarise:
             category="Summary",
             labels={"SAE": "all", "plot": "table"},
         ),
-        pareto=report(
+        loss_recovered=report(
             "results/plots/l0_against_loss_recovered.svg",
             caption="../report/pareto.rst",
             category="Summary",
             labels={"SAE": "all", "plot": "L0 against loss recovered"},
         ),
-        page="results/report.html",
+        fvu=report(
+            "results/plots/l0_against_fvu.svg",
+            caption="../report/fvu.rst",
+            category="Summary",
+            labels={"SAE": "all", "plot": "L0 against FVU"},
+        ),
+        page=report(
+            "results/report.html",
+            caption="../report/page.rst",
+            category="Summary",
+            labels={"SAE": "all", "plot": "page"},
+        ),
     log:
         "results/logs/summarise.log",
     benchmark:
         "results/benchmarks/summarise.tsv"
     conda:
-        "../../envs/evaluate.yaml"
+        "../../envs/report.yaml"
+    resources:
+        scripts=SCRIPTS,
     params:
+        folders=for_all_runs(["results/saes/{run}"]),
+        results=subpath(output.page, parent=True),
         code=code_hash("scripts/summarise.py"),
     shell:
-        "python $SCRIPTS/summarise.py --evaluations {input.evaluations}"
-        " --histories {input.histories} --summary {output.summary} --pareto {output.pareto}"
-        " --report {output.page} > {log} 2>&1"
+        "python {resources.scripts:q}/summarise.py --evaluations {input.evaluations}"
+        " --saes {params.folders} --features {input.features} --texts {input.texts}"
+        " --records {input.records} --benchmarks {params.results}/benchmarks"
+        " --config {params.results}/config.yaml --summary {output.summary}"
+        " --loss-recovered {output.loss_recovered} --fvu {output.fvu} --report {output.page}"
+        " > {log} 2>&1"

@@ -9,10 +9,13 @@ checkpoint fetch:
         "results/logs/fetch/{model_id}.log",
     benchmark:
         "results/benchmarks/fetch/{model_id}.tsv"
+    localrule: True
     conda:
-        "../../envs/train.yaml"
+        with_torch("train")
+    resources:
+        scripts=SCRIPTS,
     params:
         options=lambda wildcards: PLAN.fetch_options(model_plan(wildcards)),
         code=code_hash("scripts/fetch.py"),
     shell:
-        "python $SCRIPTS/fetch.py {params.options} --output {output.record} > {log} 2>&1"
+        "python {resources.scripts:q}/fetch.py {params.options} --output {output.record} > {log} 2>&1"

@@ -12,16 +12,19 @@ rule upload:
         "results/logs/upload/{run}.log",
     benchmark:
         "results/benchmarks/upload/{run}.tsv"
+    localrule: True
     conda:
         "../../envs/publish.yaml"
     resources:
         # What changes no result stands here, not in params: a change of it reruns nothing.
+        scripts=SCRIPTS,
         tracking=PLAN.tracking_options(),
     params:
         folder=subpath(input.weights, parent=True),
+        results=subpath(input.weights, ancestor=3),
         options=lambda wildcards: PLAN.upload_options(model_plan(wildcards)),
         code=code_hash("scripts/upload.py"),
     shell:
-        "python $SCRIPTS/upload.py --sae {params.folder} --evaluation {input.evaluation}"
+        "python {resources.scripts:q}/upload.py --sae {params.folder} --evaluation {input.evaluation}"
         " {params.options} {resources.tracking}"
-        " --checkpoints results/checkpoints/{wildcards.run} --marker {output.marker} > {log} 2>&1"
+        " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker} > {log} 2>&1"

@@ -13,11 +13,12 @@ rule train:
     benchmark:
         "results/benchmarks/train/{run}.tsv"
     conda:
-        "../../envs/train.yaml"
+        with_torch("train")
     threads: 8
     resources:
         gpu=1,
         # What changes no result stands here, not in params: a change of it reruns nothing.
+        scripts=SCRIPTS,
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
         activation_batch_size=lambda wildcards: model_plan(wildcards).runtime.activation_batch_size,
@@ -28,16 +29,17 @@ rule train:
         tracking=PLAN.tracking_options(),
     params:
         folder=subpath(output.weights, parent=True),
+        results=subpath(output.weights, ancestor=3),
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
         code=code_hash("scripts/train.py"),
     shell:
         # In the shell's place, so that the job gets signals, and learns of Snakemake's death.
-        "exec python $SCRIPTS/train.py --texts {input.texts} --record {input.record}"
+        "exec python {resources.scripts:q}/train.py --texts {input.texts} --record {input.record}"
         " --shards {input.shards} {params.options} --device {resources.device}"
         " --batch-size {resources.batch_size}"
         " --activation-batch-size {resources.activation_batch_size}"
         " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"
         " --resume-minutes {resources.resume_minutes} --max-skipped {resources.max_skipped}"
         " {resources.tracking}"
-        " --checkpoints results/checkpoints/{wildcards.run} --output {params.folder}"
+        " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {params.folder}"
         " > {log} 2>&1"

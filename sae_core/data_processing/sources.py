@@ -1,0 +1,96 @@
+"""Where texts come from: a file beside the file of texts, as that is a plain list of strings.
+
+It tells for every chapter, in the order of the texts, its subject and how many texts it gave, and
+what was left out and why. The hash of the file of texts ties the two together.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_core.errors import SAEError
+from sae_core.files import file_sha256, write_file
+
+
+@dataclass(frozen=True)
+class Chapter:
+    """One file of chapters."""
+
+    subject: str
+    file: str
+    """Folder and name."""
+    texts: int
+    """How many texts it gave."""
+    words: int
+    """In them."""
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """What was left out for one reason."""
+
+    pieces: int
+    words: int
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The origin of every text."""
+
+    chapters: tuple[Chapter, ...]
+    """In the order of the texts."""
+    dropped: dict[str, Dropped]
+    """By reason."""
+
+    @property
+    def subjects(self) -> list[str]:
+        """Each once, in the order of the texts."""
+        return list(dict.fromkeys(chapter.subject for chapter in self.chapters))
+
+    def of_texts(self) -> list[Chapter]:
+        """The chapter of every text."""
+        return [chapter for chapter in self.chapters for _ in range(chapter.texts)]
+
+    def save(self, texts: Path) -> None:
+        """Write the sources of the file `texts`, beside it."""
+        content = {"texts_sha256": file_sha256(texts), **asdict(self)}
+        write_file(sources_path(texts), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, texts: Path) -> "Sources | None":
+        """The sources of the file `texts`, or None where nothing is known of them.
+
+        Raises:
+            SAEError: they are damaged, or those of other texts.
+        """
+        path = sources_path(texts)
+        if not path.exists():
+            return None
+        try:
+            stored: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            sha256 = stored["texts_sha256"]
+            chapters = tuple(Chapter(**chapter) for chapter in stored["chapters"])
+            dropped = {reason: Dropped(**what) for reason, what in stored["dropped"].items()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raise SAEError(
+                f"{path}: not a readable file of sources ({error}); make it again, or remove it to "
+                "go on without subjects"
+            ) from error
+        if sha256 != file_sha256(texts):
+            raise SAEError(
+                f"{path}: is about other texts than {texts.name} has now; make both again, or "
+                "remove it to go on without subjects"
+            )
+        return cls(chapters, dropped)
+
+
+def sources_path(texts: Path) -> Path:
+    """Where the sources of a file of texts are: `<name>.sources.json` beside `<name>.json`."""
+    return texts.with_suffix(".sources.json")
+
+
+def count_words(texts: Iterable[str]) -> int:
+    """Words, as spaces part them."""
+    return sum(len(text.split()) for text in texts)

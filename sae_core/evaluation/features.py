@@ -1,0 +1,207 @@
+"""What an SAE's features are about: one pass of the model over the texts, up to the hook.
+
+A feature's density is the share of tokens on which it is active. Its share of a subject is the
+mean activation on that subject's tokens over the sum of those means, so that a longer subject
+counts no more. Tokens that it promotes and suppresses: what the model would predict if the last
+residual were the feature's decoder direction alone, through the final normalisation and the
+unembedding (direct logit attribution); the half difference to the opposite direction, so that
+biases cancel. Of all tokens those count that occur in the texts: rare ones, whose embeddings were
+hardly trained, would fill every list. Neighbours are features by the cosine of their decoder rows;
+partners those that are active on the same tokens, by Jaccard's index.
+
+Position 0 of a window and outliers do not train an SAE and are not counted, but for the number of
+features that are active on position 0 and nowhere else, which random crops are there to prevent.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.token_windows import CorpusWindows, Tokens, corpus_windows
+from sae_core.data_processing.sources import Sources
+from sae_core.evaluation.tally import Records, Tally, Together
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_config import SAESpec
+from sae_core.seeding import generator
+from sae_core.train_config import DataConfig, FeaturesConfig
+
+DENSE = 0.03
+"""A feature that is active on a larger share of the tokens is not among the interesting ones: such
+features mark frequent words and the like."""
+
+FEW_WINDOWS = 8
+"""Nor is one that is active in fewer windows."""
+
+SPECIFIC = 0.8
+"""From this share of a subject on, a feature counts as specific to it."""
+
+ROWS = 1024
+"""Decoder rows whose cosines with all others are in memory at once."""
+
+LOGIT_ROWS = 32
+"""Features whose effect on all logits is in memory at once."""
+
+N_NEIGHBOURS = 6
+
+
+class Corpus(NamedTuple):
+    """The texts, as windows, and where they are from."""
+
+    texts: list[str]
+    windows: CorpusWindows
+    sources: Sources | None
+    end_of_text: int
+    """The token between two texts."""
+
+    @classmethod
+    def read(
+        cls, tokenizer: Any, texts: list[str], sources: Sources | None, spec: SAESpec, most: int
+    ) -> "Corpus":
+        """In windows as long as those that the SAE was trained with, `most` at most."""
+        length = spec.metadata.get("max_text_length", DataConfig.max_text_length)
+        tokens = Tokens(tokenizer)
+        windows = corpus_windows(tokens, texts, length, most)
+        return cls(texts, windows, sources, tokens.end_of_text)
+
+    @property
+    def subjects(self) -> list[str]:
+        return self.sources.subjects if self.sources else []
+
+    def subject_of_texts(self) -> Tensor | None:
+        """(texts,) the index of each text's subject."""
+        if self.sources is None:
+            return None
+        index = {subject: number for number, subject in enumerate(self.subjects)}
+        return torch.tensor([index[chapter.subject] for chapter in self.sources.of_texts()])
+
+
+@dataclass(frozen=True)
+class FeatureTable:
+    """Figures of all F features, on the CPU."""
+
+    tally: Tally
+    best: Records
+    sample: Records
+    together: Together
+    density: Tensor
+    """(F,) share of tokens on which each is active."""
+    shares: Tensor
+    """(F, S) by subject; NaN for a feature that is never active."""
+    neighbours: Tensor
+    """(F, N_NEIGHBOURS) features with the nearest decoder rows, and their cosines."""
+    cosines: Tensor
+
+    @property
+    def active(self) -> Tensor:
+        """(F,) bool."""
+        return self.density > 0
+
+    @property
+    def only_first(self) -> Tensor:
+        """(F,) bool: active on position 0 and nowhere else."""
+        return (self.tally.count == 0) & (self.tally.at_first > 0)
+
+
+@torch.no_grad()
+def tally_features(
+    model: LanguageModel,
+    sae: SparseAutoencoder,
+    corpus: Corpus,
+    config: FeaturesConfig,
+    batch_size: int,
+) -> Iterator[Tally]:
+    """The pass over the corpus: the tally after each batch of windows."""
+    sae = sae.to(model.device, torch.float32)
+    hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)
+    max_norm = sae.spec.metadata.get("outlier_norm", torch.inf)
+    of_text, windows = corpus.subject_of_texts(), corpus.windows
+    n_subjects = len(corpus.subjects)
+    tally = Tally(
+        sae.spec.d_sae, n_subjects, config.top_windows, config.context_tokens, model.device
+    )
+    parts = zip(windows.tokens.split(batch_size), windows.text.split(batch_size), strict=True)
+    for tokens, text in parts:
+        x = model.activations(tokens, [hook])[hook].float()
+        subject = None if of_text is None else of_text[text.long()].to(model.device)
+        tally.add(sae.encode_sparse(x.flatten(0, 1)), x.norm(dim=-1) > max_norm, subject)
+        yield tally
+
+
+def feature_table(sae: SparseAutoencoder, tally: Tally) -> FeatureTable:
+    """The figures that follow from a finished tally and the decoder."""
+    neighbours, cosines = nearest(sae.W_dec)
+    tally = tally.cpu()
+    means = tally.by_subject.double() / tally.subject_tokens.clamp(min=1)
+    return FeatureTable(
+        tally,
+        tally.best.ordered(),
+        tally.sample.ordered(),
+        tally.tokens.pairs(tally.n_features),
+        tally.count.double() / max(1, tally.n_tokens),
+        means / means.sum(1, keepdim=True),
+        neighbours.cpu(),
+        cosines.cpu(),
+    )
+
+
+@torch.no_grad()
+def nearest(W_dec: Tensor, n: int = N_NEIGHBOURS) -> tuple[Tensor, Tensor]:
+    """(F, n) the features whose decoder rows (F, D) have the greatest cosine, and the cosines."""
+    unit = F.normalize(W_dec.float(), dim=1)
+    n = min(n, len(unit) - 1)
+    found, cosines = [], []
+    for first in range(0, len(unit), ROWS):
+        block = unit[first : first + ROWS] @ unit.T
+        block.diagonal(first).fill_(-2.0)  # itself
+        best = block.topk(n, dim=1)
+        found.append(best.indices)
+        cosines.append(best.values)
+    return torch.cat(found), torch.cat(cosines)
+
+
+def choose(
+    table: FeatureTable, subjects: list[str], config: FeaturesConfig, seed: int
+) -> dict[int, str]:
+    """The features to show, and why: `strong`, a subject, or `random`.
+
+    The interesting ones come in turns from one list for the texts as a whole, by the activation
+    that a feature sums up to, and one for each subject, by the same times the square of what the
+    subject's share exceeds an equal one by. Features of many tokens or few windows are left out.
+    """
+    tally = table.tally
+    fit = (table.density <= DENSE) & (tally.windows >= FEW_WINDOWS)
+    scores = {"strong": tally.total.double()}
+    for index, subject in enumerate(subjects if len(subjects) > 1 else []):
+        excess = (table.shares[:, index] - 1 / len(subjects)).clamp(min=0)
+        scores[subject] = scores["strong"] * excess.square()
+    lists = {
+        why: [int(f) for f in score.nan_to_num(-1.0).argsort(descending=True, stable=True)
+              if fit[f] and score[f] > 0]
+        for why, score in scores.items()
+    }  # fmt: skip
+    chosen: dict[int, str] = {}
+    while len(chosen) < config.interesting_features and any(lists.values()):
+        for why, features in lists.items():
+            while features and features[0] in chosen:
+                features.pop(0)
+            if features and len(chosen) < config.interesting_features:
+                chosen[features.pop(0)] = why
+    rest = [f for f in table.active.nonzero().squeeze(1).tolist() if f not in chosen]
+    order = torch.randperm(len(rest), generator=generator(seed, "features")).tolist()
+    return chosen | {rest[i]: "random" for i in order[: config.random_features]}
+
+
+@torch.no_grad()
+def logit_effects(model: LanguageModel, directions: Tensor) -> Iterator[Tensor]:
+    """For each row of (n, D) directions in the residual, (V,) its direct effect on the logits."""
+    last = Hook(model.n_layers - 1, "hook_resid_post")
+    for rows in (directions * directions.shape[1] ** 0.5).split(LOGIT_ROWS):
+        unread = torch.zeros(len(rows), 1, dtype=torch.long)
+        value = rows[:, None].to(model.device)
+        plus, minus = (model.resume(unread, v, last, v)[0].float() for v in (value, -value))
+        yield from ((plus - minus) / 2).squeeze(1).cpu()

@@ -1,0 +1,319 @@
+"""What is kept of every feature while a corpus goes by: memory is bounded however long it is.
+
+A feature's best windows and a random sample of its windows are the same thing, the records with
+the greatest keys so far: the key is the activation for the one, a hash for the other. Which pairs
+of features are active together is counted on a random sample of tokens.
+
+Shapes: B windows of L tokens in a batch, N = B L, F features, S subjects, P pairs of a sparse code,
+R records (one for each window and feature that is active in it), C tokens of context.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_core.sparse_ops import SparseCode
+
+SAMPLE = 16
+"""Windows of a feature that are kept at random, for its lower quantiles."""
+
+OCTAVES, BINS_AN_OCTAVE = 20, 4
+"""The histograms' bins go by log2 of the activation, from -OCTAVES to OCTAVES."""
+
+PAIR_BUDGET = 2**22
+"""Pairs of features active on one token that are kept, over all sampled tokens."""
+
+NOWHERE = 2**62
+"""The place of a record that is not there: behind all others."""
+
+MANTISSA = 2**24
+"""Integers below it are exact in float32."""
+
+BEFORE = 0.75
+"""Share of the context that lies before the peak: causal models have seen nothing else."""
+
+
+def hashed(index: Tensor, salt: int) -> Tensor:
+    """A number in [0, 1) for each integer, always the same one: the finaliser of MurmurHash3."""
+    bits = index + salt * 0x9E3779B1
+    for factor in (-0xAE502812AA7333, -0x3B314601E57A13AD):  # wraps around, as int64 does
+        bits = (bits ^ (bits >> 33 & 0x7FFFFFFF)) * factor
+    return ((bits >> 40) & (MANTISSA - 1)).float() / MANTISSA
+
+
+class Best:
+    """The `n` records of each feature with the greatest keys; of equal keys the earlier places.
+
+    A record stays in its slot until a better one takes it: only `ordered` sorts them.
+
+    Args:
+        context: tokens of context kept with each record.
+    """
+
+    def __init__(self, n_features: int, n: int, context: int, device: torch.device) -> None:
+        shape = (n_features, n)
+        self.key = torch.full(shape, -torch.inf, device=device)
+        self.value = torch.zeros(shape, device=device)
+        self.place = torch.full(shape, NOWHERE, device=device)
+        self.context = torch.zeros(*shape, context, dtype=torch.bfloat16, device=device)
+
+    def offer(
+        self,
+        feature: Tensor,
+        key: Tensor,
+        value: Tensor,
+        place: Tensor,
+        context: Callable[[Tensor], Tensor],
+    ) -> None:
+        """Take those of R records that belong to the best.
+
+        Args:
+            feature: (R,), in any order; key, value and place likewise, places ascending.
+            context: from (K,) indices of records to their (K, C) contexts.
+        """
+        n = self.key.shape[1]
+        least = self.key.amin(1)
+        passed = (key > least[feature]).nonzero().squeeze(1)
+        passed = passed[key[passed].argsort(descending=True, stable=True)]
+        passed = passed[feature[passed].argsort(stable=True)]
+        rows, inverse, counts = torch.unique_consecutive(
+            feature[passed], return_inverse=True, return_counts=True
+        )
+        rank = torch.arange(len(passed), device=passed.device)
+        rank -= (counts.cumsum(0) - counts)[inverse]
+        first = rank < n
+        new = torch.full((len(rows), n), -1, device=passed.device)
+        new[inverse[first], rank[first]] = passed[first]
+        new_key = torch.where(new >= 0, key[new], -torch.inf)
+        kept = _greatest(
+            torch.cat([self.key[rows], new_key], 1),
+            torch.cat([self.place[rows], torch.where(new >= 0, place[new], NOWHERE)], 1),
+            n,
+        )
+        # As many new ones are kept in a row as old ones are not.
+        row, slot = (~kept[:, :n]).nonzero(as_tuple=True)
+        record = new[kept[:, n:]]
+        at = rows[row], slot
+        self.key[at], self.value[at] = key[record], value[record]
+        self.place[at], self.context[at] = place[record], context(record).bfloat16()
+
+    def ordered(self) -> "Records":
+        """The records of every feature on the CPU, those with the greatest keys first."""
+        key, place = self.key.cpu(), self.place.cpu()
+        order = place.argsort(dim=1, stable=True)
+        order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
+        wide = order[..., None].expand(-1, -1, self.context.shape[2])
+        place = place.gather(1, order)
+        return Records(
+            self.value.cpu().gather(1, order),
+            torch.where(place == NOWHERE, -1, place),
+            self.context.cpu().gather(1, wide),
+        )
+
+
+class Records(NamedTuple):
+    """Records of every feature, the best first."""
+
+    value: Tensor
+    """(F, n) activation; 0 where there are fewer."""
+    place: Tensor
+    """(F, n) token, counted through all windows; -1 where there are fewer."""
+    context: Tensor
+    """(F, n, C) activations around it."""
+
+
+def _greatest(key: Tensor, place: Tensor, n: int) -> Tensor:
+    """(A, M) bool: the `n` entries of each row with the greatest keys, then the least places."""
+    order = place.argsort(dim=1, stable=True)
+    order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    return torch.zeros_like(key, dtype=torch.bool).scatter_(1, order[:, :n], True)
+
+
+class Together(NamedTuple):
+    """Pairs of features that are active on the same tokens."""
+
+    first: Tensor
+    """(Q,) the lower-numbered feature; second, tokens likewise."""
+    second: Tensor
+    tokens: Tensor
+    """On how many sampled tokens both are active."""
+    active: Tensor
+    """(F,) on how many sampled tokens each feature is."""
+    n_tokens: int
+    """How many were sampled."""
+
+    @property
+    def jaccard(self) -> Tensor:
+        """(Q,) tokens with both over tokens with either."""
+        either = self.active[self.first] + self.active[self.second] - self.tokens
+        return self.tokens / either
+
+
+class TokenSample:
+    """The codes of a random sample of tokens, as large as `PAIR_BUDGET` allows.
+
+    A token is in while its hash is below `rate`, which is halved when the sample grows too large.
+    """
+
+    def __init__(self) -> None:
+        self.rate = 1.0
+        self.n_tokens = 0
+        """Sampled tokens, active or not."""
+        self._n_pairs = 0
+        self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
+        """Of each batch: the sampled tokens, and the token and feature of each entry."""
+
+    def add(self, tokens: Tensor, token: Tensor, feature: Tensor) -> None:
+        """Take a batch: the counted tokens (N,), and the entries (P,) of their codes, by token."""
+        self._parts.append(self._below_rate(tokens.cpu(), token.cpu(), feature.cpu()))
+        self._count(self._parts[-1])
+        while self._n_pairs > PAIR_BUDGET:
+            self.rate /= 2
+            self.n_tokens = self._n_pairs = 0
+            self._parts = [self._below_rate(*part) for part in self._parts]
+            for part in self._parts:
+                self._count(part)
+
+    def _below_rate(
+        self, tokens: Tensor, token: Tensor, feature: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        kept = hashed(token, 1) < self.rate
+        return tokens[hashed(tokens, 1) < self.rate], token[kept], feature[kept]
+
+    def _count(self, part: tuple[Tensor, Tensor, Tensor]) -> None:
+        tokens, token, _ = part
+        _, counts = torch.unique_consecutive(token, return_counts=True)
+        self.n_tokens += len(tokens)
+        self._n_pairs += int((counts * (counts - 1) // 2).sum())
+
+    def pairs(self, n_features: int) -> Together:
+        """Every pair that is active on a sampled token, with its count."""
+        _, tokens, features = zip(*self._parts, strict=True)
+        feature = torch.cat(features)
+        _, counts = torch.unique_consecutive(torch.cat(tokens), return_counts=True)
+        last = counts.cumsum(0).repeat_interleave(counts)  # where each entry's token ends
+        partners = last - torch.arange(len(feature)) - 1
+        left = torch.arange(len(feature)).repeat_interleave(partners)
+        start = partners.cumsum(0) - partners
+        right = left + 1 + torch.arange(len(left)) - start[left]
+        both, n_both = torch.unique(feature[left] * n_features + feature[right], return_counts=True)
+        active = torch.bincount(feature, minlength=n_features)
+        return Together(both // n_features, both % n_features, n_both, active, self.n_tokens)
+
+
+class Tally:
+    """Counts, sums, histograms and records of F features.
+
+    Position 0 of a window is counted apart, and outliers are not counted: neither trained the SAE.
+    """
+
+    def __init__(
+        self, n_features: int, n_subjects: int, top: int, context: int, device: torch.device
+    ) -> None:
+        self.n_features, self.n_subjects = n_features, n_subjects
+        precise = torch.float32 if device.type == "mps" else torch.float64  # it has no other
+        integers = {"dtype": torch.long, "device": device}
+        sums = {"dtype": precise, "device": device}
+        self.count = torch.zeros(n_features, **integers)
+        """(F,) tokens on which a feature is active."""
+        self.windows = torch.zeros(n_features, **integers)
+        """(F,) windows in which it is."""
+        self.at_first = torch.zeros(n_features, **integers)
+        """(F,) windows on whose position 0 it is."""
+        self.total = torch.zeros(n_features, **sums)
+        """(F,) sums of activations."""
+        self.by_subject = torch.zeros(n_features, n_subjects, **sums)
+        """(F, S) sums of activations."""
+        self.histogram = torch.zeros(n_features, 2 * OCTAVES * BINS_AN_OCTAVE, **integers)
+        self.subject_tokens = torch.zeros(n_subjects, **integers)
+        self.n_tokens = self.n_outliers = self.n_windows = self.n_first_active = 0
+        self.context, self.before = context, int(BEFORE * (context - 1))
+        self.best = Best(n_features, top, context, device)
+        self.sample = Best(n_features, SAMPLE, context, device)
+        self.tokens = TokenSample()
+
+    def add(self, code: SparseCode, outlier: Tensor, subject: Tensor | None) -> None:
+        """Take a batch of windows, which follow those before.
+
+        Args:
+            code: of its N tokens.
+            outlier: (B, L) bool.
+            subject: (B, L) index of each token's subject, if they are known.
+        """
+        length = outlier.shape[1]
+        first_token = self.n_windows * length
+        counted = ~outlier
+        counted[:, 0] = False
+        counted = counted.view(-1)
+        on_first = code.pairs.row % length == 0
+        self.at_first += self._bincount(code.pairs.column[on_first])
+        self.n_first_active += int(on_first.sum())
+        keep = counted[code.pairs.row]
+        row, feature = code.pairs.row[keep], code.pairs.column[keep]
+        value = code.value[keep].float()
+        self._add_sums(row, feature, value, None if subject is None else subject.view(-1))
+        if subject is not None:
+            here = torch.bincount(subject.view(-1)[counted], minlength=self.n_subjects)
+            self.subject_tokens += here
+        self._add_records(row, feature, value, outlier.shape)
+        self.tokens.add(first_token + counted.nonzero().squeeze(1), first_token + row, feature)
+        self.n_windows += len(outlier)
+        self.n_tokens += int(counted.sum())
+        self.n_outliers += int(outlier[:, 1:].sum())
+
+    def cpu(self) -> "Tally":
+        """Itself, with its counts and sums on the CPU: nothing more is added."""
+        for name, value in vars(self).items():
+            if isinstance(value, Tensor):
+                setattr(self, name, value.cpu())
+        return self
+
+    def _bincount(self, feature: Tensor) -> Tensor:
+        return torch.bincount(feature, minlength=self.n_features)
+
+    def _add_sums(
+        self, row: Tensor, feature: Tensor, value: Tensor, subject: Tensor | None
+    ) -> None:
+        self.count += self._bincount(feature)
+        precise = value.to(self.total.dtype)
+        self.total.index_add_(0, feature, precise)
+        if subject is not None:
+            cell = feature * self.n_subjects + subject[row]
+            self.by_subject.view(-1).index_add_(0, cell, precise)
+        n_bins = self.histogram.shape[1]
+        bin_ = ((value.log2() + OCTAVES) * BINS_AN_OCTAVE).long().clamp(0, n_bins - 1)
+        self.histogram.view(-1).index_add_(0, feature * n_bins + bin_, torch.ones_like(feature))
+
+    def _add_records(
+        self, row: Tensor, feature: Tensor, value: Tensor, shape: tuple[int, ...]
+    ) -> None:
+        """Each window's peak of each feature, its first if it has several."""
+        n, length = self.n_features, shape[1]
+        group = row // length * n + feature  # a window and a feature: a record
+        peak = value.new_zeros(shape[0] * n).scatter_reduce(0, group, value, "amax")
+        is_peak = value == peak[group]
+        at = torch.full_like(peak, shape[0] * length, dtype=torch.long)
+        at.scatter_reduce_(0, group[is_peak], row[is_peak], "amin")
+        record = peak.nonzero().squeeze(1)
+        who, where, height = record % n, at[record], peak[record]
+        self.windows += self._bincount(who)
+        number = torch.empty_like(at)
+        number[record] = torch.arange(len(record), device=at.device)
+        offset = row - at[group] + self.before
+        near = (offset >= 0) & (offset < self.context)
+        of_record, offset, value = number[group[near]], offset[near], value[near]
+
+        def context(chosen: Tensor) -> Tensor:
+            slot = torch.full_like(record, -1)
+            slot[chosen] = torch.arange(len(chosen), device=slot.device)
+            mine = slot[of_record]
+            found = value.new_zeros(len(chosen), self.context)
+            found[mine[mine >= 0], offset[mine >= 0]] = value[mine >= 0]
+            return found
+
+        place = self.n_windows * length + where
+        self.best.offer(who, height, height, place, context)
+        window = self.n_windows + record // n
+        self.sample.offer(who, hashed(window * n + who, 2), height, place, context)

@@ -1,0 +1,77 @@
+"""One SAE directory and its texts -> what its features are about, as three files."""
+
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
+
+from sae_core import cli
+from sae_core.files import write_file
+from sae_core.train_config import FeaturesConfig, LoadConfig, ModelConfig, RuntimeConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """The SAE to look into."""
+
+    sae: Path
+    """SAE directory."""
+    texts: Path
+    """Processed JSON file that it was trained on; its sources lie beside it, if they are known."""
+    record: Path
+    """The model's record."""
+    entries: Path
+    """JSON lines to write: the features that are shown, with their windows."""
+    table: Path
+    """CSV file to write: every feature."""
+    corpus: Path
+    """JSON file to write: figures of all features together."""
+    device: str = RuntimeConfig.device
+    """Where to compute."""
+    batch_size: int = RuntimeConfig.batch_size
+    """Windows in one forward pass."""
+    load: LoadConfig = field(default_factory=LoadConfig)
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+
+
+def run(job: Job) -> None:
+    from sae_core.activations.language_model import LanguageModel
+    from sae_core.checkpoint import load_sae
+    from sae_core.data_processing.sources import Sources
+    from sae_core.data_processing.texts import read_texts
+    from sae_core.devices import pick_device, pick_precision
+    from sae_core.evaluation.feature_files import Writer
+    from sae_core.evaluation.features import Corpus, choose, feature_table, tally_features
+    from sae_core.evaluation.identity import identity
+    from sae_core.model_sources import ModelRecord
+    from sae_core.progress import progress_bar
+
+    sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
+    config = ModelConfig(model_name=ModelRecord.load(job.record).path, **asdict(job.load))
+    model = LanguageModel.load(config, pick_device(job.device))
+    corpus = Corpus.read(
+        model.tokenizer, texts, Sources.load(job.texts), sae.spec, job.features.corpus_windows
+    )
+    sae.precision = pick_precision("float32", model.device)
+    n_windows = len(corpus.windows.tokens)
+    with progress_bar("features", "window", n_windows) as bar:
+        for tally in tally_features(model, sae, corpus, job.features, job.batch_size):
+            bar.update(tally.n_windows - bar.n)
+    table = feature_table(sae, tally)
+    chosen = choose(table, corpus.subjects, job.features, sae.spec.metadata.get("seed", 0))
+    writer = Writer(model, sae, corpus, table)
+    entries = [json.dumps(entry, ensure_ascii=False) for entry in writer.entries(chosen)]
+    figures = identity(job.sae.name, sae.spec) | writer.corpus_figures()
+    write_file(job.entries, "".join(f"{entry}\n" for entry in entries))
+    write_file(job.table, writer.rows())
+    write_file(job.corpus, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
+    print(
+        f"{figures['active']} of {figures['d_sae']} features are active on {tally.n_tokens} tokens "
+        f"of {n_windows} windows; {len(entries)} are shown"
+    )
+
+
+if __name__ == "__main__":
+    cli.run(run, Job, __doc__)

@@ -1,0 +1,62 @@
+"""Print what every job of a configuration will cost: tokens, FLOPs, disk, memory, hours.
+
+Nothing runs and nothing is fetched. How the figures are made: sae_core/planning.py.
+"""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
+
+from sae_core import cli
+from sae_core.errors import SAEError
+from sae_core.planning import Planner, Tables, corpus_tokens, light, table
+from sae_core.workflow_config import load_plan
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to plan."""
+
+    config: Path
+    """The workflow's configuration."""
+
+    machine: str = "cpu"
+    """The machine that each job runs on, one of the tables."""
+
+    corpus_tokens: float | None = None
+    """Tokens of the corpus; by default estimated from the chapters that are there."""
+
+    tables: Path = ROOT / "config/planning.yaml"
+    """Machines, and the shapes of models that are not fetched."""
+
+    results: Path = Path("results")
+    """Where records of fetched models are."""
+
+
+def plan(options: Options) -> None:
+    """Print the table."""
+    try:
+        config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
+    except (OSError, yaml.YAMLError) as error:
+        raise SAEError(f"--config {options.config}: cannot be read ({error})") from error
+    resolved = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
+    tables = Tables.load(options.tables)
+    machine = tables.machine(options.machine)
+    tokens = options.corpus_tokens or corpus_tokens(resolved)
+    costs = [light("process", "chapters")]
+    for model in resolved.models.values():
+        shape = tables.shape(model, options.results / f"models/{model.model_id}.json")
+        costs += Planner(resolved, model, shape, machine, tokens).costs()
+    costs.append(light("summarise", "all SAEs"))
+    print(table(costs, machine), end="")
+    print(f"{options.machine}: {machine.basis}. A corpus of {tokens:,.0f} tokens.")
+
+
+if __name__ == "__main__":
+    cli.run(plan, Options, __doc__)

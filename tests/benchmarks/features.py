@@ -1,0 +1,96 @@
+"""Time of the analysis of features beside a harvest of the same tokens, in turn.
+
+Both run the model up to the same layer. The harvest writes its activations; the analysis encodes
+them with a BatchTopK SAE of random directions that is calibrated to k features a token, and keeps
+each feature's windows, counts, histogram and partners.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import deque
+from pathlib import Path
+
+import torch
+from demo_model import demo_model, read_chapters
+from machine import describe
+
+from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.store import harvest
+from sae_core.activations.token_windows import Tokens, TokenWindows
+from sae_core.data_processing.sources import Sources
+from sae_core.evaluation.features import Corpus, feature_table, tally_features
+from sae_core.kinds import build
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_config import SAEConfig
+from sae_core.sae_train import sae_spec
+from sae_core.train_config import FeaturesConfig
+
+BATCH = 8
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--chapters", type=Path, default=Path("sae_core/data/raw_data"))
+    parser.add_argument("--layer", type=int, default=9)
+    parser.add_argument("--length", type=int, default=128, help="tokens in a window")
+    parser.add_argument("--windows", type=int, default=96, help="windows a measurement")
+    parser.add_argument("--expansion", type=int, default=8)
+    parser.add_argument("--topk", type=int, default=32)
+    parser.add_argument("--repeats", type=int, default=3)
+    options = parser.parse_args()
+    print(f"Analysis of features ({describe('transformers')})\n")
+    print("| features | k | tokens | harvest | pass | tables | pass / harvest | all / harvest |")
+    print("|--:" * 8 + "|")
+    with tempfile.TemporaryDirectory() as folder:
+        print(row(Path(folder), options))
+
+
+def row(scratch: Path, options: argparse.Namespace) -> str:
+    texts, model = read_chapters(options.chapters, scratch), demo_model()
+    hook = Hook(options.layer, "hook_resid_post")
+    sae = random_sae(model, hook, texts, options)
+    sources = Sources.load(scratch / "texts.json")
+    corpus = Corpus.read(model.tokenizer, texts, sources, sae.spec, options.windows)
+    same = TokenWindows(Tokens(model.tokenizer), texts, [], options.length, 0)
+    same.n_train = len(corpus.windows.tokens)
+    taken: dict[str, list[float]] = {"harvest": [], "pass": [], "tables": []}
+    for _ in range(options.repeats + 1):
+        start = time.perf_counter()
+        harvest(model, same, [hook], scratch / "shard", batch_size=BATCH)
+        harvested = time.perf_counter()
+        [tally] = deque(tally_features(model, sae, corpus, FeaturesConfig(), BATCH), maxlen=1)
+        passed = time.perf_counter()
+        feature_table(sae, tally)
+        done = time.perf_counter()
+        for name, seconds in zip(
+            taken, (harvested - start, passed - harvested, done - passed), strict=True
+        ):
+            taken[name].append(seconds)
+    median = {name: statistics.median(times[1:]) for name, times in taken.items()}
+    times = " | ".join(f"{seconds:.2f} s" for seconds in median.values())
+    ratio = median["pass"] / median["harvest"]
+    whole = (median["pass"] + median["tables"]) / median["harvest"]
+    k = float(tally.count.sum()) / tally.n_tokens
+    tokens = corpus.windows.tokens.numel()
+    return f"| {sae.spec.d_sae} | {k:.0f} | {tokens} | {times} | {ratio:.2f} | {whole:.2f} |"
+
+
+def random_sae(
+    model: LanguageModel, hook: Hook, texts: list[str], options: argparse.Namespace
+) -> SparseAutoencoder:
+    config = SAEConfig(topk=options.topk, sae_expansion=options.expansion)
+    metadata = {"max_text_length": options.length}
+    sae = build(sae_spec(config, hook, model.d_model, model.device, metadata))
+    sae.initialise(torch.Generator().manual_seed(0))
+    windows = TokenWindows(Tokens(model.tokenizer), texts, [], options.length, 0)
+    sample = model.activations(windows.train(0, torch.arange(16)), [hook])[hook][:, 1:]
+    x = sample.flatten(0, 1).float()
+    sae.b_dec.data.copy_(x.mean(0))
+    sae.calibrate([x])
+    return sae.requires_grad_(False)
+
+
+if __name__ == "__main__":
+    main()

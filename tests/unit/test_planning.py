@@ -1,0 +1,147 @@
+"""What jobs will cost: against a model's own parameters, and against what was measured."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from tiny_model import configuration
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from sae_core.code_hash import ROOT
+from sae_core.planning import Machine, ModelShape, Planner, Tables
+from sae_core.workflow_config import Plan, load_plan
+
+TABLES = Tables.load(ROOT / "config/planning.yaml")
+CPU = TABLES.machines["cpu"]
+SMOLLM2 = TABLES.shapes["SmolLM2-135M-Instruct"]
+WITHIN = 1.5
+"""Factor that a plan may be wrong by."""
+
+
+def planned(config: dict[str, Any]) -> Plan:
+    return load_plan(
+        {"chapters": {"folders": {"a": "b"}}, **config},
+        ROOT / "workflow/schemas/config.schema.yaml",
+    )
+
+
+def planner(
+    config: dict[str, Any], tokens: float, shape: ModelShape = SMOLLM2, machine: Machine = CPU
+) -> Planner:
+    """The planner of a configuration's only model."""
+    plan = planned(config)
+    [model] = plan.models.values()
+    return Planner(plan, model, shape, machine, tokens)
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_the_parameters_are_those_of_the_model(family: str, tmp_path: Path) -> None:
+    config = configuration(family)
+    config.save_pretrained(tmp_path)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    assert ModelShape.read(tmp_path).parameters == sum(p.numel() for p in matrices)
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"), [("0.6B", 0.596), ("1.7B", 1.72), ("8B", 8.19), ("32B", 32.76)]
+)
+def test_the_table_has_models_of_the_size_that_they_are_named_after(
+    name: str, billions: float
+) -> None:
+    shape = TABLES.shapes[f"Qwen/Qwen3-{name}"]
+    assert shape.parameters / 1e9 == pytest.approx(billions, rel=0.01)
+
+
+def test_a_model_of_another_architecture_is_named(tmp_path: Path) -> None:
+    configuration("gpt2").save_pretrained(tmp_path)
+    with pytest.raises(Exception, match="the model's shape cannot be read"):
+        ModelShape.read(tmp_path)
+
+
+def measured_steps() -> list[tuple[int, int, int, int, float]]:
+    """(d, features, k, tokens, seconds) of the step tables in docs/benchmarks.md, `auto`."""
+    found = []
+    for line in (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").splitlines():
+        cells = [cell.strip() for cell in line.strip("| ").split("|")]
+        if len(cells) == 11 and re.fullmatch(r"[\d,]+(, [\d,]+){3}", cells[0]):
+            d, width, k, n = (int(number.replace(",", "")) for number in cells[0].split(", "))
+            found.append((d, width, k, n, float(cells[4]) / 1000))
+    return found
+
+
+@pytest.mark.parametrize(("d", "width", "k", "tokens", "seconds"), measured_steps())
+def test_a_step_takes_what_was_measured(
+    d: int, width: int, k: int, tokens: int, seconds: float
+) -> None:
+    shape = ModelShape(1, d, 1, 1, 64, d, 1000, True)
+    steps = 1000
+    plan = planner(
+        {
+            "windows": {"max_text_length": 1025, "val_fraction": 0.001},
+            "training": {"num_epochs": 1, "tokens_per_step": tokens},
+            "end_to_end": {"use_end_to_end": False},
+            "models": [
+                {"name": "m", "layers": [0], "saes": [{"sae_expansion": width // d, "topk": k}]}
+            ],
+        },
+        tokens=steps * tokens * 1025 / 1024 / 0.999 + 1025,
+        shape=shape,
+    )
+    [run] = plan.model.runs(1)
+    cost = plan.training(run)
+    assert cost.tokens / tokens == pytest.approx(steps, abs=2)
+    each = (cost.seconds - CPU.start_seconds) / steps
+    assert seconds / WITHIN < each < seconds * WITHIN
+
+
+def test_a_harvest_takes_what_was_measured() -> None:
+    """8,341 tokens a second up to layer 14 of SmolLM2-135M (docs/benchmarks.md, bfloat16)."""
+    plan = planner(
+        {"windows": {"max_text_length": 256}, "models": [{"name": "m", "layers": [14]}]}, tokens=1e6
+    )
+    [cost] = plan.harvests()
+    rate = cost.tokens / (cost.seconds - CPU.start_seconds)
+    assert 8341 / WITHIN < rate < 8341 * WITHIN
+
+
+def test_the_stored_activations_are_counted_exactly() -> None:
+    """195 and 16 windows of 127 positions on two layers, as the example's harvest stores them."""
+    config = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))
+    plan = planner(config, tokens=29_500)
+    assert (plan.n_train, plan.n_validation) == (195, 17)
+    [cost] = plan.harvests()
+    assert cost.disk == (195 + 17) * 127 * 576 * 2 * 2
+
+
+def test_all_layers_of_all_models(run: Callable[..., Any]) -> None:
+    printed = run(
+        "scripts/plan.py", "--config", "config/all_layers.yaml", "--machine", "h100",
+        "--corpus-tokens", "1e9",
+    ).stdout  # fmt: skip
+    lines = printed.splitlines()
+    jobs = {
+        rule: [line for line in lines if line.startswith(rule)] for rule in ("train", "harvest")
+    }
+    assert len(jobs["train"]) == 232 + 1 and len(jobs["harvest"]) == 6 + 1
+    assert "Qwen_Qwen3-32B.blocks.63.hook_resid_post.btop128sae.exp4" in jobs["train"][231]
+    [whole] = [line.split() for line in lines if line.startswith("all ")]
+    hours = float(whole[-1].replace(",", ""))
+    assert hours > 100
+    assert "assumed, not measured" in lines[-1]
+
+
+def test_what_is_not_known_is_named(run: Callable[..., Any], tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))
+    config["models"] = [{"name": "someone/unknown", "layers": [1]}]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(config))
+    command = ("scripts/plan.py", "--config", tmp_path / "config.yaml")
+    assert "someone/unknown: not in the table" in run(*command, ok=False).stderr
+    assert "--machine tpu: the tables have cpu, a100, h100" in run(
+        *command, "--machine", "tpu", ok=False
+    ).stderr  # fmt: skip

@@ -1,0 +1,115 @@
+"""Other ways to run: a scheduler with a submit command, a storage; and the keys of the profiles."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from project import Project
+from snakemake.cli import get_argument_parser
+
+from sae_core.code_hash import ROOT
+
+PROFILES = sorted((ROOT / "workflow/profiles").iterdir())
+RUN = "tiny.blocks.2.hook_resid_post.btop4sae.exp2"
+
+KUBERNETES = {"kubernetes-namespace", "kubernetes-persistent-volumes"}
+"""Options of an executor that is not installed here."""
+
+CONDA = json.dumps(
+    {
+        "conda_version": "24.7.1",
+        "conda_prefix": "/c",
+        "platform": "linux-64",
+        "get": {"channel_priority": "strict"},
+    }
+)
+"""What Snakemake asks conda, even where it only prints."""
+
+QSUB = """
+echo "$@" >> {folder}/submitted
+for script; do :; done
+setsid sh "$script" >> {folder}/output 2>&1 < /dev/null &
+echo $!
+"""
+
+
+@pytest.fixture
+def small(project: Project) -> Project:
+    """A project with one SAE in which nothing has run."""
+    config = project.config
+    config["models"][0] |= {"layers": [2], "saes": [{"topk": 4}]}
+    project.configure(config)
+    return project
+
+
+def command(folder: Path, name: str, script: str, project: Project) -> None:
+    """Put a command of that name into the path of a project's runs."""
+    path = folder / "bin" / name
+    path.parent.mkdir()
+    path.write_text(f"#!/bin/sh\n{script}")
+    path.chmod(0o755)
+    project.environment["PATH"] = f"{path.parent}:/usr/bin:/bin"
+
+
+def test_any_submit_command_will_do(small: Project, tmp_path: Path) -> None:
+    command(tmp_path, "qsub", QSUB.format(folder=tmp_path), small)
+    small.options = ("--workflow-profile", "workflow/profiles/generic", "--max-threads", "2")
+    small.snakemake(f"results/saes/{RUN}/weights.pt")
+    jobs = (tmp_path / "submitted").read_text().splitlines()
+    assert [job.split()[1] for job in jobs] == ["sae_process", "sae_harvest", "sae_train"]
+    for job, ncpus, mem, ngpus, minutes in zip(
+        jobs, (1, 2, 2), (4000, 32000, 32000), (0, 1, 1), (30, 480, 480), strict=True
+    ):
+        assert f"select=1:ncpus={ncpus}:mem={mem}mb:ngpus={ngpus} " in job
+        assert f"walltime={60 * minutes} " in job
+
+
+def test_results_go_to_a_storage(small: Project, tmp_path: Path) -> None:
+    pytest.importorskip("snakemake_storage_plugin_fs")
+    place = tmp_path / "bucket"
+    place.mkdir()
+    small.options += ("--default-storage-provider", "fs", "--default-storage-prefix", str(place))
+    small.snakemake()
+    kept = {path.relative_to(place).as_posix() for path in place.rglob("*") if path.is_file()}
+    assert {
+        f"results/saes/{RUN}/weights.pt",
+        f"results/evaluations/{RUN}.json",
+        f"results/plots/{RUN}.density.svg",
+        "results/models/tiny.json",
+        "results/summary.csv",
+        "results/report.html",
+    } <= kept
+    assert not (small.folder / "results/saes").exists()
+    assert "Nothing to be done" in small.snakemake()
+
+
+@pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.name)
+def test_the_keys_of_a_profile_are_options(profile: Path) -> None:
+    contents = yaml.safe_load((profile / "config.yaml").read_text(encoding="utf-8"))
+    options = {
+        option.removeprefix("--")
+        for action in get_argument_parser()._actions
+        for option in action.option_strings
+    }
+    assert set(contents) - options <= (KUBERNETES if profile.name == "kubernetes" else set())
+    rules = {"harvest", "train", "evaluate", "features"}
+    assert set(contents.get("set-resources", {})) <= rules
+
+
+def test_containerize_prints_a_dockerfile_with_every_environment(
+    project: Project, tmp_path: Path
+) -> None:
+    command(tmp_path, "conda", f"echo '{CONDA}'", project)
+    config = project.config
+    config["publishing"] = {"upload_to_hf": True, "hf_repo_id": "a/b"}
+    project.configure(config)
+    printed = project.snakemake("--containerize")
+    assert len(re.findall("^FROM ", printed, re.MULTILINE)) == 1
+    for name in ("data", "train-cpu", "evaluate-cpu", "report", "publish"):
+        text = (project.folder / f"envs/{name}.yaml").read_text(encoding="utf-8")
+        assert f"envs/{name}.yaml" in printed
+        for line in text.splitlines():
+            assert f"#   {line}" in printed
+    assert printed.count("conda env create ") == 5
