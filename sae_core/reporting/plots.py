@@ -169,7 +169,8 @@ def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
     left_out = len(evaluations) - len(drawn)
     title = f"{left_out} without a finite value, not drawn" if left_out else ""
     width, columns = (WIDTH, 2) if len(drawn) <= FEW_POINTS else (WIDE, 3)
-    figure = _figure(title, width, 4.4 + 0.2 * math.ceil(len(colours) / columns))
+    n_entries = len(colours) + len({e["sae_type"] for e in drawn})
+    figure = _figure(title, width, 4.4 + 0.2 * math.ceil(n_entries / columns))
     axes = figure.add_subplot(
         title=f"{what.name[0].upper()}{what.name[1:]} against sparsity",
         xlabel="mean L0 (log scale)",
@@ -184,7 +185,7 @@ def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
         line = [[e["l0"] for e in front], [e[what.key] for e in front]]
         axes.plot(*line, color=colour, linewidth=1.2, alpha=0.6, zorder=1.5)
     _frame_points(axes, points, what.ideal)
-    _legends(axes, drawn, colours, columns)
+    _legend(axes, drawn, colours, columns)
     _place_labels(axes, points, _labels(drawn))
     return _svg(figure)
 
@@ -274,21 +275,18 @@ def _hook_colours(evaluations: Sequence[Evaluation]) -> dict[str, str]:
     return dict(zip(hooks, map(to_hex, shades), strict=True))
 
 
-def _legends(
+def _legend(
     axes: Axes, evaluations: Sequence[Evaluation], colours: Mapping[str, str], columns: int
 ) -> None:
-    """The kinds of SAE above the plot, the hooks below it."""
+    """The hooks and the kinds of SAE, below the plot."""
     kinds = sorted({e["sae_type"] for e in evaluations})
     look = {"linestyle": "", "markersize": 6}
-    axes.legend(
-        handles=[Line2D([], [], marker=_marker(k), color=MUTED, label=k, **look) for k in kinds],
-        loc="lower right",
-        bbox_to_anchor=(1, 1),
-        ncols=len(kinds),
-        fontsize=9,
-    )
+    hooks = [Line2D([], [], marker="o", color=c, label=h, **look) for h, c in colours.items()]
     axes.figure.legend(
-        handles=[Line2D([], [], marker="o", color=c, label=h, **look) for h, c in colours.items()],
+        handles=[
+            *hooks,
+            *(Line2D([], [], marker=_marker(k), color=MUTED, label=k, **look) for k in kinds),
+        ],
         loc="outside lower left",
         ncols=columns,
         fontsize=9,
