@@ -116,7 +116,7 @@ def shards(wildcards):
     """The activations that an SAE is trained on, one folder a harvest job."""
     run = run_plan(wildcards)
     folder = f"{run.model.model_id}/{run.model.hook.label}"
-    harvests = Path(rules.harvest.output.receipt).parents[4]  # also under another workflow's prefix
+    harvests = Path(rules.harvest.output.receipt).parents[3]  # also under another workflow's prefix
     receipts = (harvests / folder).glob("*/0.json")
     return expand(
         "results/activations/{folder}/{batch}/{shard}",
