@@ -179,6 +179,15 @@ def test_units_that_are_larger_than_the_work() -> None:
     assert tried == [5, 2, 1, 1, 1, 1, 1]
 
 
+def test_little_work_does_not_make_a_unit_smaller() -> None:
+    unit = WorkingUnit(4, "items", "give up")
+    assert [list(unit.parts(n, lambda at: at.stop - at.start)) for n in (1, 3, 9)] == [
+        [1],
+        [3],
+        [4, 4, 1],
+    ]
+
+
 def test_other_errors_are_not_taken_for_it() -> None:
     def work(size: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
