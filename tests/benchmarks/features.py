@@ -20,6 +20,7 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.store import harvest
 from sae_core.activations.token_windows import Tokens, TokenWindows
 from sae_core.data_processing.sources import Sources
+from sae_core.devices import pick_precision
 from sae_core.evaluation.features import Corpus, feature_table, tally_features
 from sae_core.kinds import build
 from sae_core.sae_base import SparseAutoencoder
@@ -89,6 +90,7 @@ def random_sae(
     x = sample.flatten(0, 1).float()
     sae.b_dec.data.copy_(x.mean(0))
     sae.calibrate([x])
+    sae.precision = pick_precision("float32", model.device)
     return sae.requires_grad_(False)
 
 
