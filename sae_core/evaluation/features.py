@@ -124,7 +124,8 @@ def tally_features(
     tally = Tally(
         sae.spec.d_sae, n_subjects, config.top_windows, config.context_tokens, model.device
     )
-    parts = zip(windows.tokens.split(batch_size), windows.text.split(batch_size), strict=True)
+    at_once = model.windows_at_once(windows.tokens.shape[1], batch_size)
+    parts = zip(windows.tokens.split(at_once), windows.text.split(at_once), strict=True)
     for tokens, text in parts:
         x = model.activations(tokens, [hook])[hook].float()
         subject = None if of_text is None else of_text[text.long()].to(model.device)
