@@ -178,4 +178,4 @@ def test_a_job_that_was_cut_at_its_time_limit_goes_on_from_its_last_state(
     history = json.loads(
         (long_training.folder / f"results/saes/{RUNS[0]}/history.json").read_text()
     )
-    assert json.loads(history.read_text())["epoch"] == list(range(1, 401))
+    assert history["epoch"] == list(range(1, 401))

@@ -172,7 +172,7 @@ rule summarise:
     resources:
         scripts=SCRIPTS,
     params:
-        folders=for_all_runs(["results/saes/{run}"]),
+        folders=lambda wildcards, input: [Path(path).parent for path in input.weights],
         results=subpath(output.page, parent=True),
         code=code_hash("scripts/summarise.py"),
     shell:
