@@ -20,8 +20,9 @@ from project import Project, copy_project
 from running import ROOT
 
 EXCLUDED = ("logs", "benchmarks", "config.yaml", "report.html")
-"""What of `results` is not compared. Logs tell of every attempt of a job, and with times; benchmarks
-are times and memory, which the page shows; and the configurations differ in `resume_minutes`."""
+"""What of `results` is not compared. Logs tell of every attempt of a job, and with times;
+benchmarks are times and memory, which the page shows; and the configurations differ in
+`resume_minutes`."""
 
 SECONDS = (2.0, 12.0)
 """Between two kills."""
