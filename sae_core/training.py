@@ -356,7 +356,9 @@ class Trainer:
         metrics["dead_features"] = dead
         metrics["dead_feature_percentage"] = 100 * dead / self.sae.spec.d_sae
         metrics |= {f"val_{name}": value for name, value in self._validate().items()}
-        val_loss = metrics.get("val_loss", math.nan)
+        # Without the auxiliary loss, which begins when the first features count as dead.
+        aux = self.sae.spec.aux_penalty * metrics.get("val_aux_loss", 0.0)
+        val_loss = metrics.get("val_loss", math.nan) - aux
         improved = val_loss < self.best_loss - self.config.early_stopping_min_delta
         if improved:
             self.best_epoch, self.best_loss, self.epochs_since_best = epoch, val_loss, 0
