@@ -15,18 +15,16 @@ import hashlib
 import json
 import re
 import secrets
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 from hub_store import TOKENS, Entry, HubError, HubStore, Repository
+from loopback import LoopbackServer, QuietHandler
 
 LFS = ("*.pt", "*.bin", "*.safetensors")
 """What the Hub's own .gitattributes sends through LFS, as far as it matters here."""
@@ -55,54 +53,26 @@ class Request(NamedTuple):
     status: int | str
 
 
-class MiniHub(HubStore):
+class MiniHub(HubStore, LoopbackServer):
     """The server, as a context; `files` says what a repository holds."""
 
     def __init__(self, root: Path, xet: bool = True) -> None:
         super().__init__(root, xet)
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
-        self.stopping = threading.Event()
-        handler = type("BoundHandler", (Handler,), {"hub": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
-
-    def __enter__(self) -> "MiniHub":
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stopping.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self.bind(Handler, "hub")
 
     def fail(self, pattern: str, **how: Any) -> None:
         """Let the next requests that match fail; see `Fault`."""
         self.faults.append(Fault(pattern, **how))
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """One connection: plumbing first, then a method for each route."""
 
-    protocol_version = "HTTP/1.1"
     hub: MiniHub
     fault: Fault | None
     body_is_read: bool
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def handle(self) -> None:
-        try:
-            super().handle()
-        except ConnectionError:  # the client went away
-            pass
 
     def handle_request(self) -> None:
         self.route = urlsplit(self.path).path

@@ -12,12 +12,11 @@ import base64
 import gzip
 import json
 import re
-import threading
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
 from typing import Any
 from urllib.parse import urlsplit
+
+from loopback import LoopbackServer, QuietHandler
 
 KEY = "k" * 40
 LONG_KEY = f"wandb_v1_{'k' * 70}"
@@ -43,7 +42,7 @@ class StoredRun:
     times_started: int = 0
 
 
-class MiniWandb:
+class MiniWandb(LoopbackServer):
     """The server, as a context."""
 
     def __init__(self) -> None:
@@ -53,25 +52,7 @@ class MiniWandb:
         self.down_after_login = False
         """Let the client see that its key is good, and then fail."""
         self.silent = False
-        self.stopping = threading.Event()
-        handler = type("BoundHandler", (Handler,), {"wandb": self})
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-        self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_port}"
-
-    def __enter__(self) -> "MiniWandb":
-        threading.Thread(target=self.server.serve_forever, args=(0.05,), daemon=True).start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.stopping.set()
-        self.server.shutdown()
-        self.server.server_close()
+        self.bind(Handler, "wandb")
 
     @property
     def only(self) -> StoredRun:
@@ -80,18 +61,8 @@ class MiniWandb:
         return run
 
 
-class Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
+class Handler(QuietHandler):
     wandb: MiniWandb
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def handle(self) -> None:
-        try:
-            super().handle()
-        except ConnectionError:  # the client went away
-            pass
 
     def handle_request(self) -> None:
         body, path = self.body(), urlsplit(self.path).path
