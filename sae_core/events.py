@@ -18,7 +18,7 @@ class EpochRecord(NamedTuple):
     """Tokens trained on so far."""
     metrics: dict[str, float]
     improved: bool
-    """The validation loss is the best so far."""
+    """The validation loss, the auxiliary loss left out, is the best so far."""
 
 
 class Observer:

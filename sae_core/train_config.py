@@ -144,7 +144,8 @@ class TrainingConfig:
     """Weight of the reconstruction error in the loss."""
 
     early_stopping_patience: int = 2
-    """Epochs without a better validation loss before training stops; 0 never stops early."""
+    """Epochs without a better validation loss, the auxiliary loss left out, before training stops;
+    0 never stops early."""
 
     early_stopping_min_delta: float = 0.0
     """By how much the validation loss must fall to count as better."""

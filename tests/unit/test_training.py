@@ -291,6 +291,17 @@ def test_a_batch_with_an_activation_that_is_not_finite_is_skipped(value: float) 
     assert all(torch.isfinite(t).all() for m in moments.values() for t in m.values())
 
 
+def test_the_best_epoch_is_judged_without_the_auxiliary_loss() -> None:
+    sae = make_sae(n_dead=32, aux_penalty=16.0, top_k_aux=8)
+    sae.num_batches_not_active.zero_()
+    sae.spec.n_batches_to_dead = 20  # in the third epoch
+    trainer = train(sae, num_epochs=6, early_stopping_patience=2)
+    losses, errors = (trainer.history[name] for name in ("val_loss", "val_recon_loss"))
+    assert min(losses[2:]) > max(losses[:2]), "the auxiliary loss has begun"
+    assert errors == sorted(errors, reverse=True)
+    assert len(losses) == trainer.best_epoch == 6
+
+
 class Exploding(BatchTopKSAE):
     """Its loss is not finite at some steps."""
 
