@@ -33,7 +33,7 @@ from sae_core.activations.language_model import Hook, LanguageModel, resume_poin
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.losses import KnownGradient, unembedded_kl
-from sae_core.memory import Result, forward_windows
+from sae_core.memory import Result
 from sae_core.train_config import EndToEndConfig
 
 
@@ -107,7 +107,7 @@ class EndToEnd:
     ) -> None:
         self.model, self.windows, self.hook, self.config = model, windows, hook, config
         self.target = target or hook
-        self.unit = forward_windows(model.windows_at_once(windows.length, batch_size))
+        self.unit = model.forward_unit(windows.length, batch_size)
         layers = later_layers(config, self.target, model.n_layers)
         self.later = [Hook(layer, "hook_resid_post") for layer in layers]
         self.weights = _weights(config)

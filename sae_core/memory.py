@@ -63,9 +63,3 @@ class WorkingUnit:
         print(f"out of memory: {self.size} {self.items} at once from now on", flush=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def forward_windows(size: int) -> WorkingUnit:
-    """Windows in a forward pass of a language model, `size` to begin with."""
-    advice = "use shorter windows (--max-text-length), a smaller --model-dtype or another --device"
-    return WorkingUnit(size, "windows in a forward pass", advice)

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
 from sae_core.errors import SAEError, is_out_of_memory, one_line
+from sae_core.memory import WorkingUnit
 from sae_core.naming import hook_spec
 from sae_core.progress import bars_are_wanted
 from sae_core.train_config import HOOK_NAME, ModelConfig
@@ -157,6 +158,14 @@ class LanguageModel:
         The last bits of a matrix product depend on its shape. More at once is no faster there.
         """
         return max(1, CPU_TOKENS // length) if self.device.type == "cpu" else batch_size
+
+    def forward_unit(self, length: int, batch_size: int) -> WorkingUnit:
+        """Windows of `length` tokens in a forward pass, fewer when memory runs out."""
+        advice = (
+            "use shorter windows (--max-text-length), a smaller --model-dtype or another --device"
+        )
+        size = self.windows_at_once(length, batch_size)
+        return WorkingUnit(size, "windows in a forward pass", advice)
 
     @torch.no_grad()
     def hidden(

@@ -27,7 +27,7 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.files import check_space, new_folder, write_file, writing
-from sae_core.memory import WorkingUnit, forward_windows
+from sae_core.memory import WorkingUnit
 from sae_core.records import read_record
 from sae_core.seeding import generator
 
@@ -168,7 +168,7 @@ class StreamingSource(ActivationSource):
             windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed
         )
         self.model, self.windows, self.hooks = model, windows, _hooks(hook, target)
-        self.unit = forward_windows(model.windows_at_once(windows.length, batch_size))
+        self.unit = model.forward_unit(windows.length, batch_size)
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
@@ -278,7 +278,7 @@ def harvest(
         bos=windows.bos,
     )
     n_bytes = total * windows.positions * model.d_model * model.dtype.itemsize * len(hooks)
-    unit = forward_windows(model.windows_at_once(windows.length, batch_size))
+    unit = model.forward_unit(windows.length, batch_size)
     with writing(folder, n_bytes), new_folder(folder) as staging:
         check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
         for part, run in runs.items():

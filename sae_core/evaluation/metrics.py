@@ -39,7 +39,7 @@ from sae_core.activations.token_windows import read_windows
 from sae_core.errors import SAEError
 from sae_core.evaluation.identity import density_histogram
 from sae_core.losses import fraction_of_variance_unexplained
-from sae_core.memory import WorkingUnit, forward_windows
+from sae_core.memory import WorkingUnit
 from sae_core.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
@@ -120,17 +120,16 @@ def evaluate(
     Raises:
         SAEError: the SAE is for a model of another shape.
     """
-    hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)
+    hook, target = _sites(sae.spec)
     if hook.layer >= model.n_layers or sae.spec.d_in != model.d_model:
         raise SAEError(
             f"--model-name: the SAE is for {hook.spec} of width {sae.spec.d_in}, and the model has "
             f"{model.n_layers} layers of width {model.d_model}; give the SAE's own model"
         )
-    target = hook.target(sae.spec.target_hook_name) or hook
     later = [Hook(layer, "hook_resid_post") for layer in range(hook.layer, model.n_layers)]
     later = [point for point in later if point != target]
     sae = sae.to(model.device)
-    unit = forward_windows(model.windows_at_once(windows.shape[1], batch_size))
+    unit = model.forward_unit(windows.shape[1], batch_size)
     reference = _reference(model, hook, target, windows, unit)
 
     def measure(at: slice) -> tuple[_Sums, Tensor]:
@@ -144,12 +143,17 @@ def evaluate(
     return _figures(sums, torch.cat(l0), [point.layer for point in later], windows, sae)
 
 
+def _sites(spec: SAESpec) -> tuple[Hook, Hook]:
+    """Where an SAE reads, and where its output belongs."""
+    hook = Hook(spec.hook_layer, spec.hook_name)
+    return hook, hook.target(spec.target_hook_name) or hook
+
+
 def _measured(
     model: LanguageModel, sae: SparseAutoencoder, reference: Reference, batch: Batch
 ) -> tuple[_Sums, Tensor]:
     """What one batch adds to the figures, and the active features of each of its tokens."""
-    hook, sums = Hook(sae.spec.hook_layer, sae.spec.hook_name), _Sums()
-    target = hook.target(sae.spec.target_hook_name) or hook
+    (hook, target), sums = _sites(sae.spec), _Sums()
     x_hat, features = _reconstruct(sae, batch.x[hook])
     counted = _counted(batch, reference)
     _add_own_figures(sums, batch.x[target], x_hat, features, counted)
