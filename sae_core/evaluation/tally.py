@@ -102,8 +102,7 @@ class Best:
     def ordered(self) -> "Records":
         """The records of every feature on the CPU, those with the greatest keys first."""
         key, place = self.key.cpu(), self.place.cpu()
-        order = place.argsort(dim=1, stable=True)
-        order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
+        order = _order(key, place)
         wide = order[..., None].expand(-1, -1, self.context.shape[2])
         place = place.gather(1, order)
         return Records(
@@ -124,10 +123,15 @@ class Records(NamedTuple):
     """(F, n, C) activations around it."""
 
 
-def _greatest(key: Tensor, place: Tensor, n: int) -> Tensor:
-    """(A, M) bool: the `n` entries of each row with the greatest keys, then the least places."""
+def _order(key: Tensor, place: Tensor) -> Tensor:
+    """(A, M) the entries of each row, those with the greatest keys, then the least places, first."""
     order = place.argsort(dim=1, stable=True)
-    order = order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
+    return order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
+
+
+def _greatest(key: Tensor, place: Tensor, n: int) -> Tensor:
+    """(A, M) bool: the first `n` entries of each row in `_order`."""
+    order = _order(key, place)
     return torch.zeros_like(key, dtype=torch.bool).scatter_(1, order[:, :n], True)
 
 
