@@ -10,7 +10,8 @@ D the number of features, k active ones a token, L the length of a window, per t
   work on pairs of token and feature; 10 d D where the code is dense (the `standard` and `gated`
   kinds); with end-to-end losses the model once, the blocks behind the hook twice (forth and back),
   and the logits three times;
-* the evaluation: the model and, three times, the blocks behind the hook, each with logits.
+* the evaluation: the model and, three times, the blocks behind the hook, each with logits;
+* the analysis of features: the blocks up to the hook, and 2 d D for the encoder product.
 
 A job takes, in seconds, `start_seconds` of the machine, its operations at the rates that the
 machine reaches in each of these, the traffic of what is done to every weight in every step through

@@ -124,7 +124,7 @@ class Records(NamedTuple):
 
 
 def _order(key: Tensor, place: Tensor) -> Tensor:
-    """(A, M) the entries of each row, those with the greatest keys, then the least places, first."""
+    """(A, M) the entries of each row: the greatest keys first, of equal ones the least places."""
     order = place.argsort(dim=1, stable=True)
     return order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
