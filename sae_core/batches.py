@@ -1,6 +1,6 @@
 """What a step of the training takes, and what it gives."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -15,11 +15,20 @@ class Batch(NamedTuple):
     """(N, D) activations as they enter the SAE, outliers left out."""
     n_outliers: int = 0
     passes: Sequence[CleanPass] = ()
-    """The windows whose tokens they are; only in the end-to-end phase."""
+    """The windows whose tokens this process has; only in the end-to-end phase."""
     finite: bool = True
     """No activation is infinite or NaN."""
     target: Tensor | None = None
     """(N, D) of a transcoder, the target scaled likewise."""
+    own: slice = slice(None)
+    """The tokens that this process works on."""
+
+    def part(self) -> "Batch":
+        """The same with the process's own tokens alone."""
+        target = self.target
+        return self._replace(
+            x=self.x[self.own], target=None if target is None else target[self.own]
+        )
 
     @property
     def wanted(self) -> Tensor:
@@ -45,7 +54,11 @@ class Terms(NamedTuple):
         terms = self._asdict()
         return terms | terms.pop("end_to_end")
 
+    def mapped(self, of: Callable[[Tensor], Tensor]) -> "Terms":
+        """The same of each."""
+        *terms, end_to_end = self
+        return Terms(*map(of, terms), {name: of(term) for name, term in end_to_end.items()})
+
     def detached(self) -> "Terms":
         """For the record."""
-        *terms, end_to_end = self
-        return Terms(*(term.detach() for term in terms), end_to_end)
+        return self.mapped(Tensor.detach)

@@ -7,13 +7,15 @@ import torch
 
 from sae_core.errors import SAEError
 from sae_core.sparse_ops import Precision
+from sae_core.torchrun import local_rank
 
 GLIBC_LIMITS = {-8: 1, -3: 2**25, -1: 2**31 - 1}
 """Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD (32 MB, the most there is) and M_TRIM_THRESHOLD."""
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of that name; `auto` is CUDA, then MPS, then the CPU.
+    """The device of that name; `auto` is CUDA, then MPS, then the CPU. Of several processes that
+    share a training, each has a GPU of its own.
 
     Raises:
         SAEError: this machine does not have it.
@@ -28,13 +30,13 @@ def pick_device(device: str) -> torch.device:
     if not available[device]:
         there = ", ".join(name for name, has in available.items() if has)
         raise SAEError(f"--device {device}: not available here; this machine has {there}")
-    return torch.device(device)
+    return torch.device(device, local_rank() if device == "cuda" else None)
 
 
 def device_map(device: torch.device) -> torch.device | str:
     """Where transformers is to put a model: on `device`, or on as many GPUs as it needs, one
     filled after the other."""
-    several = device.type == "cuda" and torch.cuda.device_count() > 1
+    several = device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1
     return "sequential" if several else device
 
 

@@ -34,6 +34,7 @@ from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.losses import KnownGradient, unembedded_kl
 from sae_core.memory import Result
+from sae_core.parallel import ALONE, Everyone
 from sae_core.train_config import EndToEndConfig
 
 
@@ -91,6 +92,7 @@ class EndToEnd:
         windows: those that the SAE's activations are of.
         batch_size: windows in a forward pass; see `LanguageModel.windows_at_once`.
         target: of a transcoder.
+        everyone: the processes that share the training, each with its own windows.
 
     Raises:
         SAEError: a layer of `block_mse_layers` does not lie behind the hook.
@@ -104,9 +106,10 @@ class EndToEnd:
         config: EndToEndConfig,
         batch_size: int,
         target: Hook | None = None,
+        everyone: Everyone = ALONE,
     ) -> None:
         self.model, self.windows, self.hook, self.config = model, windows, hook, config
-        self.target = target or hook
+        self.target, self.everyone = target or hook, everyone
         self.unit = model.forward_unit(windows.length, batch_size)
         layers = later_layers(config, self.target, model.n_layers)
         self.later = [Hook(layer, "hook_resid_post") for layer in layers]
@@ -147,12 +150,13 @@ class EndToEnd:
 
     def balance(self, passes: Sequence[CleanPass], x_hat: Tensor, pull: float) -> None:
         """Scale the weights so that at its default a term has a gradient of length `pull` at the
-        raw reconstructions `x_hat` (N, D)."""
+        raw reconstructions `x_hat` (N, D), everyone's together."""
+        share = len(x_hat) / self.everyone.count(len(x_hat))
         for name, weight in _weights(self.config).items():
             at = x_hat.detach().requires_grad_()
             alone = {other: float(other == name) for other in self.weights}
             [gradient] = torch.autograd.grad(self._loss(passes, at, alone)[0], at)
-            length = float(gradient.norm())
+            length = float(self.everyone.sum((share * gradient).pow(2).sum()).sqrt())
             balanced = pull / length if length else 0.0  # a splice that changes nothing
             self.weights[name] = weight / DEFAULT_WEIGHTS[name] * balanced
 
@@ -161,7 +165,10 @@ class EndToEnd:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Value and gradient, a forward pass's windows at a time."""
         wanted = x_hat.requires_grad and torch.is_grad_enabled()
-        n_positions = sum(part.tokens[:, 1:].numel() for part in passes)
+        # A process counts by its tokens, so that its positions have to, too.
+        share = len(x_hat) / self.everyone.count(len(x_hat))
+        own_positions = sum(part.tokens[:, 1:].numel() for part in passes)
+        n_positions = self.everyone.count(own_positions) * share
         figures: dict[str, Tensor] = {}
         gradients = []
 
@@ -198,7 +205,7 @@ class EndToEnd:
             yield from self.unit.parts(len(part.tokens), on_some)
 
     def _splice(
-        self, part: CleanPass, rows: Tensor, n_positions: int, n_tokens: int
+        self, part: CleanPass, rows: Tensor, n_positions: float, n_tokens: int
     ) -> dict[str, Tensor]:
         """What some windows with the reconstructions `rows` (n, D) add to the terms, each a mean
         over all the `n_positions` or `n_tokens` of a batch."""

@@ -6,7 +6,10 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+import torch
+
 from sae_core.errors import Interrupted
+from sae_core.parallel import ALONE, Everyone
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Of the terminal, of whoever ends a process, and of SLURM before its time limit."""
@@ -18,11 +21,12 @@ class Interrupts:
 
     Args:
         at_rest: whether the work may be left where it is right now.
+        everyone: the processes that share the work; they leave it together, at `check`.
     """
 
-    def __init__(self, at_rest: Callable[[], bool]) -> None:
-        self.at_rest = at_rest
-        self.pending: int | None = None
+    def __init__(self, at_rest: Callable[[], bool], everyone: Everyone = ALONE) -> None:
+        self.at_rest, self.everyone = at_rest, everyone
+        self.pending = 0
         self._before: dict[int, Any] = {}
 
     def check(self) -> None:
@@ -31,12 +35,13 @@ class Interrupts:
         Raises:
             Interrupted: one has.
         """
-        if self.pending is not None:
-            raise Interrupted(f"interrupted by {signal.Signals(self.pending).name}")
+        number = max(self.everyone.gather(torch.tensor([self.pending])))
+        if number:
+            raise Interrupted(f"interrupted by {signal.Signals(int(number)).name}")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        first, self.pending = self.pending is None, number
-        if first and self.at_rest():
+        first, self.pending = not self.pending, number
+        if first and self.everyone.is_alone and self.at_rest():
             self.check()
 
     def __enter__(self) -> "Interrupts":

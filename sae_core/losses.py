@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from sae_core.parallel import ALONE, Everyone
+
 LOGIT_ROWS = 256
 """Tokens whose logits, V each, are in memory at once."""
 
@@ -29,16 +31,18 @@ def l1_loss(values: Tensor, n_tokens: int) -> Tensor:
     return values.sum() / max(n_tokens, 1)
 
 
-def normalised_residual_loss(residual: Tensor, prediction: Tensor) -> Tensor:
+def normalised_residual_loss(
+    residual: Tensor, prediction: Tensor, everyone: Everyone = ALONE
+) -> Tensor:
     """Squared error of `prediction` over the residual's own variance, both (N, D).
 
     The auxiliary loss of Gao et al. (arXiv 2406.04093, section A.2): 1 when dead features explain
-    nothing of what the live ones left over; 0 when nothing is left over.
+    nothing of what the live ones left over; 0 when nothing is left over. Of everyone's tokens.
     """
     residual = residual.detach()
-    mean = residual.mean(0).expand_as(residual)
-    variance = F.mse_loss(mean, residual, reduction="sum")
-    error = F.mse_loss(prediction, residual, reduction="sum")
+    mean = everyone.mean(residual.mean(0), len(residual)).expand_as(residual)
+    variance = everyone.sum(F.mse_loss(mean, residual, reduction="sum"))
+    error = everyone.sum(F.mse_loss(prediction, residual, reduction="sum"))
     return torch.where(variance > 0, error / variance.clamp(min=1e-30), torch.zeros_like(error))
 
 

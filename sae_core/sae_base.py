@@ -17,14 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sae_core import losses, sparse_ops
+from sae_core.parallel import ALONE, Everyone
 from sae_core.sae_config import SAESpec
 
 ROW_BLOCK = 1024
 """Decoder rows that are projected at once: they stay in the cache."""
-
-
-AUXILIARY_STRIDE = 4
-"""The auxiliary loss looks at one in so many tokens."""
 
 
 class Reconstruction(NamedTuple):
@@ -77,6 +74,7 @@ class SparseAutoencoder(nn.Module, ABC):
         super().__init__()
         self.spec = spec
         self.precision: sparse_ops.Precision | None = None
+        self.everyone: Everyone = ALONE
         self._aux_bound = sparse_ops.LowerBound()
         self._dead: tuple[Tensor, list[Tensor]] | None = None
         d_in, d_sae = spec.d_in, spec.d_sae
@@ -172,8 +170,7 @@ class SparseAutoencoder(nn.Module, ABC):
         """How badly the dead features explain what the live ones left over.
 
         The `top_k_aux` largest dead pre-activations a token, by one threshold for the batch,
-        reconstruct the residual (arXiv 2406.04093, section A.2). 0 without dead features. A share
-        of the tokens is enough for that: dead features learn from what all tokens lack.
+        reconstruct the residual (arXiv 2406.04093, section A.2). 0 without dead features.
 
         It is computed on copies of the dead rows, whose gradient `add_dead_gradient` hands on: made
         for all features, it would be zero but for a few rows and cost as much as the whole step.
@@ -181,21 +178,25 @@ class SparseAutoencoder(nn.Module, ABC):
         dead = self.dead_features.nonzero().squeeze(1)
         if dead.numel() == 0:
             return x.new_zeros(())
-        residual = (x if target is None else target)[::AUXILIARY_STRIDE] - x_hat[::AUXILIARY_STRIDE]
-        x = x[::AUXILIARY_STRIDE]
+        residual = (x if target is None else target) - x_hat
         needs_gradient = torch.is_grad_enabled()
         by_feature = self.W_enc.T, self.b_enc, self.W_dec
         copies = [rows.detach()[dead].requires_grad_(needs_gradient) for rows in by_feature]
         self._dead = (dead, copies) if needs_gradient else None
         W_enc_FD, b_enc, W_dec = copies
         weights = sparse_ops.Weights(W_enc_FD.T, b_enc, W_dec, self.input_bias.detach())
-        total = x.shape[0] * min(self.spec.top_k_aux, dead.numel())
+        total = self.everyone.count(len(x)) * min(self.spec.top_k_aux, dead.numel())
         code = sparse_ops.encode(
-            x, weights, total, lower_bound=self._aux_bound.value, precision=self.precision
+            x,
+            weights,
+            total,
+            lower_bound=self._aux_bound.value,
+            precision=self.precision,
+            everyone=self.everyone,
         )
-        self._aux_bound.update(code, total)
+        self._aux_bound.update(code)
         prediction = sparse_ops.decode(code, weights) - weights.b_dec
-        return losses.normalised_residual_loss(residual, prediction)
+        return losses.normalised_residual_loss(residual, prediction, self.everyone)
 
     @torch.no_grad()
     def add_dead_gradient(self) -> None:

@@ -37,6 +37,7 @@ from sae_core.naming import (
     run_name,
 )
 from sae_core.observers import MetricsFile, Observers
+from sae_core.parallel import ALONE, Everyone
 from sae_core.publishing.saelens import saelens_files
 from sae_core.resume import Periodically, SavedStates, forget_states
 from sae_core.sae_base import SparseAutoencoder
@@ -69,6 +70,8 @@ class SAETrainer:
         end_to_end: the losses of the end-to-end phase; None trains without one.
         model_files: a stamp of the language model's files, where it has no commit.
         target: of a transcoder; `source` then has the activations at both hooks.
+        everyone: the processes that share the training; the first one alone writes files, and
+            tells `observer`.
     """
 
     def __init__(
@@ -87,12 +90,15 @@ class SAETrainer:
         end_to_end: EndToEnd | None = None,
         model_files: str | None = None,
         target: Hook | None = None,
+        everyone: Everyone = ALONE,
     ) -> None:
         self.training, self.runtime, self.checkpoints = training, runtime, checkpoints
+        self.everyone = everyone
         self.events = MetricsFile(checkpoints / METRICS_FILE, runtime.log_freq)
-        self.interrupts = Interrupts(lambda: self.loop.at_rest)
+        self.interrupts = Interrupts(lambda: self.loop.at_rest, everyone)
         states = Periodically(runtime.resume_minutes, self._save_state, self.interrupts.check)
-        self.observer = Observers(observer, self.events, states)
+        told = (observer, self.events) if everyone.is_first else ()
+        self.observer = Observers(*told, states)
         self.dtype: torch.dtype = getattr(torch, sae.sae_dtype)
         device = pick_device(runtime.device)
         metadata = asdict(origin) | asdict(data) | {"training": asdict(training)}
@@ -125,6 +131,7 @@ class SAETrainer:
             row_block=None if rows == "auto" else rows,
             end_to_end=end_to_end,
             max_skipped=runtime.max_skipped,
+            everyone=everyone,
         )
 
     def train(self) -> None:
@@ -134,7 +141,12 @@ class SAETrainer:
         Raises:
             Interrupted: a signal came; all that was done is stored.
         """
-        self._restore()
+        if self.everyone.is_first:
+            self._restore()
+            self.everyone.wait()
+        else:
+            self.everyone.wait()
+            self._restore()
         with self.interrupts:
             try:
                 for record in self.loop.train():
@@ -162,7 +174,7 @@ class SAETrainer:
             if not best.is_dir():
                 state = self.states.set_aside(f"lacks its {BEST_CHECKPOINT}")
         if state is None:
-            self._save_state()
+            self._save_state()  # so that what has been set aside is so for good
             return
         try:
             self.loop.restore(state)
@@ -172,7 +184,8 @@ class SAETrainer:
                 f"{self.states.folder}: not a state of this training ({one_line(error)}); run it "
                 "again to begin anew"
             ) from error
-        self.events.rewind(state.values["metrics"])
+        if self.everyone.is_first:
+            self.events.rewind(state.values["metrics"])
         if state.values["machine"] != self._machine():
             print(
                 f"the state is of a machine with {state.values['machine']}, and this one has "
@@ -181,13 +194,17 @@ class SAETrainer:
             )
 
     def _save_state(self) -> None:
+        if not self.everyone.is_first:
+            return
         tensors, values = self.loop.state()
         values |= {"metrics": self.events.length(), "machine": self._machine()}
         self.states.save(TrainingState(tensors, values))
 
     def _machine(self) -> str:
         device, precision = self.sae.b_dec.device.type, self.sae.precision
-        return f"{device}, {torch.get_num_threads()} threads, {precision.product} products"
+        threads, n_processes = torch.get_num_threads(), self.everyone.size
+        shared = "" if self.everyone.is_alone else f", {n_processes} processes"
+        return f"{device}, {threads} threads, {precision.product} products{shared}"
 
     def export(self, folder: Path) -> Path:
         """Write the final SAE directory: the best checkpoint, or the last state without one."""
@@ -199,6 +216,8 @@ class SAETrainer:
         return folder
 
     def _checkpoint(self, name: str) -> None:
+        if not self.everyone.is_first:
+            return
         folder = self.checkpoints / name
         save_sae(folder, self._folded(), self.loop.history)
         self.observer.on_checkpoint(folder, best=name == BEST_CHECKPOINT)
@@ -350,7 +369,9 @@ def train_from_model(config: RunConfig, observer: Observer, batch: bool = False)
     return folder
 
 
-def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Path:
+def train_checked(
+    config: RunConfig, run: CheckedRun, observer: Observer, everyone: Everyone = ALONE
+) -> Path:
     """A training run that streams its activations from the model. Its last state stays, so that
     the same call goes on from there, until `forget_states`.
 
@@ -373,11 +394,18 @@ def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Pat
         tokens_per_step=config.training.tokens_per_step,
         seed=config.data.seed,
         target=run.target,
+        everyone=everyone,
     )
     end_to_end = None
     if config.end_to_end.use_end_to_end:
         end_to_end = EndToEnd(
-            model, windows, run.hook, config.end_to_end, config.runtime.batch_size, run.target
+            model,
+            windows,
+            run.hook,
+            config.end_to_end,
+            config.runtime.batch_size,
+            run.target,
+            everyone,
         )
     origin = Origin(
         model_name=name,
@@ -401,6 +429,8 @@ def train_checked(config: RunConfig, run: CheckedRun, observer: Observer) -> Pat
         end_to_end=end_to_end,
         model_files=None if run.facts.commit else folder_stamp(Path(name).expanduser()),
         target=run.target,
+        everyone=everyone,
     )
     trainer.train()
+    everyone.leave()
     return trainer.export(run.output)

@@ -39,6 +39,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
+from sae_core.parallel import ALONE, Everyone
+
 # PyTorch says this once a process of every CSR tensor; the one use here is covered by the tests.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
@@ -129,6 +131,8 @@ class SparseCode:
     pairs: Pairs
     value: Tensor
     """(P,) the activation of each pair, above 0."""
+    least: float = 0.0
+    """Of a top-k, the smallest value that is kept; 0 where fewer were positive than wanted."""
 
     def to_dense(self) -> Tensor:
         """(N, F) the same code with its zeros."""
@@ -292,19 +296,38 @@ class _Largest:
                 self.bound = max(self.bound, float(value.min()))  # none below it can be among them
 
     def result(self) -> tuple[Tensor, Tensor]:
-        """(at most `total`,) positions, ascending, and values; ties go to the earlier entry."""
+        """(at most `total`,) positions, ascending, and values."""
         index = torch.cat(self.indices)
         value = torch.cat(self.values) if self.values else self.product.values(index)
         if len(value) <= self.total:
             return index, value
-        least = kth_largest(value, self.total)
-        kept = (value >= least).nonzero().squeeze(1)
-        if len(kept) > self.total:
-            is_tie = value[kept] == least
-            surplus = is_tie.nonzero().squeeze(1)[self.total - len(kept) :]
-            is_tie[surplus] = False
-            kept = kept[(value[kept] > least) | is_tie]
+        kept = _largest(value, self.total)
         return index[kept], value[kept]
+
+
+def _largest(value: Tensor, total: int) -> Tensor:
+    """(total,) ascending, which of (C,) numbers are the largest; ties go to the earlier one."""
+    least = kth_largest(value, total)
+    kept = (value >= least).nonzero().squeeze(1)
+    if len(kept) > total:
+        is_tie = value[kept] == least
+        surplus = is_tie.nonzero().squeeze(1)[total - len(kept) :]
+        is_tie[surplus] = False
+        kept = kept[(value[kept] > least) | is_tie]
+    return kept
+
+
+def _largest_of_all(value: Tensor, total: int, everyone: Everyone) -> tuple[Tensor | slice, float]:
+    """Which of the numbers (C,) that this process found are among the `total` largest of
+    everyone's, and the smallest of these; 0 if everyone has fewer."""
+    parts = everyone.gather(value)
+    values = torch.cat(parts)
+    if len(values) < total:
+        return slice(None), 0.0
+    kept = _largest(values, total)
+    first = sum(map(len, parts[: everyone.rank]))
+    own = kept[(kept >= first) & (kept < first + len(value))]
+    return own - first, float(values[kept].min())
 
 
 def tile_rows(n_features: int, dtype: torch.dtype) -> int:
@@ -330,6 +353,7 @@ def batch_topk(
     lower_bound: float = 0.0,
     row_block: int | None = None,
     precision: Precision | None = None,
+    everyone: Everyone = ALONE,
 ) -> SparseCode:
     """The `total` largest positive pre-activations of a batch (BatchTopK, arXiv 2412.06410).
 
@@ -344,6 +368,7 @@ def batch_topk(
         row_block: tokens in one block of the product, about; none changes the result.
         precision: by default that of the weights. A product in another format than the values
             does not change the result; values in another format are rounded.
+        everyone: the processes that share the batch; the `total` pairs are those of all.
     """
     n, n_features = x.shape[0], weights.W_enc.shape[1]
     x = x - weights.b_dec
@@ -356,9 +381,14 @@ def batch_topk(
         for first in range(0, n, rows):
             found.look_at(first, rows)
         index, value = found.result()
-        if bound <= 0 or (len(value) == total and value.min() > bound):
+        if everyone.is_alone:
+            least = float(value.min()) if len(value) == total else 0.0
+        else:
+            own, least = _largest_of_all(value, total, everyone)
+            index, value = index[own], value[own]
+        if bound <= 0 or least > bound:
             break
-    return SparseCode(Pairs.at(index, n, n_features), value)
+    return SparseCode(Pairs.at(index, n, n_features), value, least)
 
 
 class LowerBound:
@@ -371,11 +401,10 @@ class LowerBound:
     def __init__(self, value: float = 0.0, last: float = 0.0) -> None:
         self.value, self.last = value, last
 
-    def update(self, code: SparseCode, total: int) -> None:
-        """Take the code of a batch that was to have `total` pairs."""
-        least = float(code.value.detach().min()) if len(code.value) == total else 0.0
-        fall = min(1.0, least / self.last) if self.last else 1.0
-        self.value, self.last = BOUND_MARGIN * fall * least, least
+    def update(self, code: SparseCode) -> None:
+        """Take the code of a batch."""
+        fall = min(1.0, code.least / self.last) if self.last else 1.0
+        self.value, self.last = BOUND_MARGIN * fall * code.least, code.least
 
 
 class _Encode(Function):
@@ -426,13 +455,20 @@ def encode(
     lower_bound: float = 0.0,
     row_block: int | None = None,
     precision: Precision | None = None,
+    everyone: Everyone = ALONE,
 ) -> SparseCode:
     """`batch_topk` whose `value` carries gradients to `W_enc`, `b_enc` and `b_dec`.
 
     `x` gets no gradient: activations are data here.
     """
     code = batch_topk(
-        x, weights, total, lower_bound=lower_bound, row_block=row_block, precision=precision
+        x,
+        weights,
+        total,
+        lower_bound=lower_bound,
+        row_block=row_block,
+        precision=precision,
+        everyone=everyone,
     )
     return replace(code, value=_with_gradient(x, code, weights))
 

@@ -165,6 +165,9 @@ class RuntimeConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; `auto` takes CUDA, then Apple's MPS, then the CPU."""
 
+    gpus: int = 1
+    """GPUs that share the training of one SAE; with `device` `cpu`, processes."""
+
     batch_size: int = 8
     """Windows in a forward pass of the language model on a GPU; a CPU takes about 1,024 tokens."""
 
@@ -187,7 +190,7 @@ class RuntimeConfig:
     training."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "batch_size", "log_freq")
+        _at_least(self, 1, "gpus", "batch_size", "log_freq")
         _at_least(self, 0, "checkpoint_freq", "resume_minutes", "max_skipped")
         if self.activation_batch_size != "auto":
             _at_least(self, 1, "activation_batch_size")

@@ -13,11 +13,14 @@ In the end-to-end phase, the last steps, a batch is whole windows, and the loss 
 `end_to_end.py`. The validation loss changes its meaning there: the best epoch is chosen anew among
 those that end in the phase, and if patience runs out before it, training goes on with the phase.
 
+Several processes can share the work of a step (`parallel.py`): each gets the gradients for its own
+tokens, and everything else, from the batches to the history, is the same in all of them.
+
 The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
 import torch
@@ -30,8 +33,9 @@ from sae_core.checkpoint import History
 from sae_core.end_to_end import EndToEnd
 from sae_core.errors import SAEError
 from sae_core.events import EpochRecord, Observer
-from sae_core.memory import WorkingUnit
+from sae_core.memory import Result, WorkingUnit
 from sae_core.normalisation import Normalisation
+from sae_core.parallel import ALONE, Everyone
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
 from sae_core.schedule import learning_rate, peak_learning_rate
 from sae_core.train_config import RuntimeConfig, TrainingConfig
@@ -45,6 +49,9 @@ encoder's, which cannot be as large: docs/recipe.md."""
 
 ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --device"
 """When there is no memory for a step."""
+
+AUXILIARY_STRIDE = 4
+"""The auxiliary loss looks at one in so many tokens: dead features learn from what all lack."""
 
 MEASURED_BATCHES = 8
 """Batches that the mean, the scale and the median norm are measured on."""
@@ -78,6 +85,7 @@ class Trainer:
         row_block: tokens of SAE work at once; None chooses.
         end_to_end: the losses of the end-to-end phase; None trains without one.
         max_skipped: batches in a row that may be skipped because they are not finite.
+        everyone: the processes that share the training.
     """
 
     def __init__(
@@ -89,9 +97,11 @@ class Trainer:
         row_block: int | None = None,
         end_to_end: EndToEnd | None = None,
         max_skipped: int = RuntimeConfig.max_skipped,
+        everyone: Everyone = ALONE,
     ) -> None:
         self.sae, self.source, self.config = sae, source, config
-        self.max_skipped = max_skipped
+        self.max_skipped, self.everyone = max_skipped, everyone
+        sae.everyone = everyone
         self.observer, self.row_block, self.end_to_end = observer, row_block, end_to_end
         self.rows = WorkingUnit(
             row_block or source.tokens_per_step, "rows of the encoder product", ADVICE
@@ -229,7 +239,7 @@ class Trainer:
             NotFinite: loss or gradient is; nothing has changed.
         """
         sae = self.sae
-        terms, made = self.rows.attempt(lambda rows: self._gradients(batch, rows))
+        terms, made = self._attempt(lambda rows: self._gradients(batch, rows))
         for group in self.optimizer.param_groups:
             group["lr"] = group["pace"] * lr
         self.optimizer.step()
@@ -241,20 +251,38 @@ class Trainer:
         return terms.detached(), made.l0
 
     def _gradients(self, batch: Batch, rows: int) -> tuple[Terms, Reconstruction]:
-        """Leave the gradients for the optimizer."""
-        sae = self.sae
+        """Leave the gradients for the optimizer; gives what holds for the whole batch."""
+        sae, part = self.sae, batch.part()
         with sae.undone_on_failure():
-            made = sae.reconstruct(batch.x, self._row_block(rows), batch.target)
-            terms = self._terms(batch, made)
-            terms.loss.backward()
+            made = sae.reconstruct(part.x, self._row_block(rows), part.target)
+            terms = self._terms(part, made)
+            (len(part.x) / len(batch.x) * terms.loss).backward()
             sae.add_dead_gradient()
-            sae.project_decoder_gradient()
             for stored, parameter in zip(self._as_stored, sae.parameters(), strict=True):
                 stored.grad = _as_stored(parameter.grad)
+            self.everyone.add_up([t.grad for t in self._as_stored if t.grad is not None])
+            sae.project_decoder_gradient()
             norm = _clip_gradients(self._as_stored)
+            terms, made = self._of_everyone(terms, made, len(part.x) / len(batch.x))
             if not math.isfinite(float(terms.loss.detach()) + norm):
                 raise NotFinite
         return terms, made
+
+    def _of_everyone(
+        self, terms: Terms, made: Reconstruction, share: float
+    ) -> tuple[Terms, Reconstruction]:
+        """What is known of this process's share of the tokens -> of the whole batch."""
+        if self.everyone.is_alone:
+            return terms, made
+        terms = terms.mapped(lambda term: self.everyone.sum(share * term.detach()))
+        l0 = float(self.everyone.sum(torch.tensor(share * made.l0)))
+        fired = self.everyone.sum(made.fired.int()) > 0
+        return terms, made._replace(l0=l0, fired=fired)
+
+    def _attempt(self, work: Callable[[int], Result]) -> Result:
+        """`work`, with fewer rows at once if memory runs out; several processes cannot do that, as
+        the others would wait for what the first attempt asked them."""
+        return self.rows.attempt(work) if self.everyone.is_alone else work(self.rows.size)
 
     def _row_block(self, rows: int) -> int | None:
         """`rows`, once memory has run out; until then what was asked for."""
@@ -295,21 +323,31 @@ class Trainer:
         x, target = self.normalise.pair(raw)
         n_outliers = len(raw) - len(x)  # what is not finite is among them
         finite = n_outliers == 0 or bool(raw.isfinite().all())
-        return Batch(x, n_outliers, finite=finite, target=target)
+        own = self.everyone.own(len(x)) if len(x) else slice(0)
+        return Batch(x, n_outliers, finite=finite, target=target, own=own)
 
     def _window_batch(self, tokens: Tensor) -> Batch:
         assert self.end_to_end is not None
-        normalise = self.normalise
-        passes = self.end_to_end.clean(tokens, normalise.max_norm, normalise.output.max_norm)
-        x = normalise.scaled(torch.cat([part.x[part.kept].float() for part in passes]))
+        normalise, everyone = self.normalise, self.everyone
+        passes = self.end_to_end.clean(
+            tokens[everyone.own(len(tokens))], normalise.max_norm, normalise.output.max_norm
+        )
+        parts = everyone.gather(torch.cat([part.x[part.kept].float() for part in passes]))
+        first, n = (sum(map(len, parts[:r])) for r in (everyone.rank, everyone.rank + 1))
         target = None
         if normalise.target:
             raw = torch.cat([part.target[part.kept].float() for part in passes])
-            target = normalise.target.scaled(raw)
+            target = normalise.target.scaled(torch.cat(everyone.gather(raw)))
         seen = [at[:, 1:] for part in passes for at in (part.x, part.target)]
-        finite = all(bool(at.isfinite().all()) for at in seen)
-        n_outliers = sum(part.n_outliers for part in passes)
-        return Batch(x, n_outliers, passes, finite, target)
+        n_infinite = everyone.count(sum(not bool(at.isfinite().all()) for at in seen))
+        return Batch(
+            normalise.scaled(torch.cat(parts)),
+            everyone.count(sum(part.n_outliers for part in passes)),
+            passes,
+            finite=n_infinite == 0,
+            target=target,
+            own=slice(first, n),
+        )
 
     def _validation_batches(self) -> Iterator[Batch]:
         if not self.in_phase:
@@ -326,8 +364,10 @@ class Trainer:
         self.in_phase = True
         self.best_loss, self.epochs_since_best = math.inf, 0
         if self.n_local_steps > 0:
-            x_hat = self.rows.attempt(lambda rows: self._reconstructed(batch.x, rows))
-            pull = 2 * (x_hat - batch.wanted).norm() / (len(x_hat) * self.normalise.output.scale)
+            part = batch.part()
+            x_hat = self._attempt(lambda rows: self._reconstructed(part.x, rows))
+            length = self.everyone.sum((x_hat - part.wanted).pow(2).sum()).sqrt()
+            pull = 2 * length / (len(batch.x) * self.normalise.output.scale)
             self.end_to_end.balance(batch.passes, self.normalise.raw(x_hat), float(pull))
 
     @torch.no_grad()
@@ -335,8 +375,10 @@ class Trainer:
         return self.sae.reconstruct(x, self._row_block(rows)).x_hat
 
     def _terms(self, batch: Batch, made: Reconstruction) -> Terms:
+        """Of a process's own tokens."""
         recon = losses.reconstruction_loss(batch.wanted, made.x_hat)
-        aux = self.sae.auxiliary_loss(batch.x, made.x_hat, batch.target)
+        some = slice(-(batch.own.start or 0) % AUXILIARY_STRIDE, None, AUXILIARY_STRIDE)
+        aux = self.sae.auxiliary_loss(batch.x[some], made.x_hat[some], batch.wanted[some])
         recon_part = self.config.recon_weight * recon
         l1_part = self.sae.spec.l1_coefficient * made.l1
         loss = recon_part + l1_part + self.sae.spec.aux_penalty * aux + made.kind_loss
@@ -404,15 +446,18 @@ class Trainer:
             x = batch.x
             if len(x) == 0 or not batch.finite:
                 continue
-            terms, l0 = self.rows.attempt(lambda rows, batch=batch: self._measured(batch, rows))
+            terms, l0 = self._attempt(lambda rows, batch=batch: self._measured(batch, rows))
             means.add(terms.by_name(), l0, len(x))
         return means.values()
 
     def _measured(self, batch: Batch, rows: int) -> tuple[Terms, float]:
+        part = batch.part()
         with self.sae.undone_on_failure():
             block = self._row_block(rows)
-            made = self.sae.reconstruct_at_inference(batch.x, block, batch.target)
-            return self._terms(batch, made), made.l0
+            made = self.sae.reconstruct_at_inference(part.x, block, part.target)
+            share = len(part.x) / len(batch.x)
+            terms, made = self._of_everyone(self._terms(part, made), made, share)
+            return terms, made.l0
 
 
 def _as_stored(tensor: Tensor | None) -> Tensor | None:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from dataclasses import asdict, dataclass, field
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +13,7 @@ from sae_core import cli
 from sae_core.errors import SAEError
 from sae_core.model_training.wandb_session import log_in
 from sae_core.sae_config import SAEConfig
+from sae_core.torchrun import launch, local_rank
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     from sae_core.activations.store import CachedSource
     from sae_core.end_to_end import EndToEnd
     from sae_core.model_sources import ModelRecord
+    from sae_core.parallel import Everyone
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,22 @@ class Job:
 
 def run(job: Job) -> None:
     login, parent = log_in(job.tracking), os.getppid()
+    if local_rank() is not None:
+        train(job, login)
+        return
+    if job.runtime.gpus > 1:
+        launch(job.runtime.gpus)
+    else:
+        train(job, login)
 
+    from sae_core.resume import forget_states
+
+    if os.getppid() == parent:  # else Snakemake is dead, and deletes the SAE when it is back
+        forget_states(job.checkpoints)
+
+
+def train(job: Job, login: TrackingConfig) -> None:
+    """Train the SAE, in this process alone or as one of several."""
     from sae_core.activations.language_model import Hook
     from sae_core.activations.store import CachedSource
     from sae_core.console import Console
@@ -67,10 +85,11 @@ def run(job: Job) -> None:
     from sae_core.model_sources import ModelRecord
     from sae_core.model_training.wandb_utils import WandbRun
     from sae_core.observers import Observers
-    from sae_core.resume import forget_states
+    from sae_core.parallel import join
     from sae_core.run_lock import run_lock
     from sae_core.sae_train import Origin, SAETrainer
 
+    everyone = join(job.runtime.device)
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
     target = hook.target(job.target_hook_name)
     source = CachedSource(
@@ -82,7 +101,7 @@ def run(job: Job) -> None:
     )
     end_to_end = None
     if job.end_to_end.use_end_to_end:
-        end_to_end = load_end_to_end(job, record, hook, source)
+        end_to_end = load_end_to_end(job, record, hook, source, everyone)
     origin = Origin(
         model_name=record.name,
         model_commit=record.commit,
@@ -94,9 +113,10 @@ def run(job: Job) -> None:
     hooks = {"hook_spec": hook.spec, "target_hook_name": job.target_hook_name}
     settings = resolved(job, model=asdict(origin), hook=hooks)
     tags = (job.sae.sae_type, f"layer {hook.layer}", record.name)
+    tracked = login if everyone.is_first else replace(login, wandb=False)
     with (
-        run_lock(job.checkpoints),
-        WandbRun(login, job.output.name, job.checkpoints, settings, tags) as tracking,
+        run_lock(job.checkpoints) if everyone.is_first else nullcontext(),
+        WandbRun(tracked, job.output.name, job.checkpoints, settings, tags) as tracking,
     ):
         trainer = SAETrainer(
             source,
@@ -112,12 +132,12 @@ def run(job: Job) -> None:
             end_to_end=end_to_end,
             model_files=None if record.commit else folder_stamp(Path(record.path)),
             target=target,
+            everyone=everyone,
         )
         trainer.train()
+        everyone.leave()
         folder = trainer.export(job.output)
         tracking.exported(folder)
-        if os.getppid() == parent:  # else Snakemake is dead, and deletes the SAE when it is back
-            forget_states(job.checkpoints)
     print(f"SAE: {folder}")
 
 
@@ -128,7 +148,7 @@ def resolved(job: Job, **origin: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def load_end_to_end(
-    job: Job, record: "ModelRecord", hook: "Hook", source: "CachedSource"
+    job: Job, record: "ModelRecord", hook: "Hook", source: "CachedSource", everyone: "Everyone"
 ) -> "EndToEnd":
     """The model and the windows that the stored activations are of, ready for the phase.
 
@@ -160,7 +180,8 @@ def load_end_to_end(
             f"{job.shards[0]}: holds activations of other texts, windows or model settings than "
             "those given; harvest again"
         )
-    return EndToEnd(model, windows, hook, job.end_to_end, job.runtime.batch_size, target)
+    batch_size = job.runtime.batch_size
+    return EndToEnd(model, windows, hook, job.end_to_end, batch_size, target, everyone)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.files import check_space, new_folder, write_file, writing
 from sae_core.memory import WorkingUnit
+from sae_core.parallel import ALONE, Everyone
 from sae_core.records import read_record
 from sae_core.seeding import generator
 
@@ -151,6 +152,7 @@ class StreamingSource(ActivationSource):
     Args:
         batch_size: windows in a forward pass.
         target: of a transcoder.
+        everyone: the processes that share the training, and so the passes.
     """
 
     def __init__(
@@ -163,12 +165,14 @@ class StreamingSource(ActivationSource):
         tokens_per_step: int,
         seed: int,
         target: Hook | None = None,
+        everyone: Everyone = ALONE,
     ) -> None:
         super().__init__(
             windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed
         )
         self.model, self.windows, self.hooks = model, windows, _hooks(hook, target)
         self.unit = model.forward_unit(windows.length, batch_size)
+        self.everyone = everyone
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
@@ -176,11 +180,14 @@ class StreamingSource(ActivationSource):
         else:
             tokens = self.windows.validation(indices)
 
+        tokens = tokens[self.everyone.own(len(tokens))]
+
         def activations(part: slice) -> Tensor:
             found = self.model.activations(tokens[part], self.hooks)
             return torch.cat([found[hook][:, 1:] for hook in self.hooks], dim=-1)
 
-        return torch.cat(list(self.unit.parts(len(tokens), activations)))
+        own = torch.cat(list(self.unit.parts(len(tokens), activations)))
+        return torch.cat(self.everyone.gather(own))
 
 
 def _hooks(hook: Hook, target: Hook | None) -> list[Hook]:

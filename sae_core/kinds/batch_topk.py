@@ -31,7 +31,7 @@ class BatchTopKSAE(SparseAutoencoder):
     def reconstruct(
         self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
     ) -> Reconstruction:
-        total = len(x) * self.spec.top_k
+        total = self.everyone.count(len(x)) * self.spec.top_k
         code = sparse_ops.encode(
             x,
             self.encoder,
@@ -39,8 +39,9 @@ class BatchTopKSAE(SparseAutoencoder):
             lower_bound=self._bound.value,
             row_block=row_block,
             precision=self.precision,
+            everyone=self.everyone,
         )
-        self._bound.update(code, total)
+        self._bound.update(code)
         return self._decoded(x if target is None else target, code)
 
     @torch.no_grad()

@@ -71,12 +71,13 @@ class JumpReLUSAE(SparseAutoencoder):
         fired = torch.zeros_like(self.ever_fired)
         fired[column[active > 0]] = True
         l0 = active.sum() / len(x)
+        mean_l0 = self.everyone.mean(l0, len(x))
         return Reconstruction(
             x_hat=sparse_ops.decode(replace(near, value=value), self.weights),
             l1=value.sum() / len(x),
             l0=float(l0.detach()),
             fired=fired,
-            kind_loss=(l0 / self.spec.top_k - 1).pow(2),
+            kind_loss=(mean_l0 / self.spec.top_k - 1).pow(2),
         )
 
     @torch.no_grad()

@@ -155,6 +155,8 @@ def train_all(config: BatchConfig) -> None:
             is printed says which and why.
     """
     check_services(config.tracking, config.publishing)
+    if config.runtime.gpus > 1:
+        raise SAEError("--gpus: here 1; single_sae_training.py and the workflow can use more")
     outcomes: dict[str, str] = {}
     done: list[Trained] = []
     failures: list[Exception] = []

@@ -1,6 +1,7 @@
 """What both training command lines do for one model: check, train, track, evaluate, publish."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -44,7 +45,7 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
     Everything that can be wrong with a key, a token or a name is found before the model is
     loaded. A tracked or published SAE is evaluated too; the evaluation lies beside its checkpoints.
     The training's last state stays, so that the same call trains nothing again, until
-    `forget_states`.
+    `forget_states`. Of several processes that share the training, the first alone comes back.
 
     Raises:
         SAEError: something is wrong; what was written before is kept.
@@ -54,18 +55,21 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
     from sae_core.console import Console
     from sae_core.model_training.wandb_utils import WandbRun
     from sae_core.observers import Observers
+    from sae_core.parallel import join
     from sae_core.run_lock import run_lock
     from sae_core.sae_train import check_run, train_checked
 
+    everyone = join(config.runtime.device)
     run = check_run(config, batch)
     tags = (config.sae.sae_type, f"layer {run.hook.layer}", config.model.model_name)
     settings = _resolved(config, run.hook.layer)
+    tracked = login if everyone.is_first else replace(login, wandb=False)
     with (
-        run_lock(run.checkpoints),
-        WandbRun(login, run.name, run.checkpoints, settings, tags) as tracking,
+        run_lock(run.checkpoints) if everyone.is_first else nullcontext(),
+        WandbRun(tracked, run.name, run.checkpoints, settings, tags) as tracking,
     ):
         console = Console(config.runtime.log_freq)
-        folder = train_checked(config, run, Observers(console, tracking))
+        folder = train_checked(config, run, Observers(console, tracking), everyone)
         tracking.exported(folder)
         if config.publishing.upload_to_hf or is_on(login):
             evaluation = _evaluate(config, run, folder)

@@ -61,6 +61,7 @@ RENAMED = {"model_name", "hook_layer"}
 
 OVERRIDES = {
     "max_text_length": "windows",
+    "gpus": "runtime",
     "batch_size": "runtime",
     "activation_batch_size": "runtime",
     "hf_base_model": "publishing",

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sae_core import sparse_ops
 from sae_core.losses import l1_loss, reconstruction_loss
-from sae_core.sae_base import AUXILIARY_STRIDE
 from sae_core.sparse_ops import (
     LowerBound,
     Precision,
@@ -198,13 +197,13 @@ def test_the_lower_bound_follows_the_least_kept_value_as_it_falls() -> None:
     weights, x, bound = make_weights(), draw(17, D, seed=5), LowerBound()
     code = batch_topk(x, weights, 51)
     least = float(code.value.min())
-    bound.update(code, 51)
+    bound.update(code)
     assert bound.value == pytest.approx(0.95 * least)
     fallen = batch_topk(0.9 * x, weights._replace(b_enc=0.9 * weights.b_enc,
                                                   b_dec=0.9 * weights.b_dec), 51)  # fmt: skip
-    bound.update(fallen, 51)
+    bound.update(fallen)
     assert bound.value == pytest.approx(0.95 * 0.9 * 0.9 * least)
-    bound.update(batch_topk(x, weights, 10_000), 10_000)  # fewer are positive: there is no bound
+    bound.update(batch_topk(x, weights, 10_000))  # fewer are positive: there is no bound
     assert bound.value == 0
 
 
@@ -284,7 +283,7 @@ def test_auxiliary_loss_equals_dense(n_dead: int, kind: str) -> None:
     if n_dead == 0:
         assert loss.item() == 0 and not loss.requires_grad
         return
-    x, residual = x[::AUXILIARY_STRIDE], (x - x_hat).detach()[::AUXILIARY_STRIDE]
+    residual = (x - x_hat).detach()
     b_dec = sae.b_dec.detach()
     some = Weights(sae.W_enc[:, dead], sae.b_enc[dead], sae.W_dec[dead], b_dec)
     prediction = dense_topk(x, some, len(x) * min(4, n_dead)) @ some.W_dec

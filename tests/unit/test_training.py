@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_core import losses
 from sae_core.errors import SAEError
 from sae_core.kinds.batch_topk import BatchTopKSAE
-from sae_core.sae_base import AUXILIARY_STRIDE, Reconstruction
+from sae_core.sae_base import Reconstruction
 from sae_core.train_config import TrainingConfig
 from sae_core.training import Normalisation, Observer, Trainer, learning_rate
 
@@ -126,7 +126,6 @@ class DenseTwin(BatchTopKSAE):
         dead = self.dead_features
         if not dead.any():
             return x.new_zeros(())
-        x, x_hat = x[::AUXILIARY_STRIDE], x_hat[::AUXILIARY_STRIDE]
         pre = ((x - self.b_dec.detach()) @ self.W_enc + self.b_enc)[:, dead]
         code = self._topk(pre, len(x) * min(self.spec.top_k_aux, int(dead.sum())))
         return losses.normalised_residual_loss(x - x_hat, code @ self.W_dec[dead])

@@ -95,8 +95,8 @@ def test_auxiliary_loss_is_about_the_target() -> None:
     sae.spec.top_k_aux = 20  # every positive one
     sae.num_batches_not_active[:8] = 1000
     x_hat = normal(40, 6, seed=3)
-    dead = torch.relu(x @ sae.W_enc + sae.b_enc)[::4, :8] @ sae.W_dec[:8]
-    residual = (target - x_hat)[::4]
+    dead = torch.relu(x @ sae.W_enc + sae.b_enc)[:, :8] @ sae.W_dec[:8]
+    residual = target - x_hat
     variance = (residual - residual.mean(0)).pow(2).sum()
     expected = (dead - residual).pow(2).sum() / variance
     torch.testing.assert_close(sae.auxiliary_loss(x, x_hat, target), expected, **EXACT)

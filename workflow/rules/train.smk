@@ -16,7 +16,7 @@ rule train:
         with_torch("train")
     threads: 8
     resources:
-        gpu=1,
+        gpu=lambda wildcards: model_plan(wildcards).runtime.gpus,
         # What changes no result stands here, not in params: a change of it reruns nothing.
         scripts=SCRIPTS,
         device=PLAN.runtime.device,
@@ -35,7 +35,7 @@ rule train:
     shell:
         # In the shell's place, so that the job gets signals, and learns of Snakemake's death.
         "exec python {resources.scripts:q}/train.py --texts {input.texts} --record {input.record}"
-        " --shards {input.shards} {params.options} --device {resources.device}"
+        " --shards {input.shards} {params.options} --device {resources.device} --gpus {resources.gpu}"
         " --batch-size {resources.batch_size}"
         " --activation-batch-size {resources.activation_batch_size}"
         " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"

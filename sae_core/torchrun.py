@@ -1,0 +1,58 @@
+"""Starting the processes that share one training, with torchrun's own means. No torch at first."""
+
+import logging
+import os
+import signal
+import sys
+import uuid
+
+from sae_core.errors import Interrupted
+
+SIGNALS = "SIGTERM,SIGINT,SIGUSR1"
+"""Handed on to the processes, which store their state; see `interrupts.py`."""
+
+SHUTDOWN_SECONDS = 300
+"""That they may take for it."""
+
+
+def local_rank() -> int | None:
+    """Which of this machine's GPUs is this process's own; None if it shares no training."""
+    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
+    return int(os.environ["LOCAL_RANK"]) if several else None
+
+
+def launch(n: int) -> None:
+    """Run this program, with its command line, as `n` processes that know of each other, and wait
+    for them.
+
+    Raises:
+        Interrupted: a signal came, and they have stored their state.
+        SystemExit: one of them failed, and has said why; the others were ended.
+    """
+    from torch.distributed.elastic.multiprocessing.api import SignalException
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
+    n_threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
+    os.environ["OMP_NUM_THREADS"] = str(max(1, n_threads // n))
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=n,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        local_addr="127.0.0.1",
+        max_restarts=0,
+        signals_to_handle=SIGNALS,
+        shutdown_timeout=SHUTDOWN_SECONDS,
+    )
+    try:
+        elastic_launch(config, sys.executable)(*sys.argv)
+    except ChildFailedError as error:
+        codes = [failure.exitcode for failure in error.failures.values()]
+        sys.exit(os.EX_TEMPFAIL if os.EX_TEMPFAIL in codes else 1)
+    except SignalException as error:
+        name = signal.Signals(error.sigval).name
+        raise Interrupted(f"interrupted by {name}; run it again to go on") from None

@@ -1,0 +1,126 @@
+"""Trainings that one process, or several, can do: python shared_training.py FOLDER --gpus N
+
+Each kind of SAE from made-up activations, many features dead from the start, goes to FOLDER/<kind>;
+one more with end-to-end losses at every step, streamed from a tiny model, to FOLDER/end_to_end.
+"""
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from interrupted_training import ORIGIN
+from synthetic import KINDS, SparseDirections, SparseMap
+from tiny_model import WIDTH
+
+from sae_core import cli
+from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.store import StreamingSource
+from sae_core.activations.token_windows import read_windows
+from sae_core.data_processing.texts import read_texts
+from sae_core.end_to_end import EndToEnd
+from sae_core.errors import SAEError
+from sae_core.parallel import Everyone, join
+from sae_core.sae_config import SAEConfig
+from sae_core.sae_train import SAETrainer
+from sae_core.torchrun import launch, local_rank
+from sae_core.train_config import (
+    DataConfig,
+    EndToEndConfig,
+    ModelConfig,
+    RuntimeConfig,
+    TrainingConfig,
+)
+from sae_core.training import Observer
+
+HOOK = Hook(1, "hook_resid_post")
+
+
+@dataclass(frozen=True)
+class Trainings:
+    folder: Annotated[Path, tyro.conf.Positional]
+    model: Path
+    """Directory of a tiny model."""
+    texts: Path
+    """Processed JSON file."""
+    gpus: int = 1
+    fail: bool = False
+    """The second process fails, and the others wait for it."""
+    first_only: bool = False
+    """Leave out all trainings but the first."""
+    stop_at: int = 0
+    """A step of a training after which the launcher gets SIGTERM."""
+
+
+class Stop(Observer):
+    """Ends all processes after so many steps."""
+
+    def __init__(self, at: int) -> None:
+        self.left = at
+
+    def on_step(self, epoch: int, step: int, loss: torch.Tensor, l0: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            os.kill(os.getppid(), signal.SIGTERM)
+
+
+def train(trainings: Trainings, name: str, source: Any, everyone: Everyone, **options: Any) -> None:
+    kind = name if name in KINDS else "batch_topk"
+    sparsity = 0.01 if kind in ("standard", "gated") else 0.0
+    points = trainings.folder / f"{name}.points"
+    trainer = SAETrainer(
+        source,
+        HOOK,
+        options.pop("d_in", 16),
+        ORIGIN,
+        sae=SAEConfig(
+            sae_type=kind, topk=2, sae_expansion=8, sparsity_penalty=sparsity, n_batches_to_dead=1
+        ),
+        data=DataConfig(),
+        training=TrainingConfig(num_epochs=2, compute_dtype="float32"),
+        runtime=RuntimeConfig(device="cpu", checkpoint_freq=1),
+        checkpoints=points,
+        observer=Stop(trainings.stop_at),
+        everyone=everyone,
+        **options,
+    )
+    trainer.train()
+    if everyone.is_first:
+        trainer.export(trainings.folder / name)
+
+
+def run(trainings: Trainings) -> None:
+    if trainings.gpus > 1 and local_rank() is None:
+        launch(trainings.gpus)
+        return
+    everyone = join("cpu")
+    if trainings.fail and everyone.rank == 1:
+        raise SAEError("the second process has failed")
+    for kind in KINDS[:1] if trainings.first_only else KINDS:
+        train(trainings, kind, SparseDirections(), everyone)
+    if not trainings.first_only:
+        train_others(trainings, everyone)
+    everyone.leave()
+    print("done")
+
+
+def train_others(trainings: Trainings, everyone: Everyone) -> None:
+    transcoder = {"target": HOOK.target("hook_mlp_out")}
+    train(trainings, "transcoder", SparseMap(), everyone, **transcoder)
+    data = DataConfig(max_text_length=24, val_fraction=0.25, seed=5)
+    loading = ModelConfig(model_name=str(trainings.model), model_dtype="float32")
+    model = LanguageModel.load(loading, torch.device("cpu"))
+    windows = read_windows(model.tokenizer, read_texts(trainings.texts)[:12], data)
+    source = StreamingSource(
+        model, windows, HOOK, batch_size=4, tokens_per_step=100, seed=5, everyone=everyone
+    )
+    config = EndToEndConfig(end_to_end_fraction=0.5, use_block_mse=True)
+    phase = EndToEnd(model, windows, HOOK, config, 4, everyone=everyone)
+    train(trainings, "end_to_end", source, everyone, d_in=WIDTH, end_to_end=phase)
+
+
+if __name__ == "__main__":
+    cli.run(run, Trainings, "")

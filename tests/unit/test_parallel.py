@@ -1,0 +1,95 @@
+"""One training in several processes: the same result as in one, and an end in good order."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from running import ROOT, Run
+from synthetic import KINDS
+
+from sae_core.checkpoint import load_sae
+from sae_core.errors import SAEError
+from sae_core.parallel import ALONE, Everyone
+
+TOOL = "tests/tools/shared_training.py"
+IMPORTS = {"PYTHONPATH": str(ROOT)}
+NAMES = [*KINDS, "transcoder", "end_to_end"]
+
+
+@pytest.fixture(scope="module")
+def options(
+    tiny_model: Path, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> list[object]:
+    data = tmp_path_factory.mktemp("data") / "texts.json"
+    data.write_text(json.dumps(texts))
+    return ["--model", tiny_model, "--texts", data]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    options: list[object], run: Run, tmp_path_factory: pytest.TempPathFactory
+) -> dict[int, Path]:
+    """The SAEs that 1 and 3 processes train, by how many."""
+    root = tmp_path_factory.mktemp("shared")
+    folders = {n: root / str(n) for n in (1, 3)}
+    for n, folder in folders.items():
+        done = run(TOOL, folder, *options, "--gpus", n, env=IMPORTS)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("done") == 1
+    return folders
+
+
+@pytest.mark.xdist_group("parallel")
+@pytest.mark.parametrize("name", NAMES)
+def test_several_processes_train_what_one_does(name: str, trained: dict[int, Path]) -> None:
+    one, several = (load_sae(folder / name) for folder in trained.values())
+    for tensor, expected in one.tensors().items():
+        torch.testing.assert_close(
+            several.tensors()[tensor], expected, rtol=1e-3, atol=2e-4, msg=f"{name}: {tensor}"
+        )
+    histories = [
+        json.loads((folder / name / "history.json").read_text()) for folder in trained.values()
+    ]
+    assert histories[0].keys() == histories[1].keys()
+    for column, values in histories[0].items():
+        there = [(a, b) for a, b in zip(values, histories[1][column], strict=True) if a is not None]
+        expected, found = zip(*there, strict=True)
+        assert found == pytest.approx(expected, rel=1e-3, abs=1e-4), column
+    assert max(histories[0]["dead_features"]) > 0 or name in ("standard", "gated", "jumprelu")
+
+
+@pytest.mark.xdist_group("parallel")
+def test_interrupted_together_they_go_on_to_the_same_bytes(
+    options: list[object], trained: dict[int, Path], run: Run, tmp_path: Path
+) -> None:
+    command = (TOOL, tmp_path, *options, "--gpus", 3, "--first-only")
+    stopped = run(*command, "--stop-at", 5, ok=False, env=IMPORTS)
+    assert stopped.returncode == os.EX_TEMPFAIL
+    assert "interrupted by SIGTERM" in stopped.stderr and "Traceback" not in stopped.stderr
+    [state] = (tmp_path / f"{KINDS[0]}.points" / "resume").glob("*/state.json")
+    assert json.loads(state.read_text())["values"]["n_done"] >= 5
+    run(*command, env=IMPORTS)
+    for name in ("weights.pt", "history.json"):
+        found, expected = (root / KINDS[0] / name for root in (tmp_path, trained[3]))
+        assert found.read_bytes() == expected.read_bytes()
+
+
+@pytest.mark.xdist_group("parallel")
+def test_one_that_fails_ends_all(options: list[object], run: Run, tmp_path: Path) -> None:
+    done = run(TOOL, tmp_path, *options, "--gpus", 2, "--fail", ok=False, env=IMPORTS)
+    assert done.returncode == 1
+    assert "error: the second process has failed" in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) < 10
+
+
+def test_more_processes_than_tokens_is_an_error() -> None:
+    with pytest.raises(SAEError, match="--gpus"):
+        Everyone(1, 4).own(3)
+
+
+def test_alone_a_process_has_everything() -> None:
+    x = torch.arange(5.0)
+    assert ALONE.own(5) == slice(0, 5) and ALONE.count(3) == 3
+    assert ALONE.sum(x) is x and ALONE.gather(x) == [x]
