@@ -13,7 +13,7 @@ PROFILE = "workflow/profiles/slurm/config.yaml"
 MEMORY = 3000
 """MB of a job with a tiny model; what the profile asks for would not fit the nodes."""
 
-COMPARED = ("data", "models", "saes", "evaluations", "plots", "summary.csv", "report.html")
+COMPARED = ("data", "models", "saes", "evaluations", "features", "plots", "summary.csv")
 """What of `results/` does not hold times."""
 
 
