@@ -40,7 +40,7 @@ class Job:
 
 def run(job: Job) -> None:
     from sae_core.activations.language_model import Hook, LanguageModel, check_hook
-    from sae_core.activations.store import harvest
+    from sae_core.activations.shards import harvest
     from sae_core.activations.token_windows import read_windows
     from sae_core.data_processing.texts import read_texts
     from sae_core.devices import pick_device

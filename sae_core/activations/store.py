@@ -3,19 +3,11 @@
 Both sources read the same windows in the same order through the same shuffle, so that with equal
 settings they give the same batches. One epoch is one pass over the windows in a random order;
 about `SHUFFLE_TOKENS` activations at a time are gathered from them and shuffled.
-
-A shard is a folder: `manifest.json`, and for each hook one file of raw activations
-(windows, positions, D) for training and one for validation, read back memory-mapped.
 """
 
-import hashlib
-import json
-import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,24 +16,16 @@ import torch
 from torch import Tensor
 
 from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.shards import Manifest, WindowFile
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
-from sae_core.files import check_space, new_folder, write_file, writing
-from sae_core.memory import WorkingUnit
 from sae_core.parallel import ALONE, Everyone
-from sae_core.records import read_record
 from sae_core.seeding import generator
 
 SHUFFLE_TOKENS = 2**18
 """Activations that are shuffled together, at least (or all there are)."""
 
 Item = TypeVar("Item")
-
-Found = dict[Hook, Tensor]
-"""(B, L, D) activations at each hook."""
-
-Parts = dict[str, int]
-"""Windows in each part of a shard: `train` and `validation`."""
 
 
 class ActivationSource(ABC):
@@ -194,151 +178,8 @@ def _hooks(hook: Hook, target: Hook | None) -> list[Hook]:
     return [hook, target] if target else [hook]
 
 
-@dataclass(frozen=True)
-class Manifest:
-    """What a shard folder holds."""
-
-    hooks: list[str]
-    dtype: str
-    d_in: int
-    positions: int
-    passes: int
-    windows: Parts
-    """Windows of this shard, by part; training windows are numbered pass after pass."""
-    first: Parts
-    """The number of its first window, by part."""
-    total: Parts
-    """Windows of the whole harvest, by part."""
-    bos: int | None
-    """The token that windows begin with, if any."""
-
-    checksum: str = ""
-    """Of the rest, so that a manifest that somebody edited is found out."""
-
-    def save(self, path: Path) -> None:
-        """Write the manifest as JSON."""
-        checked = replace(self, checksum=self._checksum())
-        write_file(path, json.dumps(asdict(checked), indent=2) + "\n")
-
-    def _checksum(self) -> str:
-        fields = json.dumps(asdict(replace(self, checksum="")), sort_keys=True)
-        return hashlib.sha256(fields.encode()).hexdigest()
-
-    @classmethod
-    def load(cls, folder: Path) -> "Manifest":
-        """Read a shard's manifest.
-
-        Raises:
-            SAEError: it is missing or not one of ours.
-        """
-        path = folder / "manifest.json"
-        manifest = read_record(cls, path, "shard", "harvest again")
-        if manifest.checksum != manifest._checksum():
-            raise SAEError(f"{path}: not as it was written; harvest again")
-        return replace(manifest, checksum="")
-
-    def same_harvest(self, other: "Manifest") -> bool:
-        """Whether both are of one harvest, and differ but in their windows."""
-        return replace(self, windows={}, first={}) == replace(other, windows={}, first={})
-
-
-def _file(folder: Path, hook_spec: str, part: str) -> Path:
-    return folder / f"{hook_spec}.{part}.bin"
-
-
-def harvest(
-    model: LanguageModel,
-    windows: TokenWindows,
-    hooks: Sequence[Hook],
-    folder: Path,
-    *,
-    batch_size: int,
-    passes: int = 1,
-    shard: int = 0,
-    n_shards: int = 1,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> Manifest:
-    """Write the activations of every window at every hook, in one pass of the model.
-
-    Position 0 is left out: it never trains an SAE. With several shards, each takes a run of the
-    windows, and together they hold what one would. A shard that was there before stays until the
-    new one is whole.
-
-    Args:
-        progress: called with the windows done and the windows in all.
-
-    Raises:
-        SAEError: it does not fit on the disk, or cannot be written.
-    """
-    parts = {"train": windows.n_train * passes, "validation": windows.n_validation}
-    runs = {part: (n * shard // n_shards, n * (shard + 1) // n_shards) for part, n in parts.items()}
-    done, total = 0, sum(stop - start for start, stop in runs.values())
-    manifest = Manifest(
-        hooks=[hook.spec for hook in hooks],
-        dtype=str(model.dtype).removeprefix("torch."),
-        d_in=model.d_model,
-        positions=windows.positions,
-        passes=passes,
-        windows={part: stop - start for part, (start, stop) in runs.items()},
-        first={part: start for part, (start, _) in runs.items()},
-        total=parts,
-        bos=windows.bos,
-    )
-    n_bytes = total * windows.positions * model.d_model * model.dtype.itemsize * len(hooks)
-    unit = model.forward_unit(windows.length, batch_size)
-    with writing(folder, n_bytes), new_folder(folder) as staging:
-        check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
-        for part, run in runs.items():
-            for n_windows in _harvest_part(model, windows, hooks, staging, part, run, unit):
-                done += n_windows
-                progress(done, total)
-        manifest.save(staging / "manifest.json")
-    return manifest
-
-
-def _harvest_part(
-    model: LanguageModel,
-    windows: TokenWindows,
-    hooks: Sequence[Hook],
-    folder: Path,
-    part: str,
-    run: tuple[int, int],
-    unit: WorkingUnit,
-) -> Iterator[int]:
-    """Write the windows `run[0]` to `run[1]` of a part; gives how many each forward pass had."""
-    indices = torch.arange(*run)
-
-    def activations(at: slice) -> Found:
-        return model.activations(_window_tokens(windows, part, indices[at]), hooks)
-
-    with ExitStack() as stack:
-        files = {
-            hook: stack.enter_context(_file(folder, hook.spec, part).open("wb")) for hook in hooks
-        }
-        for found in unit.parts(len(indices), activations):
-            for hook, values in found.items():
-                rows = values[:, 1:].cpu().contiguous()
-                files[hook].write(rows.view(torch.uint8).numpy().data)
-            yield len(rows)
-        for file in files.values():
-            file.flush()
-            os.fsync(file.fileno())
-
-
-def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:
-    if part == "validation":
-        return windows.validation(indices)
-    pass_index = indices // windows.n_train
-    return torch.cat(
-        [
-            windows.train(int(p), indices[pass_index == p] - int(p) * windows.n_train)
-            for p in pass_index.unique()
-        ]
-    )
-
-
 class CachedSource(ActivationSource):
-    """From the shards of a harvest, memory-mapped. Epoch e reads pass e modulo `passes`.
+    """From the shards of a harvest. Epoch e reads pass e modulo `passes`.
 
     Args:
         target: of a transcoder.
@@ -365,17 +206,17 @@ class CachedSource(ActivationSource):
                 )
         self.d_in, self.dtype = first.d_in, first.dtype
         self.passes, self.bos = first.passes, first.bos
-        self._maps: dict[str, list[tuple[int, list[Tensor]]]] = {}
+        self._files: dict[str, list[tuple[int, list[WindowFile]]]] = {}
         for part, total in first.total.items():
             if not _cover(manifests, part, total):
                 raise SAEError(
                     f"{folders[0]}: {len(folders)} shards do not make up its {total} {part} "
                     "windows; give every shard of the harvest once"
                 )
-            self._maps[part] = [
+            self._files[part] = [
                 (
                     manifest.first[part],
-                    [_map(folder, at.spec, part, manifest) for at in _hooks(hook, target)],
+                    [WindowFile(folder, at.spec, part, manifest) for at in _hooks(hook, target)],
                 )
                 for folder, manifest in zip(folders, manifests, strict=True)
             ]
@@ -399,14 +240,14 @@ class CachedSource(ActivationSource):
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
             indices = indices + self.pass_of(epoch) * self.n_train
-        pieces = self._maps[part]
-        like = pieces[0][1]
-        width = len(like) * self.d_in
-        out = torch.empty(len(indices), self.positions, width, dtype=like[0].dtype)
-        for first, maps in pieces:
-            here = (indices >= first) & (indices < first + len(maps[0]))
-            for rows, columns in zip(maps, out.split(self.d_in, dim=-1), strict=True):
-                columns[here] = rows[indices[here] - first]
+        pieces = self._files[part]
+        width = len(pieces[0][1]) * self.d_in
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        out = torch.empty(len(indices), self.positions, width, dtype=dtype)
+        for first, files in pieces:
+            here = (indices >= first) & (indices < first + len(files[0]))
+            for file, columns in zip(files, out.split(self.d_in, dim=-1), strict=True):
+                columns[here] = file.read(indices[here] - first)
         return out
 
 
@@ -428,20 +269,3 @@ def _cover(manifests: list[Manifest], part: str, total: int) -> bool:
             return False
         reached += manifest.windows[part]
     return reached == total
-
-
-def _map(folder: Path, hook_spec: str, part: str, manifest: Manifest) -> Tensor:
-    """(windows, positions, D) of a shard's file, memory-mapped."""
-    if hook_spec not in manifest.hooks:
-        raise SAEError(f"{folder}: holds no activations of {hook_spec}; harvest again")
-    path = _file(folder, hook_spec, part)
-    shape = (manifest.windows[part], manifest.positions, manifest.d_in)
-    dtype: torch.dtype = getattr(torch, manifest.dtype)
-    n_entries = shape[0] * shape[1] * shape[2]
-    expected = n_entries * dtype.itemsize
-    if not path.is_file() or path.stat().st_size != expected:
-        found = path.stat().st_size if path.is_file() else 0
-        raise SAEError(f"{path}: {found} bytes, expected {expected}; harvest again")
-    if n_entries == 0:
-        return torch.empty(shape, dtype=dtype)
-    return torch.from_file(str(path), shared=False, size=n_entries, dtype=dtype).view(shape)

@@ -16,7 +16,7 @@ from demo_model import demo_model, read_chapters
 from machine import describe
 
 from sae_core.activations.language_model import Hook
-from sae_core.activations.store import harvest
+from sae_core.activations.shards import harvest
 from sae_core.activations.token_windows import Tokens, TokenWindows
 
 BATCH = 8

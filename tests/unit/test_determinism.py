@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, Qwen3Config
 
 from sae_core import cli
 from sae_core.activations.language_model import Hook, LanguageModel
-from sae_core.activations.store import CachedSource, harvest
+from sae_core.activations.shards import harvest
+from sae_core.activations.store import CachedSource
 from sae_core.activations.token_windows import read_windows
 from sae_core.console import Console
 from sae_core.end_to_end import EndToEnd

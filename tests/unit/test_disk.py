@@ -13,7 +13,8 @@ from synthetic import random_sae
 
 from sae_core import files
 from sae_core.activations.language_model import Hook, LanguageModel
-from sae_core.activations.store import CachedSource, harvest
+from sae_core.activations.shards import harvest
+from sae_core.activations.store import CachedSource
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
 from sae_core.data_processing.texts import read_texts, write_texts
@@ -121,8 +122,8 @@ def shard(language_model: LanguageModel, windows: TokenWindows) -> Callable[...,
 
 
 def needed(windows: TokenWindows, passes: int) -> int:
-    """Bytes of a shard with one hook, in float32 and of width 32."""
-    return (windows.n_train * passes + windows.n_validation) * windows.positions * 32 * 4
+    """Bytes of a shard with one hook, in float32 and of width 32, and of its digests."""
+    return (windows.n_train * passes + windows.n_validation) * (windows.positions * 32 * 4 + 32)
 
 
 def check_shard(folder: Path, before: dict[str, bytes]) -> None:

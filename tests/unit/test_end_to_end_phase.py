@@ -13,7 +13,8 @@ from tiny_model import WIDTH
 from torch import Tensor
 
 from sae_core.activations.language_model import Hook, LanguageModel
-from sae_core.activations.store import CachedSource, StreamingSource, harvest
+from sae_core.activations.shards import harvest
+from sae_core.activations.store import CachedSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.end_to_end import EndToEnd
 from sae_core.kinds import build

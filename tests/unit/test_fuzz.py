@@ -20,7 +20,8 @@ from running import ROOT
 from synthetic import random_sae
 
 from sae_core.activations.language_model import Hook, LanguageModel
-from sae_core.activations.store import CachedSource, harvest
+from sae_core.activations.shards import harvest
+from sae_core.activations.store import CachedSource
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.checkpoint import load_history, load_sae, save_sae
 from sae_core.data_processing.texts import read_texts

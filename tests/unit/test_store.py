@@ -1,5 +1,6 @@
 """Where batches come from: shards against the model itself, the shuffle, damaged shards."""
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,8 @@ from torch import Tensor
 
 from sae_core.activations import store
 from sae_core.activations.language_model import Hook, LanguageModel
-from sae_core.activations.store import ActivationSource, CachedSource, StreamingSource, harvest
+from sae_core.activations.shards import Manifest, harvest
+from sae_core.activations.store import ActivationSource, CachedSource, StreamingSource
 from sae_core.activations.token_windows import Tokens, TokenWindows
 from sae_core.errors import SAEError
 from sae_core.train_config import ModelConfig
@@ -69,9 +71,9 @@ def test_shards_hold_together_what_one_does(n_shards: int, shards: Harvest, whol
     pieces = shards(n_shards)
     for hook in HOOKS:
         for part in ("train", "validation"):
-            name = f"{hook.spec}.{part}.bin"
-            joined = b"".join((folder / name).read_bytes() for folder in pieces)
-            assert joined == (whole / name).read_bytes()
+            for name in (f"{hook.spec}.{part}.bin", f"{hook.spec}.{part}.sha256"):
+                joined = b"".join((folder / name).read_bytes() for folder in pieces)
+                assert joined == (whole / name).read_bytes()
     together, alone = cached(*pieces), cached(whole)
     batches = zip(together.train_batches(1), alone.train_batches(1), strict=True)
     assert all(torch.equal(mine, theirs) for mine, theirs in batches)
@@ -98,7 +100,7 @@ def test_manifest_and_progress(
     seen: list[tuple[int, int]] = []
     report = {"batch_size": BATCH, "progress": lambda *counts: seen.append(counts)}
     manifest = harvest(language_model, windows, HOOKS, tmp_path, **report)
-    assert store.Manifest.load(tmp_path) == manifest
+    assert Manifest.load(tmp_path) == manifest
     assert manifest.windows == {"train": windows.n_train, "validation": windows.n_validation}
     assert manifest.hooks == [hook.spec for hook in HOOKS] and manifest.dtype == "float32"
     total = windows.n_train + windows.n_validation
@@ -254,9 +256,16 @@ def test_a_store_larger_than_the_shuffle_is_read_in_bounded_memory(
     d_in, positions, n_windows = 512, 64, 2048
     counts = {"train": n_windows, "validation": 0}
     first, hooks = dict.fromkeys(counts, 0), [HOOKS[0].spec]
-    manifest = store.Manifest(hooks, "float32", d_in, positions, 1, counts, first, counts, None)
-    manifest.save(tmp_path / MANIFEST)
-    (tmp_path / f"{HOOKS[0].spec}.validation.bin").touch()
+    digests = {name: hashlib.sha256() for name in (DIGESTS, DIGESTS.replace("train", "validation"))}
+    zeros = hashlib.sha256(bytes(4 * d_in * positions)).digest() * n_windows
+    digests[DIGESTS].update(zeros)
+    (tmp_path / DIGESTS).write_bytes(zeros)
+    sums = {name: digest.hexdigest() for name, digest in digests.items()}
+    Manifest(hooks, "float32", d_in, positions, 1, counts, first, counts, None, sums).save(
+        tmp_path / MANIFEST
+    )
+    for suffix in ("bin", "sha256"):
+        (tmp_path / f"{HOOKS[0].spec}.validation.{suffix}").touch()
     with (tmp_path / TRAIN).open("wb") as file:
         file.truncate(4 * d_in * positions * n_windows)
     source = cached(tmp_path)
@@ -288,13 +297,23 @@ def edit_manifest(folder: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
+def flip(path: Path, at: int) -> None:
+    """Change one bit of a file."""
+    content = bytearray(path.read_bytes())
+    content[at] ^= 1
+    path.write_bytes(content)
+
+
 TRAIN, MANIFEST = f"{HOOKS[0].spec}.train.bin", "manifest.json"
+DIGESTS = f"{HOOKS[0].spec}.train.sha256"
 FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     "cut": (
         lambda f: (f / TRAIN).write_bytes((f / TRAIN).read_bytes()[:-4]),
         rf"{TRAIN}: \d+ bytes, expected \d+; harvest again",
     ),
     "no file": (lambda f: (f / TRAIN).unlink(), f"{TRAIN}: 0 bytes, expected"),
+    "no digests": (lambda f: (f / DIGESTS).unlink(), f"{DIGESTS}: 0 bytes, expected"),
+    "digest": (lambda f: flip(f / DIGESTS, 40), f"{DIGESTS}: not as it was written; harvest again"),
     "no manifest": (lambda f: (f / MANIFEST).unlink(), f"{MANIFEST}: not a readable shard"),
     "cut manifest": (lambda f: (f / MANIFEST).write_text("{"), f"{MANIFEST}: not a readable"),
     "no key": (lambda f: (f / MANIFEST).write_text("{}"), f"{MANIFEST}: not a readable"),
@@ -310,6 +329,33 @@ def test_damaged_shard(fault: str, shards: Harvest) -> None:
     with pytest.raises(SAEError, match=says) as error:
         cached(*folders)
     assert str(error.value).startswith(str(folders[1]))
+
+
+@pytest.mark.parametrize("at", [0, 10_000, -1])
+@pytest.mark.parametrize("part", ["train", "validation"])
+def test_a_changed_byte(at: int, part: str, shards: Harvest) -> None:
+    """Found when its window is read, and nothing of it is trained on."""
+    folders = shards(2, 1)
+    damaged = folders[1] / f"{HOOKS[0].spec}.{part}.bin"
+    flip(damaged, at)
+    source = cached(*folders)
+    says = rf"{damaged}: window \d+ is not as it was written; harvest again$"
+    with pytest.raises(SAEError, match=says):
+        list(source.train_batches(0) if part == "train" else source.validation_batches())
+    assert list(cached(*folders, hook=HOOKS[1]).train_batches(0)), "a file that nobody touched"
+
+
+def test_windows_that_change_places(shards: Harvest) -> None:
+    """Each is as it was written, but not where."""
+    [folder] = shards(1, 1)
+    source = cached(folder)
+    size = 4 * source.positions * source.d_in
+    content = (folder / TRAIN).read_bytes()
+    first, second = content[:size], content[size : 2 * size]
+    assert first != second
+    (folder / TRAIN).write_bytes(second + first + content[2 * size :])
+    with pytest.raises(SAEError, match=f"{TRAIN}: window [01] is not as it was written"):
+        list(cached(folder).train_batches(0))
 
 
 def test_a_hook_that_was_not_harvested(whole: Path) -> None:

@@ -1,0 +1,249 @@
+"""Shards: folders of activations, written in one pass of the model.
+
+A shard holds `manifest.json`, and for each hook one file of raw activations (windows, positions, D)
+for training and one for validation, read back memory-mapped. Beside each lies the list of its
+windows' SHA-256, and the manifest has the SHA-256 of the list: a window is the unit that training
+gathers, so that it is checked as it is read, without a pass of its own over the file.
+"""
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
+from itertools import chain
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.token_windows import TokenWindows
+from sae_core.errors import SAEError
+from sae_core.files import check_space, file_sha256, new_folder, write_file, writing
+from sae_core.memory import WorkingUnit
+from sae_core.records import read_record
+
+Found = dict[Hook, Tensor]
+"""(B, L, D) activations at each hook."""
+
+Parts = dict[str, int]
+"""Windows in each part of a shard: `train` and `validation`."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a shard folder holds."""
+
+    hooks: list[str]
+    dtype: str
+    d_in: int
+    positions: int
+    passes: int
+    windows: Parts
+    """Windows of this shard, by part; training windows are numbered pass after pass."""
+    first: Parts
+    """The number of its first window, by part."""
+    total: Parts
+    """Windows of the whole harvest, by part."""
+    bos: int | None
+    """The token that windows begin with, if any."""
+    digests: dict[str, str]
+    """SHA-256 of each list of digests, by its file's name."""
+
+    checksum: str = ""
+    """Of the rest, so that a manifest that somebody edited is found out."""
+
+    def save(self, path: Path) -> None:
+        """Write the manifest as JSON."""
+        checked = replace(self, checksum=self._checksum())
+        write_file(path, json.dumps(asdict(checked), indent=2) + "\n")
+
+    def _checksum(self) -> str:
+        fields = json.dumps(asdict(replace(self, checksum="")), sort_keys=True)
+        return hashlib.sha256(fields.encode()).hexdigest()
+
+    @classmethod
+    def load(cls, folder: Path) -> "Manifest":
+        """Read a shard's manifest.
+
+        Raises:
+            SAEError: it is missing or not one of ours.
+        """
+        path = folder / "manifest.json"
+        manifest = read_record(cls, path, "shard", "harvest again")
+        if manifest.checksum != manifest._checksum():
+            raise SAEError(f"{path}: not as it was written; harvest again")
+        return replace(manifest, checksum="")
+
+    def same_harvest(self, other: "Manifest") -> bool:
+        """Whether both are of one harvest, and differ but in their windows."""
+        return self._of_any_shard() == other._of_any_shard()
+
+    def _of_any_shard(self) -> "Manifest":
+        return replace(self, windows={}, first={}, digests={})
+
+
+DIGEST_BYTES = hashlib.sha256().digest_size
+
+
+def _files(folder: Path, hook_spec: str, part: str) -> tuple[Path, Path]:
+    """The windows of a part at a hook, and their digests one behind the other."""
+    return folder / f"{hook_spec}.{part}.bin", folder / f"{hook_spec}.{part}.sha256"
+
+
+def _as_bytes(rows: Tensor) -> list[memoryview]:
+    """The bytes of each of some windows (W, positions, D)."""
+    return [window.data for window in rows.flatten(1).view(torch.uint8).numpy()]
+
+
+def harvest(
+    model: LanguageModel,
+    windows: TokenWindows,
+    hooks: Sequence[Hook],
+    folder: Path,
+    *,
+    batch_size: int,
+    passes: int = 1,
+    shard: int = 0,
+    n_shards: int = 1,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Manifest:
+    """Write the activations of every window at every hook, in one pass of the model.
+
+    Position 0 is left out: it never trains an SAE. With several shards, each takes a run of the
+    windows, and together they hold what one would. A shard that was there before stays until the
+    new one is whole.
+
+    Args:
+        progress: called with the windows done and the windows in all.
+
+    Raises:
+        SAEError: it does not fit on the disk, or cannot be written.
+    """
+    parts = {"train": windows.n_train * passes, "validation": windows.n_validation}
+    runs = {part: (n * shard // n_shards, n * (shard + 1) // n_shards) for part, n in parts.items()}
+    done, total = 0, sum(stop - start for start, stop in runs.values())
+    manifest = Manifest(
+        hooks=[hook.spec for hook in hooks],
+        dtype=str(model.dtype).removeprefix("torch."),
+        d_in=model.d_model,
+        positions=windows.positions,
+        passes=passes,
+        windows={part: stop - start for part, (start, stop) in runs.items()},
+        first={part: start for part, (start, _) in runs.items()},
+        total=parts,
+        bos=windows.bos,
+        digests={},
+    )
+    window_bytes = windows.positions * model.d_model * model.dtype.itemsize
+    n_bytes = total * len(hooks) * (window_bytes + DIGEST_BYTES)
+    unit = model.forward_unit(windows.length, batch_size)
+    with writing(folder, n_bytes), new_folder(folder) as staging:
+        check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
+        for part, run in runs.items():
+            for n_windows in _harvest_part(model, windows, hooks, staging, part, run, unit):
+                done += n_windows
+                progress(done, total)
+        digests = {path.name: file_sha256(path) for path in sorted(staging.glob("*.sha256"))}
+        manifest = replace(manifest, digests=digests)
+        manifest.save(staging / "manifest.json")
+    return manifest
+
+
+def _harvest_part(
+    model: LanguageModel,
+    windows: TokenWindows,
+    hooks: Sequence[Hook],
+    folder: Path,
+    part: str,
+    run: tuple[int, int],
+    unit: WorkingUnit,
+) -> Iterator[int]:
+    """Write the windows `run[0]` to `run[1]` of a part; gives how many each forward pass had."""
+    indices = torch.arange(*run)
+
+    def activations(at: slice) -> Found:
+        return model.activations(_window_tokens(windows, part, indices[at]), hooks)
+
+    with ExitStack() as stack:
+        files = {
+            hook: [stack.enter_context(p.open("wb")) for p in _files(folder, hook.spec, part)]
+            for hook in hooks
+        }
+        for found in unit.parts(len(indices), activations):
+            for hook, values in found.items():
+                data, digests = files[hook]
+                for window in _as_bytes(values[:, 1:].cpu()):
+                    data.write(window)
+                    digests.write(hashlib.sha256(window).digest())
+            yield len(values)
+        for file in chain.from_iterable(files.values()):
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:
+    if part == "validation":
+        return windows.validation(indices)
+    pass_index = indices // windows.n_train
+    return torch.cat(
+        [
+            windows.train(int(p), indices[pass_index == p] - int(p) * windows.n_train)
+            for p in pass_index.unique()
+        ]
+    )
+
+
+class WindowFile:
+    """The windows of a part at a hook in one shard, memory-mapped.
+
+    Raises:
+        SAEError: the shard does not hold the hook, or the file is not as it was written.
+    """
+
+    def __init__(self, folder: Path, hook_spec: str, part: str, manifest: Manifest) -> None:
+        if hook_spec not in manifest.hooks:
+            raise SAEError(f"{folder}: holds no activations of {hook_spec}; harvest again")
+        self.path, digests = _files(folder, hook_spec, part)
+        n_windows = manifest.windows[part]
+        shape = (n_windows, manifest.positions, manifest.d_in)
+        dtype: torch.dtype = getattr(torch, manifest.dtype)
+        _check_length(self.path, math.prod(shape) * dtype.itemsize)
+        _check_length(digests, n_windows * DIGEST_BYTES)
+        if file_sha256(digests) != manifest.digests[digests.name]:
+            raise SAEError(f"{digests}: not as it was written; harvest again")
+        self.digests, self.checked = digests.read_bytes(), bytearray(n_windows)
+        self.windows = torch.empty(shape, dtype=dtype)
+        if n_windows:
+            size = math.prod(shape)
+            whole = torch.from_file(str(self.path), shared=False, size=size, dtype=dtype)
+            self.windows = whole.view(shape)
+
+    def __len__(self) -> int:
+        return len(self.windows)
+
+    def read(self, indices: Tensor) -> Tensor:
+        """(W, positions, D) the windows `indices` (W,); each is checked the first time.
+
+        Raises:
+            SAEError: one is not as it was written.
+        """
+        rows = self.windows[indices]
+        for index, window in zip(indices.tolist(), _as_bytes(rows), strict=True):
+            if not self.checked[index]:
+                digest = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+                if hashlib.sha256(window).digest() != digest:
+                    raise SAEError(
+                        f"{self.path}: window {index} is not as it was written; harvest again"
+                    )
+                self.checked[index] = True
+        return rows
+
+
+def _check_length(path: Path, expected: int) -> None:
+    found = path.stat().st_size if path.is_file() else 0
+    if not path.is_file() or found != expected:
+        raise SAEError(f"{path}: {found} bytes, expected {expected}; harvest again")
