@@ -19,6 +19,7 @@ SHOWN = (
     "val_loss",
     "val_logit_kl",
     "val_sparsity",
+    "val_skipped_batches",
 )
 """Of an epoch's figures, those that it has."""
 
@@ -55,7 +56,7 @@ class Console(Observer):
         if self.bar is not None:
             self.bar.close()
             self.bar = None
-        figures = {n: v for n, v in record.metrics.items() if n != "skipped_batches" or v}
+        figures = {n: v for n, v in record.metrics.items() if "skipped_batches" not in n or v}
         shown = (f"{name} {figures[name]:.4g}" for name in SHOWN if name in figures)
         print(f"epoch {record.epoch}/{record.n_epochs}: {', '.join(shown)}", flush=True)
 

@@ -441,14 +441,20 @@ class Trainer:
             return {}
         pairs = map(self.normalise.pair, self.source.validation_batches())
         self.sae.calibrate(x for x, _ in pairs)
-        means = Means()
+        means, skipped = Means(), 0
         for batch in self._validation_batches():
-            x = batch.x
-            if len(x) == 0 or not batch.finite:
+            if not batch.finite:
+                skipped += 1
+                continue
+            if len(batch.x) == 0:
                 continue
             terms, l0 = self._attempt(lambda rows, batch=batch: self._measured(batch, rows))
-            means.add(terms.by_name(), l0, len(x))
-        return means.values()
+            by_name = terms.by_name()
+            if torch.stack(list(by_name.values())).isfinite().all():
+                means.add(by_name, l0, len(batch.x))
+            else:
+                skipped += 1
+        return means.values() | {"skipped_batches": skipped}
 
     def _measured(self, batch: Batch, rows: int) -> tuple[Terms, float]:
         part = batch.part()

@@ -272,6 +272,43 @@ def test_any_step_size(tokens_per_step: int, setting: Setting) -> None:
 # Early stopping
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+@pytest.mark.parametrize("spoilt", [1, None])
+def test_a_validation_loss_that_is_not_finite(
+    spoilt: int | None, value: float, setting: Setting, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the first batch, or of all, in each epoch but the second."""
+    phase = setting.phase(end_to_end_fraction=1.0)
+    trainer = setting.trainer(phase, num_epochs=3)
+    loss, validate, number = phase.loss, trainer._validate, 0
+
+    def count() -> Any:
+        nonlocal number
+        number = 0
+        return validate()
+
+    def spoil(passes: Any, x_hat: Tensor) -> Any:
+        nonlocal number
+        total, figures = loss(passes, x_hat)
+        number += 1
+        if not x_hat.requires_grad and trainer.epoch != 2 and (spoilt is None or number <= spoilt):
+            total, figures = total * value, figures | {"logit_kl": figures["logit_kl"] * value}
+        return total, figures
+
+    monkeypatch.setattr(phase, "loss", spoil)
+    monkeypatch.setattr(trainer, "_validate", count)
+    n_batches = len(list(trainer.source.validation_windows()))
+    assert n_batches > 1
+    list(trainer.train())
+    skipped = spoilt or n_batches
+    assert trainer.history["val_skipped_batches"] == [skipped, 0, skipped]
+    losses = trainer.history["val_loss"]
+    assert is_there(losses) == [True] * 3 if spoilt else [False, True, False]
+    assert all(math.isfinite(found) for found in losses if found is not None)
+    if not spoilt:
+        assert trainer.best_epoch == 2
+
+
 def best_epochs(trainer: Trainer) -> Iterator[tuple[int, bool]]:
     for record in trainer.train():
         yield record.epoch, record.improved

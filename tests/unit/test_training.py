@@ -301,6 +301,23 @@ def test_the_best_epoch_is_judged_without_the_auxiliary_loss() -> None:
     assert len(losses) == trainer.best_epoch == 6
 
 
+class SpoiltValidation(SparseDirections):
+    """One activation of the second of two validation batches is a number that goes wrong."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__(n_validation=16)
+        self.activations[-1, -1, 0] = value
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_validation_batch_that_is_not_finite_is_left_out(value: float) -> None:
+    trainer = train(source=SpoiltValidation(value), num_epochs=2)
+    assert trainer.history["val_skipped_batches"] == [1, 1]
+    assert trainer.history["skipped_batches"] == [0, 0]
+    assert all(math.isfinite(loss) for loss in trainer.history["val_loss"])
+    assert trainer.best_epoch is not None
+
+
 class Exploding(BatchTopKSAE):
     """Its loss is not finite at some steps."""
 
