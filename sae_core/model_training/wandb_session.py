@@ -9,9 +9,17 @@ started again after an interruption, and so that evaluation and upload, which ma
 processes, can add to its summary.
 """
 
+import http.client
 import json
 import os
 import re
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,16 +33,28 @@ from sae_core.train_config import TrackingConfig
 # W&B's client reports on itself to its server, and at exit tries that for long and loudly.
 os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 
-INIT_TIMEOUT = 15.0
-"""Seconds that starting a run may take, after the ten of `log_in`; then it is stored on disk. With
-what the client needs to give up, 30 in all."""
+LOGIN_TIMEOUT = 2
+"""Seconds that W&B has to say whether the key is right, as the client wants them, whole; a
+`WANDB_HTTP_TIMEOUT` in the environment goes before. Then the run is stored on disk."""
 
-FINISH_TIMEOUT = 50.0
-"""Seconds that sending the rest may take at the end; with the client's own exit, 60 in all."""
+INIT_TIMEOUT = 2.0
+"""Seconds that W&B has to start a run, after those of the login; then it is stored on disk, for
+which the client takes two more."""
+
+FINISH_TIMEOUT = 3.0
+"""Seconds that sending the rest may take at the end, if W&B does not answer then."""
+
+ANSWER_TIMEOUT = 1.5
+"""Seconds that W&B has at the end to answer at all."""
+
+SYNC_TIMEOUT = 50.0
+"""Seconds more that sending the rest may take, if W&B does answer."""
 
 UNREACHABLE = ("did not respond in time", "invalid character")
 """In the client's message when a login gets no answer, or one that is not W&B's; both have no class
 of their own."""
+
+HTTP_TIMEOUT = "WANDB_HTTP_TIMEOUT"
 
 REFUSED = re.compile(r"denied|forbidden|not found|not logged in|unauthori[sz]ed|\b40[134]\b")
 """In the client's message when W&B does answer, and will not have the run."""
@@ -70,7 +90,7 @@ def is_on(settings: TrackingConfig) -> bool:
 
 
 def log_in(settings: TrackingConfig) -> TrackingConfig:
-    """The settings as they can be followed: offline, if W&B does not answer within ten seconds.
+    """The settings as they can be followed: offline, if W&B does not answer in time.
 
     Raises:
         SAEError: the key is missing or wrong.
@@ -82,7 +102,9 @@ def log_in(settings: TrackingConfig) -> TrackingConfig:
 
     wandb.setup(wandb.Settings(silent=True))
     try:
-        if wandb.login(prompt=False, verify=True):
+        with _http_timeout(LOGIN_TIMEOUT):
+            logged_in = wandb.login(prompt=False, verify=True)
+        if logged_in:
             return settings
         problem = "no API key"
     except wandb.errors.Error as error:
@@ -94,6 +116,19 @@ def log_in(settings: TrackingConfig) -> TrackingConfig:
         f"--wandb: {problem}; run `python -m wandb login`, set WANDB_API_KEY, or use "
         "--wandb-mode offline"
     )
+
+
+@contextmanager
+def _http_timeout(seconds: int) -> Iterator[None]:
+    """A limit to what the client waits for in the block; not to the requests of a run."""
+    if HTTP_TIMEOUT in os.environ:
+        yield
+        return
+    os.environ[HTTP_TIMEOUT] = str(seconds)
+    try:
+        yield
+    finally:
+        del os.environ[HTTP_TIMEOUT]
 
 
 def add_to_summary(settings: TrackingConfig, checkpoints: Path, values: dict[str, Any]) -> None:
@@ -169,12 +204,53 @@ def _init(mode: str, note: RunNote, **about: Any) -> Any:
 
 
 def finish(run: Any, exit_code: int) -> None:
-    folder = run.settings.sync_dir
+    """Send the rest of the run. If that does not end soon, but W&B answers, it is only busy: then
+    it gets more time, with the command that sends what is on disk."""
+    command = ["-m", "wandb", "sync", "--no-skip-online", run.settings.sync_dir]
     try:
         run.finish(exit_code=exit_code)
     except Exception as error:  # TimeoutError, or a background process that is gone
+        busy = not run.offline and _answers(run.settings.base_url)
+        if busy and _done([sys.executable, *command]):
+            return
         print(
             f"W&B: not all of the run was sent ({one_line(error)}); send the rest with "
-            f"`python -m wandb sync --no-skip-online {folder}`",
+            f"`python {' '.join(command)}`",
             flush=True,
         )
+
+
+def _answers(url: str) -> bool:
+    """Whether a server answers soon, and with no error of its own. A thread, as looking up a name
+    has no time limit."""
+    answers: list[bool] = []
+
+    def ask() -> None:
+        try:
+            urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT).close()
+            answers.append(True)
+        except urllib.error.HTTPError as error:
+            answers.append(error.code < 500)
+        except (OSError, http.client.HTTPException):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(ANSWER_TIMEOUT)
+    return answers == [True]
+
+
+def _done(command: list[str]) -> bool:
+    """Run a command of W&B's in time, apart from this process's own background process."""
+    environment = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}
+    try:
+        done = subprocess.run(
+            command,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SYNC_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == 0

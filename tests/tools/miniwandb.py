@@ -5,7 +5,8 @@ for to run, resume and sync without artifacts.
         ...
     server.runs["abc123"].history
 
-`server.down` makes every request fail, as an outage does; `server.silent`, that none is answered.
+`server.down` makes every request fail, as an outage does; `server.silent`, that none is answered;
+`server.busy`, that no data of a run is taken until somebody asks whether the server is there.
 """
 
 import base64
@@ -52,6 +53,7 @@ class MiniWandb(LoopbackServer):
         self.down_after_login = False
         """Let the client see that its key is good, and then fail."""
         self.silent = False
+        self.busy = False
         self.bind(Handler, "wandb")
 
     @property
@@ -71,6 +73,11 @@ class Handler(QuietHandler):
             self.close_connection = True
         elif self.wandb.down:
             self.reply({"error": "down"}, 503)
+        elif self.wandb.busy and path.endswith("/file_stream"):
+            self.reply({"error": "busy"}, 503)
+        elif path == "/":
+            self.wandb.busy = False
+            self.reply({})
         elif path.startswith("/storage/"):
             self.reply({})
         elif self.key() not in self.wandb.keys:

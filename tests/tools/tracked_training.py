@@ -35,7 +35,6 @@ def metrics(epoch: int) -> dict[str, float]:
 
 
 def run(training: Training) -> None:
-    wandb_session.INIT_TIMEOUT, wandb_session.FINISH_TIMEOUT = 3.0, 3.0
     folder = training.folder
     login = wandb_session.log_in(training.tracking)
     config = {"data": {"seed": training.seed}, "runtime": {"device": "cpu"}}

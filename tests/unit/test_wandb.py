@@ -15,6 +15,8 @@ from miniwandb import KEY, LONG_KEY, MiniWandb, StoredRun
 from running import ROOT
 from tracked_training import EPOCHS, metrics
 
+from sae_core.model_training import wandb_session
+
 SCRIPT = ROOT / "tests/tools/tracked_training.py"
 SINGLE = "sae_core/model_training/single_sae_training.py"
 TOKEN = "hf_planted_for_this_test"
@@ -38,7 +40,6 @@ class Training:
             "HOME": str(folder),
             "WANDB_BASE_URL": server.url,
             "WANDB_API_KEY": KEY,
-            "WANDB_HTTP_TIMEOUT": "1",
             "HF_TOKEN": TOKEN,
         }
 
@@ -222,6 +223,23 @@ def test_an_outage_at_the_end_says_how_to_send_the_rest(
     training.sync(printed)
     check_history(server.only)
     check_summary(server.only, training)
+
+
+def test_a_server_that_is_only_busy_at_the_end_gets_the_rest(
+    training: Training, server: MiniWandb
+) -> None:
+    process = training.paused()
+    server.busy = True
+    printed = training.finish(process)
+    assert "not all of the run was sent" not in printed and not server.busy
+    check_history(server.only)
+    check_summary(server.only, training)
+
+
+def test_an_outage_takes_five_seconds_at_most() -> None:
+    """All that is waited for when nothing gets through: at the start, or at the end."""
+    assert wandb_session.LOGIN_TIMEOUT + wandb_session.INIT_TIMEOUT <= 5
+    assert wandb_session.FINISH_TIMEOUT + wandb_session.ANSWER_TIMEOUT <= 5
 
 
 def test_a_training_that_was_killed_goes_on_with_its_run(
