@@ -68,33 +68,35 @@ def start(project: Project, *targets: str) -> subprocess.Popen[bytes]:
         )
 
 
-def disturb(project: Project, kills: int, seed: int, *targets: str) -> int:
+def disturb(project: Project, kills: int, seed: int, *targets: str) -> tuple[int, int]:
     """Run the workflow and kill so many of its processes, then let it finish.
 
     Returns:
-        How many times Snakemake was started.
+        How many were killed, which are fewer if it finished before, and how many times Snakemake
+        was started.
     """
+    left = kills
     draw = random.Random(seed)
     sessions: list[int] = []
     try:
-        while kills > 0:
+        while left > 0:
             run = start(project, *targets)
             sessions.append(run.pid)
-            while kills > 0 and run.poll() is None:
+            while left > 0 and run.poll() is None:
                 time.sleep(draw.uniform(*SECONDS))
                 alive = [pid for session in sessions for pid in processes(session)]
                 if len(alive) > 1:  # a job is at work, and not Snakemake alone
                     os.kill(draw.choice(alive), signal.SIGKILL)
-                    kills -= 1
+                    left -= 1
             if run.poll() == 0:
                 break
-            print(f"{kills} kills left", flush=True)
+            print(f"{left} kills left", flush=True)
         settle(sessions)
         run = start(project, *targets)
         sessions.append(run.pid)
         if run.wait(PATIENCE) != 0:
             raise RuntimeError(f"it does not finish; see {project.folder / 'chaos.log'}")
-        return len(sessions)
+        return kills - left, len(sessions)
     finally:
         for pid in (pid for session in sessions for pid in processes(session)):
             os.kill(pid, signal.SIGKILL)
@@ -128,12 +130,12 @@ def main() -> None:
     config = project.config
     config["runtime"] = {**config.get("runtime", {}), "resume_minutes": 0.02}  # changes no result
     project.configure(config)
-    starts = disturb(project, options.kills, options.seed)
+    kills, starts = disturb(project, options.kills, options.seed)
     changed = differences(artifacts(undisturbed.folder), artifacts(project.folder))
     if changed:
-        sys.exit(f"not the same after {options.kills} kills: {', '.join(changed)}")
+        sys.exit(f"not the same after {kills} kills: {', '.join(changed)}")
     n_files = len(artifacts(project.folder))
-    print(f"{n_files} files are the same after {options.kills} kills and {starts} starts")
+    print(f"{n_files} files are the same after {kills} kills and {starts} starts")
 
 
 if __name__ == "__main__":
