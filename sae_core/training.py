@@ -439,7 +439,7 @@ class Trainer:
         if self.source.n_validation == 0:
             self.sae.calibrate([self.last_batch])
             return {}
-        pairs = map(self.normalise.pair, self.source.validation_batches())
+        pairs = map(self.normalise.pair, self.source.calibration_batches())
         self.sae.calibrate(x for x, _ in pairs)
         means, skipped = Means(), 0
         for batch in self._validation_batches():

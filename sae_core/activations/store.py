@@ -22,6 +22,9 @@ from sae_core.errors import SAEError
 from sae_core.parallel import ALONE, Everyone
 from sae_core.seeding import generator
 
+CALIBRATION_TOKENS = 2**16
+"""Held-out activations that an inference threshold is calibrated on, about."""
+
 SHUFFLE_TOKENS = 2**18
 """Activations that are shuffled together, at least (or all there are)."""
 
@@ -118,15 +121,21 @@ class ActivationSource(ABC):
             draw = generator(self.seed, "shuffle", epoch, number)
             yield rows[torch.randperm(len(rows), generator=draw)]
 
-    def validation_windows(self) -> Iterator[Tensor]:
+    def validation_windows(self, stride: int = 1) -> Iterator[Tensor]:
         """(W,) the validation windows of each validation batch, always the same."""
         per_batch = max(1, self.tokens_per_step // self.positions)
         if self.n_validation:
-            yield from torch.arange(self.n_validation).split(per_batch)
+            yield from torch.arange(0, self.n_validation, stride).split(per_batch)
 
     def validation_batches(self) -> Iterator[Tensor]:
         """(at most tokens_per_step, D) batches of the validation windows."""
         for indices in self.validation_windows():
+            yield self.read("validation", 0, indices).flatten(0, 1)
+
+    def calibration_batches(self) -> Iterator[Tensor]:
+        """About `CALIBRATION_TOKENS` of them, in windows from the whole of the held-out texts."""
+        stride = -(-self.n_validation * self.positions // CALIBRATION_TOKENS)
+        for indices in self.validation_windows(max(1, stride)):
             yield self.read("validation", 0, indices).flatten(0, 1)
 
 

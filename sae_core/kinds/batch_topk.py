@@ -6,7 +6,6 @@ features do not depend on its neighbours.
 """
 
 from collections.abc import Iterable
-from itertools import islice
 
 import torch
 from torch import Tensor
@@ -14,9 +13,6 @@ from torch import Tensor
 from sae_core import sparse_ops
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
 from sae_core.sae_config import SAESpec
-
-CALIBRATION_BATCHES = 16
-"""Held-out batches that the threshold is calibrated on, at most."""
 
 
 class BatchTopKSAE(SparseAutoencoder):
@@ -58,7 +54,7 @@ class BatchTopKSAE(SparseAutoencoder):
     @torch.no_grad()
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Set the threshold so that `batches` have `top_k` active features a token on average."""
-        x = torch.cat(list(islice(batches, CALIBRATION_BATCHES)))
+        x = torch.cat(list(batches))
         total = x.shape[0] * self.spec.top_k
         # One more than are wanted. The threshold lies halfway between the two smallest of them, so
         # that `encode`, which rounds in another order, finds the same `total` above it.

@@ -14,7 +14,6 @@ What brings the code to k active features a token is the paper's penalty with a 
 
 from collections.abc import Iterable
 from dataclasses import replace
-from itertools import islice
 from statistics import NormalDist
 from typing import Any
 
@@ -23,7 +22,6 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from sae_core import sparse_ops
-from sae_core.kinds.batch_topk import CALIBRATION_BATCHES
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
 from sae_core.sae_config import SAESpec
 
@@ -84,7 +82,7 @@ class JumpReLUSAE(SparseAutoencoder):
     def calibrate(self, batches: Iterable[Tensor]) -> None:
         """Shift all thresholds by one amount, at most half a bandwidth down, so that `batches`
         have `top_k` active features a token on average."""
-        x = torch.cat(list(islice(batches, CALIBRATION_BATCHES)))
+        x = torch.cat(list(batches))
         total = x.shape[0] * self.spec.top_k
         least = (self.threshold - BANDWIDTH / 2).clamp(min=0.0)
         near = sparse_ops.select(x, self.encoder, lambda pre: pre > least)

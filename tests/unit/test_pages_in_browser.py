@@ -241,7 +241,8 @@ def test_tokens_are_shaded_by_activation(features: Page) -> None:
         "return [...document.querySelectorAll('#detail .text')[0].children]"
         ".map(s => [s.textContent, getComputedStyle(s).backgroundColor, s.className])"
     )
-    assert [word for word, *_ in shades] == ["The", " great", " energy", " of", "↵", "x"]
+    assert [word for word, *_ in shades] == ["The", "great", "energy", "of", "↵", "x"]
+    assert features.find("#detail .text").text == "The great energy of↵x"
     alpha = [float(re.findall(r"[\d.]+", colour)[3:][0]) for _, colour, _ in shades[:2]]
     assert alpha[0] == 0 < alpha[1] < float(re.findall(r"[\d.]+", shades[2][1])[-1]) <= 0.9
     assert shades[2][2] == "peak"

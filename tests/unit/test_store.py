@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from synthetic import SparseDirections
 from torch import Tensor
 
 from sae_core.activations import store
@@ -387,3 +388,14 @@ def test_missing_shard_without_training_windows(
         assert 0 < manifest.windows["validation"] < few.n_validation
     with pytest.raises(SAEError, match="give every shard of the harvest"):
         cached(tmp_path / "1")
+
+
+def test_calibration_reads_windows_from_the_whole_of_the_held_out_texts(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = SparseDirections(n_validation=30, tokens_per_step=64)
+    everything = torch.cat(list(source.validation_batches()))
+    assert torch.equal(torch.cat(list(source.calibration_batches())), everything)
+    monkeypatch.setattr(store, "CALIBRATION_TOKENS", 8 * source.positions)
+    some = torch.cat(list(source.calibration_batches())).view(-1, source.positions, 16)
+    assert torch.equal(some, everything.view(30, source.positions, 16)[::4])
