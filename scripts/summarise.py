@@ -21,11 +21,12 @@ from sae_core.reporting.summary import summary_csv, summary_table
 class Options:
     """What to read, and where the results go."""
 
-    evaluations: tuple[Path, ...]
-    """The SAEs' evaluations, JSON."""
+    runs: Path
+    """The SAEs: a file with a run name a line."""
 
-    saes: tuple[Path, ...]
-    """The same SAEs' directories, in the same order."""
+    results: Path
+    """The workflow's results: `evaluations`, `saes`, `features`, and if there `benchmarks` and
+    `config.yaml`."""
 
     summary: Path
     """Where the summary goes, CSV."""
@@ -39,37 +40,25 @@ class Options:
     report: Path
     """Where the page goes, HTML."""
 
-    features: tuple[Path, ...] = ()
-    """The figures of the same SAEs' features, JSON, in the same order; or none."""
-
     texts: Path | None = None
     """Processed JSON file that the SAEs were trained on; its sources are read."""
 
     records: tuple[Path, ...] = ()
     """The models' records."""
 
-    benchmarks: Path | None = None
-    """Folder of Snakemake's benchmarks."""
-
-    config: Path | None = None
-    """The configuration of the run, YAML."""
-
-    def __post_init__(self) -> None:
-        for option in ("saes", "features"):
-            given, n = len(getattr(self, option)), len(self.evaluations)
-            if given != n and (given or option == "saes"):
-                raise SAEError(
-                    f"--{option}: {given} for {n} evaluations; give one for each, in the same order"
-                )
-
 
 def summarise(options: Options) -> None:
     """Read everything, then write the files and print the table."""
-    features = options.features or (None,) * len(options.evaluations)
+    names = read_names(options.runs)
     runs = [
-        read_run(*paths) for paths in zip(options.evaluations, options.saes, features, strict=True)
+        read_run(
+            options.results / f"evaluations/{name}.json",
+            options.results / f"saes/{name}",
+            options.results / f"features/{name}.json",
+        )
+        for name in names
     ]
-    page = report_page(runs, making(options))
+    page = report_page(runs, making(options, names))
     evaluations = [run.evaluation for run in runs]
     write_file(options.summary, summary_csv(evaluations))
     write_file(options.loss_recovered, l0_against_loss_recovered(evaluations))
@@ -78,19 +67,30 @@ def summarise(options: Options) -> None:
     print(summary_table(evaluations), end="")
 
 
-def making(options: Options) -> Making:
+def read_names(path: Path) -> list[str]:
+    """The run names in a file."""
+    try:
+        names = path.read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise SAEError(f"--runs {path}: cannot be read ({error.strerror})") from error
+    if not names:
+        raise SAEError(f"--runs {path}: no run names; give one a line")
+    return names
+
+
+def making(options: Options, names: list[str]) -> Making:
     """What the page says about how the SAEs were made."""
     advice = "delete it and fetch again"
     models = [read_json(path, "model record", advice) for path in options.records]
-    owners = [*(path.name for path in options.saes), *(path.stem for path in options.records)]
-    config = options.config
+    owners = [*names, *(path.stem for path in options.records)]
+    config = options.results / "config.yaml"
     return Making(
         environment(),
         options.texts and Sources.load(options.texts),
-        read_jobs(options.benchmarks, owners) if options.benchmarks else (),
+        read_jobs(options.results / "benchmarks", owners),
         models,
-        config.read_text(encoding="utf-8") if config and config.is_file() else "",
-        str(config) if config else "",
+        config.read_text(encoding="utf-8") if config.is_file() else "",
+        str(config),
     )
 
 

@@ -169,12 +169,19 @@ def entries():
 
 def write_run(folder: Path, evaluation, corpus=None) -> tuple[Path, Path, Path]:
     """The files of an SAE: its evaluation, its directory, the figures of its features."""
-    sae = folder / "saes" / evaluation["run_name"]
-    sae.mkdir(parents=True)
-    (sae / "history.json").write_text(json.dumps(a_history()))
-    (sae / "config.json").write_text(json.dumps(a_config()))
-    (sae / "weights.pt").write_bytes(b"weights")
-    paths = folder / f"{sae.name}.evaluation.json", sae, folder / f"{sae.name}.json"
-    paths[0].write_text(json.dumps(evaluation))
-    paths[2].write_text(json.dumps(corpus or a_corpus(sae.name)))
-    return paths
+    name = evaluation["run_name"]
+    files = {
+        f"saes/{name}/history.json": a_history(),
+        f"saes/{name}/config.json": a_config(),
+        f"evaluations/{name}.json": evaluation,
+        f"features/{name}.json": corpus or a_corpus(name),
+    }
+    for place, content in files.items():
+        (folder / place).parent.mkdir(parents=True, exist_ok=True)
+        (folder / place).write_text(json.dumps(content))
+    (folder / f"saes/{name}/weights.pt").write_bytes(b"weights")
+    return (
+        folder / f"evaluations/{name}.json",
+        folder / "saes" / name,
+        folder / f"features/{name}.json",
+    )

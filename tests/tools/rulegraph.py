@@ -41,6 +41,9 @@ COLUMN_STYLE = (
 )
 """Background and border of a column's boxes; further columns begin again."""
 
+LEFT_OUT = {"all", "list_runs"}
+"""Rules that only hold others together."""
+
 LINE, NAME, NOTE = "#8c959f", "#1f2328", "#57606a"
 BOX_WIDTH, BOX_HEIGHT, SLOT_HEIGHT = 134, 46, 12
 COLUMN_GAP, ROW_GAP, MARGIN = 48, 20, 8
@@ -64,10 +67,11 @@ Links = list[tuple[Item, Item]]
 
 
 def read_dot(dot: str) -> list[Edge]:
-    """The edges between rules; the rule `all` is left out."""
+    """The edges between rules."""
     names = dict(re.findall(r'^\s*(\d+)\[label = "([^"\\]+)', dot, flags=re.MULTILINE))
     pairs = re.findall(r"^\s*(\d+) -> (\d+)", dot, flags=re.MULTILINE)
-    return sorted((names[a], names[b]) for a, b in pairs if names[b] != "all")
+    edges = [(names[a], names[b]) for a, b in pairs]
+    return sorted(edge for edge in edges if not LEFT_OUT & set(edge))
 
 
 def depths(edges: list[Edge]) -> dict[str, int]:

@@ -456,56 +456,54 @@ def test_plot_script(files, tmp_path):
     assert name in words(curves.read_bytes()) and name in words(density.read_bytes())
 
 
-def summarise(paths, folder, **more):
-    evaluations, saes, features = zip(*paths, strict=True)
-    more = {"features": features} | more
+def summarise(names, results, folder):
+    runs = results / "runs.txt"
+    runs.write_text("".join(f"{name}\n" for name in names))
     return run_script(
-        *("summarise.py", "--evaluations", *evaluations, "--saes", *saes),
+        *("summarise.py", "--runs", runs, "--results", results),
         *("--summary", folder / "summary.csv", "--loss-recovered", folder / "recovered.svg"),
         *("--fvu", folder / "fvu.svg", "--report", folder / "report.html"),
-        *(word for name, values in more.items() for word in (f"--{name}", *values)),
     )
 
 
 @pytest.fixture
 def runs(tmp_path):
-    """The files of two SAEs."""
-    return [write_run(tmp_path, an_evaluation(layer)) for layer in (20, 9)]
+    """The names of two SAEs; a third one is there, too."""
+    names = []
+    for layer in (20, 9, 3):
+        write_run(tmp_path, an_evaluation(layer))
+        names.append(an_evaluation(layer)["run_name"])
+    return names[:2]
 
 
 def test_summarise_script(runs, tmp_path):
     config = tmp_path / "config.yaml"
     config.write_text("models: [a]\n")
-    done = summarise(runs, tmp_path / "results", config=[config])
+    done = summarise(runs, tmp_path, tmp_path / "made")
     assert done.returncode == 0, done.stderr
-    read = read_evaluations([evaluation for evaluation, *_ in runs])
+    read = read_evaluations([tmp_path / f"evaluations/{name}.json" for name in runs])
     assert done.stdout == summary_table(read)
-    assert (tmp_path / "results" / "summary.csv").read_text() == summary_csv(read)
+    assert (tmp_path / "made" / "summary.csv").read_text() == summary_csv(read)
     for name in ("recovered", "fvu"):
-        assert "layer 9" in words((tmp_path / f"results/{name}.svg").read_bytes())
-    page = (tmp_path / "results" / "report.html").read_text()
-    assert_closed(page, [f"features/{e['run_name']}.html" for e in read])
+        assert "layer 9" in words((tmp_path / f"made/{name}.svg").read_bytes())
+    page = (tmp_path / "made" / "report.html").read_text()
+    assert_closed(page, [f"features/{name}.html" for name in runs])
     assert "models: [a]" in page and f"--configfile {config}" in page
 
 
-def test_summarise_script_without_features(runs, tmp_path):
-    done = summarise(runs, tmp_path / "results", features=[])
-    assert done.returncode == 0, done.stderr
-    assert_closed((tmp_path / "results" / "report.html").read_text())
-
-
 def test_summarise_script_names_a_bad_file_and_writes_nothing(runs, tmp_path):
-    runs[1][0].write_text("{")
-    done = summarise(runs, tmp_path / "results")
+    bad = tmp_path / f"evaluations/{runs[1]}.json"
+    bad.write_text("{")
+    done = summarise(runs, tmp_path, tmp_path / "made")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {runs[1][0]}: ") and done.stderr.count("\n") == 1
-    assert not (tmp_path / "results").exists()
+    assert done.stderr.startswith(f"error: {bad}: ") and done.stderr.count("\n") == 1
+    assert not (tmp_path / "made").exists()
 
 
-def test_summarise_script_needs_a_directory_for_each_evaluation(runs, tmp_path):
-    done = summarise(runs, tmp_path / "results", saes=[runs[0][1]])
+def test_summarise_script_needs_a_name(tmp_path):
+    done = summarise([], tmp_path, tmp_path / "made")
     assert done.returncode == 1
-    assert done.stderr.startswith("error: --saes: 1 for 2 evaluations")
+    assert done.stderr == f"error: --runs {tmp_path}/runs.txt: no run names; give one a line\n"
 
 
 def test_a_run_is_read_with_the_hash_of_its_weights(tmp_path):

@@ -128,8 +128,22 @@ rule plot:
         " --loss-curves {output.loss_curves} --density {output.density} > {log} 2>&1"
 
 
+rule list_runs:
+    # For programs about all SAEs: a command line has no room for a thousand.
+    input:
+        records=expand(MODEL, model_id=PLAN.models),
+    output:
+        runs="results/runs.txt",
+    localrule: True
+    params:
+        names=for_all_runs(["{run}"]),
+    run:
+        Path(output.runs).write_text("".join(f"{name}\n" for name in params.names))
+
+
 rule summarise:
     input:
+        runs="results/runs.txt",
         texts=TEXTS,
         sources=SOURCES,
         records=expand(MODEL, model_id=PLAN.models),
@@ -172,13 +186,10 @@ rule summarise:
     resources:
         scripts=SCRIPTS,
     params:
-        folders=lambda wildcards, input: [Path(path).parent for path in input.weights],
         results=subpath(output.page, parent=True),
         code=code_hash("scripts/summarise.py"),
     shell:
-        "python {resources.scripts:q}/summarise.py --evaluations {input.evaluations}"
-        " --saes {params.folders} --features {input.features} --texts {input.texts}"
-        " --records {input.records} --benchmarks {params.results}/benchmarks"
-        " --config {params.results}/config.yaml --summary {output.summary}"
+        "python {resources.scripts:q}/summarise.py --runs {input.runs} --results {params.results}"
+        " --texts {input.texts} --records {input.records} --summary {output.summary}"
         " --loss-recovered {output.loss_recovered} --fvu {output.fvu} --report {output.page}"
         " > {log} 2>&1"
