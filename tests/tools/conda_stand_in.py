@@ -85,6 +85,8 @@ def main(arguments: list[str]) -> None:
             print(json.dumps({"get": {"channel_priority": "strict"}}))
         case ["env", "create", *rest]:
             create(Path(option(rest, "-f", "--file")), option(rest, "-p", "--prefix"))
+        case ["clean", *_]:
+            pass  # there is no copy of what was downloaded
         case _:
             sys.exit(f"the stand-in for conda does not know: {' '.join(arguments)}")
 
