@@ -9,17 +9,19 @@ D the number of features, k active ones a token, L the length of a window, per t
 * a training step: 2 d D for the encoder product, and 8 k d for decoding and the gradients, which
   work on pairs of token and feature; 10 d D where the code is dense (the `standard` and `gated`
   kinds); with end-to-end losses the model once, the blocks behind the hook twice (forth and back),
-  and the logits three times;
+  and the logits three times; every validation in their phase the model once and the blocks behind
+  the hook once, both with logits;
 * the evaluation: the model and, three times, the blocks behind the hook, each with logits;
 * the analysis of features: the blocks up to the hook, and 2 d D for the encoder product.
 
 A job takes, in seconds, `start_seconds` of the machine, its operations at the rates that the
-machine reaches in each of these, the traffic of what is done to every weight in every step through
-memory, and its reading and writing at the disk's rate. Trainings are counted to their last epoch;
-early stopping may end them before. docs/benchmarks.md has what this is compared with.
+machine reaches in each of these, what is done to every weight in every step, and to every logit,
+at its memory's rate, and its reading and writing at the disk's. Trainings are counted to their last
+epoch; early stopping may end them before. docs/benchmarks.md has what this is compared with.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -38,6 +40,9 @@ OPTIMIZER_BYTES = 64
 """Memory traffic a parameter and step: weights, gradient and Adam's two moments read and written,
 and the passes for clipping, projection and unit norm, in float32."""
 
+LOGIT_BYTES = 35
+"""Memory traffic of a logit: itself, in float32, its log-softmax, and what is made of that."""
+
 STATE_BYTES = 28
 """Memory a parameter of an SAE in training: weights, gradient, two moments, three copies while a
 checkpoint is written."""
@@ -48,7 +53,7 @@ SHUFFLE_TOKENS = 2**18
 PROGRAM_GB = 0.5
 """Memory of Python with torch and transformers."""
 
-LIGHT_GB, LIGHT_SECONDS = 0.2, 4
+LIGHT_GB, LIGHT_SECONDS = 0.2, 1.5
 """A job that only reads and writes small files."""
 
 MODEL_BYTES = 2
@@ -235,6 +240,7 @@ class Planner:
         self.n_train = int(tokens * (1 - data.val_fraction)) // self.length
         held_out = int(tokens * data.val_fraction) // self.length
         self.n_validation = held_out - held_out // 2
+        self.n_windows = self.n_train + held_out
         self.n_evaluation = min(held_out // 2, plan.evaluation.max_windows)
         self.model_bytes = MODEL_BYTES * shape.parameters
         self.sites = 2 if model.hook.target_hook_name else 1
@@ -282,13 +288,15 @@ class Planner:
         validated = self.n_validation * positions
         d, width = self.shape.d_model, self.shape.d_model * run.sae.sae_expansion
         dense = (2 if run.sae.k else 10) * d * width
-        model_flops, memory = 0.0, 0.0
+        model_flops, memory, n_logits = 0.0, 0.0, 0.0
         if e2e.use_end_to_end:
-            share = e2e.end_to_end_fraction
             behind = self.shape.n_layers - run.layer - 1
-            blocks = self.shape.n_layers + 2 * behind
-            passes = share * (steps * per_step + training.num_epochs * validated)
-            model_flops = passes * self.shape.flops(blocks, self.length, logits=3)
+            trained = e2e.end_to_end_fraction * steps * per_step
+            checked = math.ceil(e2e.end_to_end_fraction * training.num_epochs) * validated
+            n_layers, length = self.shape.n_layers, self.length
+            model_flops = trained * self.shape.flops(n_layers + 2 * behind, length, logits=3)
+            model_flops += checked * self.shape.flops(n_layers + behind, length, logits=2)
+            n_logits = 2 * (trained + checked) * self.shape.vocab_size
             memory = self.model_bytes + 3 * 4 * 512 * self.shape.vocab_size
         parameters = 2 * d * width
         read = training.num_epochs * (self.n_train + self.n_validation) * positions * d
@@ -300,7 +308,7 @@ class Planner:
             model_flops=model_flops,
             sae_flops=steps * per_step * dense + training.num_epochs * validated * 2 * d * width,
             pair_flops=steps * per_step * 8 * run.sae.k * d,
-            traffic=steps * parameters * OPTIMIZER_BYTES,
+            traffic=steps * parameters * OPTIMIZER_BYTES + n_logits * LOGIT_BYTES,
             disk=4 * parameters * 4,
             read=read * MODEL_BYTES * self.sites + (self.model_bytes if model_flops else 0),
             memory=memory + parameters * STATE_BYTES + 3 * shuffled,
@@ -319,13 +327,14 @@ class Planner:
             tokens=tokens,
             model_flops=tokens * self.shape.flops(blocks, self.length, logits=4),
             sae_flops=tokens * 4 * d * width,
+            traffic=4 * tokens * self.shape.vocab_size * LOGIT_BYTES,
             read=self.model_bytes,
             memory=self.model_bytes + batch * (3 * MODEL_BYTES * self.shape.vocab_size + 8 * width),
         )
 
     def features(self, run: RunPlan) -> Cost:
         """The texts through the model up to the hook and through the SAE."""
-        windows = min(self.n_train + self.n_validation, self.plan.features.corpus_windows)
+        windows = min(self.n_windows, self.plan.features.corpus_windows)
         tokens = windows * self.length
         d, width = self.shape.d_model, self.shape.d_model * run.sae.sae_expansion
         return self._cost(

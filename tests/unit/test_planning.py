@@ -1,5 +1,6 @@
 """What jobs will cost: against a model's own parameters, and against what was measured."""
 
+import dataclasses
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -117,6 +118,40 @@ def test_the_stored_activations_are_counted_exactly() -> None:
     assert (plan.n_train, plan.n_validation) == (195, 17)
     [cost] = plan.harvests()
     assert cost.disk == (195 + 17) * 127 * 576 * 2 * 2
+
+
+def demo_planner(**sections: dict[str, Any]) -> Planner:
+    config = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))
+    return planner({**config, **sections}, tokens=29_500)
+
+
+def test_the_features_of_all_windows_are_analysed() -> None:
+    plan = demo_planner()
+    run = next(plan.model.runs(30))
+    assert plan.features(run).tokens == (195 + 34) * 128, "held-out ones, too"
+
+
+def test_every_epoch_that_ends_in_the_end_to_end_phase_is_validated_in_it() -> None:
+    """Of 16 epochs, 3% and 6% of the steps reach one end, 7% and 9% two."""
+    flops = []
+    for share in (0.03, 0.06, 0.07, 0.09):
+        plan = demo_planner(end_to_end={"end_to_end_fraction": share})
+        flops.append(plan.training(next(plan.model.runs(30))).flops)
+    one_percent = (flops[1] - flops[0]) / 3
+    assert (flops[3] - flops[2]) / 2 == pytest.approx(one_percent)
+    assert flops[2] - flops[1] > 1.1 * one_percent
+
+
+def test_logits_take_more_than_their_product() -> None:
+    small = demo_planner()
+    run = next(small.model.runs(30))
+    shape = dataclasses.replace(SMOLLM2, vocab_size=2 * SMOLLM2.vocab_size)
+    large = Planner(small.plan, small.model, shape, CPU, 29_500)
+    for cost in (Planner.evaluation, Planner.training):
+        flops = cost(large, run).flops - cost(small, run).flops
+        read = (large.model_bytes - small.model_bytes) / CPU.disk_gb_s / 1e9
+        seconds = cost(large, run).seconds - cost(small, run).seconds - read
+        assert seconds > 1.2 * flops / CPU.model_tflops / 1e12
 
 
 def test_all_layers_of_all_models(run: Callable[..., Any]) -> None:
