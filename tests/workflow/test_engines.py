@@ -98,16 +98,18 @@ def test_the_keys_of_a_profile_are_options(profile: Path) -> None:
     assert set(contents.get("set-resources", {})) <= rules
 
 
+@pytest.mark.parametrize(("device", "build"), [("auto", ""), ("cpu", "-cpu"), ("cuda", "-cuda")])
 def test_containerize_prints_a_dockerfile_with_every_environment(
-    project: Project, tmp_path: Path
+    project: Project, tmp_path: Path, device: str, build: str
 ) -> None:
     command(tmp_path, "conda", f"echo '{CONDA}'", project)
     config = project.config
     config["publishing"] = {"upload_to_hf": True, "hf_repo_id": "a/b"}
+    config["runtime"] = {"device": device}
     project.configure(config)
     printed = project.snakemake("--containerize")
     assert len(re.findall("^FROM ", printed, re.MULTILINE)) == 1
-    for name in ("data", "train-cpu", "evaluate-cpu", "report", "publish"):
+    for name in ("data", f"train{build}", f"evaluate{build}", "report", "publish"):
         text = (project.folder / f"envs/{name}.yaml").read_text(encoding="utf-8")
         assert f"envs/{name}.yaml" in printed
         for line in text.splitlines():
