@@ -135,10 +135,13 @@ rule list_runs:
     output:
         runs="results/runs.txt",
     localrule: True
+    log:
+        "results/logs/list_runs.log",
     params:
         names=for_all_runs(["{run}"]),
     run:
         Path(output.runs).write_text("".join(f"{name}\n" for name in params.names))
+        Path(log[0]).write_text(f"{len(params.names)} SAEs in {output.runs}\n")
 
 
 rule summarise:
