@@ -134,9 +134,9 @@ rule list_runs:
         records=expand(MODEL, model_id=PLAN.models),
     output:
         runs="results/runs.txt",
-    localrule: True
     log:
         "results/logs/list_runs.log",
+    localrule: True
     params:
         names=for_all_runs(["{run}"]),
     run:
