@@ -95,6 +95,12 @@ def for_all_runs(patterns):
     ]
 
 
+def write_lines(path, log, lines):
+    """A line each, and in the log how many."""
+    Path(path).write_text("".join(f"{line}\n" for line in lines))
+    Path(log).write_text(f"{path}: {len(lines)} lines\n")
+
+
 def model_plan(wildcards):
     """The plan of the model that a job is about."""
     if "run" in wildcards.keys():

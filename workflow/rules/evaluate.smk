@@ -140,8 +140,7 @@ rule list_runs:
     params:
         names=for_all_runs(["{run}"]),
     run:
-        Path(output.runs).write_text("".join(f"{name}\n" for name in params.names))
-        Path(log[0]).write_text(f"{len(params.names)} SAEs in {output.runs}\n")
+        write_lines(output.runs, log[0], params.names)
 
 
 rule summarise:
