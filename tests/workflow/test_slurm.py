@@ -83,13 +83,3 @@ def test_only_the_jobs_that_compute_on_a_gpu_get_one(done: Done, cluster: Cluste
 
 def test_the_logs_of_jobs_that_succeeded_are_gone(done: Done) -> None:
     assert not list((done.project.folder / "results/logs/slurm").rglob("*.log"))
-
-
-def test_the_gpus_of_a_job_are_on_one_node(done: Done) -> None:
-    """Each node has one, so that two for a training are refused, not taken from both."""
-    config = done.project.config
-    config["models"][0]["gpus"] = 2
-    done.project.configure(config)
-    weights = "results/saes/tiny-a.blocks.2.hook_resid_post.btop4sae.exp2/weights.pt"
-    printed = done.project.snakemake(weights, "--forcerun", "train", ok=False)
-    assert "Requested node configuration is not available" in printed
