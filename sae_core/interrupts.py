@@ -6,8 +6,6 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
-import torch
-
 from sae_core.errors import Interrupted
 from sae_core.parallel import ALONE, Everyone
 
@@ -35,9 +33,9 @@ class Interrupts:
         Raises:
             Interrupted: one has.
         """
-        number = max(self.everyone.gather(torch.tensor([self.pending])))
+        number = self.everyone.greatest(self.pending)
         if number:
-            raise Interrupted(f"interrupted by {signal.Signals(int(number)).name}")
+            raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         first, self.pending = not self.pending, number

@@ -67,6 +67,14 @@ class Everyone:
         """Everyone's `n` added up."""
         return n if self.is_alone else int(self.sum(torch.tensor(n)))
 
+    def greatest(self, n: int) -> int:
+        """The greatest of everyone's `n`."""
+        if self.is_alone:
+            return n
+        found = torch.tensor(n)
+        dist.all_reduce(found, dist.ReduceOp.MAX)
+        return int(found)
+
     def gather(self, x: Tensor) -> list[Tensor]:
         """Everyone's `x` (n, ...), by rank; `n` may differ."""
         if self.is_alone:

@@ -11,20 +11,24 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 from sae_core.errors import SAEError
 from sae_core.naming import LOCK_FILE
+from sae_core.torchrun import is_follower
 
 
 def run_lock(checkpoints: Path) -> AbstractContextManager[None]:
-    """Keep every other process from the training whose checkpoints are in a folder.
+    """Keep every other process from the training whose checkpoints are in a folder, but those that
+    share it: of these the first has the lock.
 
     Raises:
         SAEError: another one is at it, or the folder does not take locks.
     """
+    if is_follower():
+        return nullcontext()
     return lock(checkpoints / LOCK_FILE, "is training this SAE")
 
 

@@ -318,12 +318,12 @@ def _largest(value: Tensor, total: int) -> Tensor:
 
 
 def _largest_of_all(value: Tensor, total: int, everyone: Everyone) -> tuple[Tensor | slice, float]:
-    """Which of the numbers (C,) that this process found are among the `total` largest of
-    everyone's, and the smallest of these; 0 if everyone has fewer."""
+    """Which of the numbers (C,), at most `total`, that this process found are among the `total`
+    largest of everyone's, and the smallest of these; 0 if everyone has fewer."""
     parts = everyone.gather(value)
-    values = torch.cat(parts)
-    if len(values) < total:
-        return slice(None), 0.0
+    values = value if everyone.is_alone else torch.cat(parts)
+    if len(values) <= total:
+        return slice(None), float(values.min()) if len(values) == total else 0.0
     kept = _largest(values, total)
     first = sum(map(len, parts[: everyone.rank]))
     own = kept[(kept >= first) & (kept < first + len(value))]
@@ -381,13 +381,10 @@ def batch_topk(
         for first in range(0, n, rows):
             found.look_at(first, rows)
         index, value = found.result()
-        if everyone.is_alone:
-            least = float(value.min()) if len(value) == total else 0.0
-        else:
-            own, least = _largest_of_all(value, total, everyone)
-            index, value = index[own], value[own]
+        own, least = _largest_of_all(value, total, everyone)
         if bound <= 0 or least > bound:
             break
+    index, value = index[own], value[own]
     return SparseCode(Pairs.at(index, n, n_features), value, least)
 
 

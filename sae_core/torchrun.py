@@ -8,11 +8,8 @@ import uuid
 
 from sae_core.errors import Interrupted
 
-SIGNALS = "SIGTERM,SIGINT,SIGUSR1"
-"""Handed on to the processes, which store their state; see `interrupts.py`."""
-
 SHUTDOWN_SECONDS = 300
-"""That they may take for it."""
+"""That the processes may take to store their state after a signal."""
 
 
 def local_rank() -> int | None:
@@ -21,17 +18,34 @@ def local_rank() -> int | None:
     return int(os.environ["LOCAL_RANK"]) if several else None
 
 
-def launch(n: int) -> None:
-    """Run this program, with its command line, as `n` processes that know of each other, and wait
-    for them.
+def is_follower() -> bool:
+    """Whether another process speaks for this one, with which it shares a training."""
+    return local_rank() is not None and int(os.environ["RANK"]) > 0
+
+
+def launched(n: int) -> bool:
+    """If several processes are to do the work, and this is not one of them: run this program, with
+    its command line, as `n` that know of each other, and wait for them.
+
+    Returns:
+        Whether they did it.
 
     Raises:
         Interrupted: a signal came, and they have stored their state.
         SystemExit: one of them failed, and has said why; the others were ended.
     """
+    if n == 1 or local_rank() is not None:
+        return False
+    _launch(n)
+    return True
+
+
+def _launch(n: int) -> None:
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    from sae_core.interrupts import SIGNALS
 
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     n_threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
@@ -45,7 +59,7 @@ def launch(n: int) -> None:
         rdzv_endpoint="127.0.0.1:0",
         local_addr="127.0.0.1",
         max_restarts=0,
-        signals_to_handle=SIGNALS,
+        signals_to_handle=",".join(number.name for number in SIGNALS),
         shutdown_timeout=SHUTDOWN_SECONDS,
     )
     try:

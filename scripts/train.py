@@ -2,8 +2,7 @@
 
 import os
 import sys
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ from sae_core import cli
 from sae_core.errors import SAEError
 from sae_core.model_training.wandb_session import log_in
 from sae_core.sae_config import SAEConfig
-from sae_core.torchrun import launch, local_rank
+from sae_core.torchrun import launched, local_rank
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
@@ -62,17 +61,13 @@ class Job:
 
 def run(job: Job) -> None:
     login, parent = log_in(job.tracking), os.getppid()
-    if local_rank() is not None:
-        train(job, login)
-        return
-    if job.runtime.gpus > 1:
-        launch(job.runtime.gpus)
-    else:
+    if not launched(job.runtime.gpus):
         train(job, login)
 
     from sae_core.resume import forget_states
 
-    if os.getppid() == parent:  # else Snakemake is dead, and deletes the SAE when it is back
+    # If its parent has died, that was Snakemake, which deletes the SAE when it is back.
+    if local_rank() is None and os.getppid() == parent:
         forget_states(job.checkpoints)
 
 
@@ -113,10 +108,9 @@ def train(job: Job, login: TrackingConfig) -> None:
     hooks = {"hook_spec": hook.spec, "target_hook_name": job.target_hook_name}
     settings = resolved(job, model=asdict(origin), hook=hooks)
     tags = (job.sae.sae_type, f"layer {hook.layer}", record.name)
-    tracked = login if everyone.is_first else replace(login, wandb=False)
     with (
-        run_lock(job.checkpoints) if everyone.is_first else nullcontext(),
-        WandbRun(tracked, job.output.name, job.checkpoints, settings, tags) as tracking,
+        run_lock(job.checkpoints),
+        WandbRun(login, job.output.name, job.checkpoints, settings, tags) as tracking,
     ):
         trainer = SAETrainer(
             source,

@@ -122,21 +122,20 @@ class ActivationSource(ABC):
             yield rows[torch.randperm(len(rows), generator=draw)]
 
     def validation_windows(self, stride: int = 1) -> Iterator[Tensor]:
-        """(W,) the validation windows of each validation batch, always the same."""
+        """(W,) of the validation windows, one in `stride`, those of each validation batch."""
         per_batch = max(1, self.tokens_per_step // self.positions)
         if self.n_validation:
             yield from torch.arange(0, self.n_validation, stride).split(per_batch)
 
-    def validation_batches(self) -> Iterator[Tensor]:
+    def validation_batches(self, stride: int = 1) -> Iterator[Tensor]:
         """(at most tokens_per_step, D) batches of the validation windows."""
-        for indices in self.validation_windows():
+        for indices in self.validation_windows(stride):
             yield self.read("validation", 0, indices).flatten(0, 1)
 
     def calibration_batches(self) -> Iterator[Tensor]:
         """About `CALIBRATION_TOKENS` of them, in windows from the whole of the held-out texts."""
         stride = -(-self.n_validation * self.positions // CALIBRATION_TOKENS)
-        for indices in self.validation_windows(max(1, stride)):
-            yield self.read("validation", 0, indices).flatten(0, 1)
+        return self.validation_batches(max(1, stride))
 
 
 class StreamingSource(ActivationSource):

@@ -1,13 +1,13 @@
 """What both training command lines do for one model: check, train, track, evaluate, publish."""
 
 import json
-from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_core.errors import SAEError
 from sae_core.model_training.wandb_session import evaluation_summary, is_on, log_in
+from sae_core.torchrun import is_follower
 from sae_core.train_config import EvaluationConfig, PublishingConfig, RunConfig, TrackingConfig
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ def check_services(tracking: TrackingConfig, publishing: PublishingConfig) -> Tr
         SAEError: one is missing, wrong, or has too few rights.
     """
     login = log_in(tracking)
-    if publishing.upload_to_hf:
+    if publishing.upload_to_hf and not is_follower():
         from sae_core.publishing.client import check_access
 
         check_access(publishing)
@@ -63,10 +63,9 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
     run = check_run(config, batch)
     tags = (config.sae.sae_type, f"layer {run.hook.layer}", config.model.model_name)
     settings = _resolved(config, run.hook.layer)
-    tracked = login if everyone.is_first else replace(login, wandb=False)
     with (
-        run_lock(run.checkpoints) if everyone.is_first else nullcontext(),
-        WandbRun(tracked, run.name, run.checkpoints, settings, tags) as tracking,
+        run_lock(run.checkpoints),
+        WandbRun(login, run.name, run.checkpoints, settings, tags) as tracking,
     ):
         console = Console(config.runtime.log_freq)
         folder = train_checked(config, run, Observers(console, tracking), everyone)

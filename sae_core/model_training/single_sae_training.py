@@ -10,14 +10,13 @@ if not __package__:  # run as a file: import the package from the repository it 
 from sae_core import cli
 from sae_core.model_training.one_run import train_one
 from sae_core.progress import quiet
-from sae_core.torchrun import launch, local_rank
+from sae_core.torchrun import launched
 from sae_core.train_config import RunConfig
 
 
 def train(config: RunConfig) -> None:
     """Train the SAE and say where it is."""
-    if config.runtime.gpus > 1 and local_rank() is None:
-        launch(config.runtime.gpus)
+    if launched(config.runtime.gpus):
         return
     with quiet(config.output.quiet):
         done = train_one(config)

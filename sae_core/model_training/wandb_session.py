@@ -28,6 +28,7 @@ from sae_core.errors import SAEError, one_line
 from sae_core.files import write_file
 from sae_core.naming import WANDB_NOTE
 from sae_core.records import read_record
+from sae_core.torchrun import is_follower
 from sae_core.train_config import TrackingConfig
 
 # W&B's client reports on itself to its server, and at exit tries that for long and loudly.
@@ -90,11 +91,14 @@ def is_on(settings: TrackingConfig) -> bool:
 
 
 def log_in(settings: TrackingConfig) -> TrackingConfig:
-    """The settings as they can be followed: offline, if W&B does not answer in time.
+    """The settings as they can be followed: offline, if W&B does not answer in time; not at all
+    where another process speaks for this one.
 
     Raises:
         SAEError: the key is missing or wrong.
     """
+    if is_follower():
+        return replace(settings, wandb=False)
     if not settings.wandb or settings.wandb_mode != "online":
         return settings
 

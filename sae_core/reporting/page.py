@@ -75,7 +75,7 @@ class Making:
     """Folder of the pages about features, relative to this page."""
 
 
-def read_run(evaluation: Path, folder: Path, features: Path | None) -> Run:
+def read_run(evaluation: Path, folder: Path, features: Path) -> Run:
     """Read what is known of an SAE: its evaluation, its directory, the figures of its features.
 
     Raises:
@@ -86,7 +86,7 @@ def read_run(evaluation: Path, folder: Path, features: Path | None) -> Run:
         read_object(folder / "history.json", "training history", HISTORY_KEYS),
         read_object(folder / "config.json", "SAE configuration", ("metadata",)),
         file_sha256(folder / HASHED),
-        features and read_object(features, "analysis of features", ("active", "position")),
+        read_object(features, "analysis of features", ("active", "position")),
     )
 
 

@@ -26,7 +26,7 @@ from sae_core.errors import SAEError
 from sae_core.parallel import Everyone, join
 from sae_core.sae_config import SAEConfig
 from sae_core.sae_train import SAETrainer
-from sae_core.torchrun import launch, local_rank
+from sae_core.torchrun import launched
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
@@ -93,8 +93,7 @@ def train(trainings: Trainings, name: str, source: Any, everyone: Everyone, **op
 
 
 def run(trainings: Trainings) -> None:
-    if trainings.gpus > 1 and local_rank() is None:
-        launch(trainings.gpus)
+    if launched(trainings.gpus):
         return
     everyone = join("cpu")
     if trainings.fail and everyone.rank == 1:
