@@ -21,7 +21,7 @@ from sae_core.parallel import ALONE, Everyone
 from sae_core.sae_config import SAESpec
 
 ROW_BLOCK = 1024
-"""Decoder rows that are projected at once: they stay in the cache."""
+"""Decoder rows that are projected at once on a CPU: they stay in the cache."""
 
 
 class Reconstruction(NamedTuple):
@@ -132,7 +132,7 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def _encode_densely(self, x: Tensor) -> sparse_ops.SparseCode:
         """`encode_sparse` for kinds with an `encode` of their own: few tokens at once."""
-        rows = sparse_ops.block_rows(self.spec.d_sae, self.W_enc.dtype)
+        rows = sparse_ops.block_rows(self.spec.d_sae, self.W_enc.dtype, x.device)
         return sparse_ops.sparse(self.encode(block) for block in x.split(rows))
 
     def decode(self, features: Tensor) -> Tensor:
@@ -250,7 +250,8 @@ class SparseAutoencoder(nn.Module, ABC):
         """Remove from each decoder row's gradient the part along the row, which the unit norm
         would undo."""
         assert self.W_dec.grad is not None
-        blocks = zip(self.W_dec.grad.split(ROW_BLOCK), self.W_dec.split(ROW_BLOCK), strict=True)
+        rows = ROW_BLOCK if self.W_dec.device.type == "cpu" else len(self.W_dec)
+        blocks = zip(self.W_dec.grad.split(rows), self.W_dec.split(rows), strict=True)
         for gradient, rows in blocks:
             along = (gradient * rows).sum(1, keepdim=True)
             gradient.addcmul_(along, rows, value=-1)

@@ -116,7 +116,8 @@ class LanguageModel:
             )
         except Exception as error:  # damaged files raise all kinds
             raise _cannot_load(config.model_name, error) from error
-        if device.type == "cuda" and {"cpu", "disk"} & set(model.hf_device_map.values()):
+        # Only a model that is on several devices has that map.
+        if {"cpu", "disk"} & set(getattr(model, "hf_device_map", {}).values()):
             raise _cannot_load(config.model_name, "it is larger than the memory of the GPUs")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from machine import describe
+from machine import DEVICE, describe
 from step import NoSource
 from torch import Tensor
 
@@ -67,7 +67,8 @@ class Figures(NamedTuple):
 
 def load(shards: list[Path], hook: Hook, epochs: int, tokens_per_step: int, seed: int) -> Data:
     source = CachedSource(shards, hook, tokens_per_step=tokens_per_step, seed=seed)
-    raw = list(chain.from_iterable(source.train_batches(epoch) for epoch in range(epochs)))
+    batches = chain.from_iterable(source.train_batches(epoch) for epoch in range(epochs))
+    raw = [batch.to(DEVICE) for batch in batches]
     normalise = Normalisation.measure(torch.cat(raw[:8]).float())
     held_out = [
         normalise(source.read("validation", 0, indices).flatten(0, 1))
@@ -78,7 +79,7 @@ def load(shards: list[Path], hook: Hook, epochs: int, tokens_per_step: int, seed
 
 @torch.no_grad()
 def figures(sae: Trained, x: Tensor, threshold: float) -> Figures:
-    error, n_active, fired = 0.0, 0, torch.zeros(sae.pre(x[:1]).shape[1], dtype=torch.bool)
+    error, n_active, fired = 0.0, 0, torch.zeros_like(sae.pre(x[0]), dtype=torch.bool)
     for rows in x.split(ROWS):
         pre = sae.pre(rows)
         code = torch.relu(pre) * (pre > threshold)
@@ -99,10 +100,11 @@ def threshold_for(sae: Trained, x: Tensor, l0: float) -> float:
 
 
 def ours(data: Data, config: SAEConfig, lr: float, compute_dtype: str) -> Trained:
-    d_in, cpu = data.held_out.shape[1], torch.device("cpu")
-    sae = build(sae_spec(config, Hook(0, "hook_resid_post"), d_in, cpu, {}))
-    sae.precision = pick_precision(compute_dtype, cpu)
+    d_in = data.held_out.shape[1]
+    sae = build(sae_spec(config, Hook(0, "hook_resid_post"), d_in, DEVICE, {}))
+    sae.precision = pick_precision(compute_dtype, DEVICE)
     sae.initialise(generator(0, "weights"))
+    sae.to(DEVICE)
     trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), TrainingConfig(lr=lr), Observer())
     for step, x in enumerate(data.batches):
         trainer.step(Batch(x), learning_rate(step, len(data.batches), lr))
@@ -119,7 +121,12 @@ def sae_lens(data: Data, config: SAEConfig, lr: float) -> Trained:
     d_in, n_steps = data.held_out.shape[1], len(data.batches)
     scale = d_in**0.5  # what its normalisation of activations comes to
     sae = BatchTopKTrainingSAE(
-        BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=d_in * config.sae_expansion, k=config.topk)
+        BatchTopKTrainingSAEConfig(
+            d_in=d_in,
+            d_sae=d_in * config.sae_expansion,
+            k=config.topk,
+            device=DEVICE.type,
+        )
     )
     size = len(data.batches[0])
     trainer_config = SAETrainerConfig(
@@ -129,6 +136,7 @@ def sae_lens(data: Data, config: SAEConfig, lr: float) -> Trained:
         lr_end=lr / 10,
         lr_warm_up_steps=n_steps // 20,
         lr_decay_steps=n_steps // 5,
+        device=DEVICE.type,
     )
     SAETrainer(trainer_config, sae, (scale * x for x in cycle(data.batches))).fit()
     return Trained(
@@ -155,7 +163,7 @@ def dictionary_learning(data: Data, config: SAEConfig, lr: float) -> Trained:
         threshold_start_step=n_steps // 2,
         threshold_beta=0.9,
         seed=0,
-        device="cpu",
+        device=DEVICE.type,
     )
     for step, x in enumerate(data.batches):
         trainer.update(step, x)

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from machine import describe
+from machine import DEVICE, describe, wait
 from torch import Tensor
 
 from sae_core.activations.language_model import Hook
@@ -65,7 +65,7 @@ def batches(shape: Shape) -> list[Tensor]:
         strength = torch.rand(size, generator=draw)
         x = F.embedding_bag(which, directions, per_sample_weights=strength, mode="sum")
         x += 0.02 * torch.randn(x.shape, generator=draw)
-        found.append(x / x.pow(2).sum(1).mean().sqrt())
+        found.append((x / x.pow(2).sum(1).mean().sqrt()).to(DEVICE))
     return found
 
 
@@ -79,22 +79,22 @@ class NoSource(ActivationSource):
 def our_sae(shape: Shape) -> SparseAutoencoder:
     """A BatchTopK SAE as the trainer begins with."""
     config = SAEConfig(topk=shape.k)
-    spec = sae_spec(config, Hook(0, "hook_resid_post"), shape.d, torch.device("cpu"), {})
+    spec = sae_spec(config, Hook(0, "hook_resid_post"), shape.d, DEVICE, {})
     spec.d_sae = shape.width
     sae = build(spec)
     sae.initialise(generator(0, "weights"))
-    return sae
+    return sae.to(DEVICE)
 
 
 def dead_features(shape: Shape) -> Tensor:
     """(F,) bool: which features are kept dead, none or every fifth."""
-    return torch.arange(shape.width) % round(1 / DEAD_SHARE) == 0
+    return torch.arange(shape.width, device=DEVICE) % round(1 / DEAD_SHARE) == 0
 
 
 def ours(shape: Shape, compute_dtype: str, dead: bool) -> Step:
     """A step of the trainer."""
     sae = our_sae(shape)
-    sae.precision = pick_precision(compute_dtype, torch.device("cpu"))
+    sae.precision = pick_precision(compute_dtype, DEVICE)
     if dead:
         sae.num_batches_not_active[dead_features(shape)] = 10**6
         sae.W_enc.data[:, dead_features(shape)] *= 0.1
@@ -107,9 +107,13 @@ def sae_lens(shape: Shape, dead: bool) -> Step:
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.saes.sae import TrainStepInput
 
-    config = BatchTopKTrainingSAEConfig(d_in=shape.d, d_sae=shape.width, k=shape.k)
+    config = BatchTopKTrainingSAEConfig(
+        d_in=shape.d, d_sae=shape.width, k=shape.k, device=DEVICE.type
+    )
     sae = BatchTopKTrainingSAE(config)
-    mask = dead_features(shape) if dead else torch.zeros(shape.width, dtype=torch.bool)
+    mask = (
+        dead_features(shape) if dead else torch.zeros(shape.width, dtype=torch.bool, device=DEVICE)
+    )
     sae.W_enc.data[:, mask] *= 0.1
     adam = torch.optim.Adam(sae.parameters(), lr=LR)
 
@@ -134,7 +138,7 @@ def dictionary_learning(shape: Shape, dead: bool) -> Step:
     from dictionary_learning.trainers.batch_top_k import BatchTopKTrainer
 
     trainer = BatchTopKTrainer(
-        10**6, shape.d, shape.width, shape.k, 0, "none", lr=LR, warmup_steps=1, device="cpu"
+        10**6, shape.d, shape.width, shape.k, 0, "none", lr=LR, warmup_steps=1, device=DEVICE.type
     )
     if dead:
         mask = dead_features(shape)
@@ -173,10 +177,16 @@ def measure(steps: dict[str, Step], shape: Shape, repeats: int) -> dict[str, flo
     for _ in range(repeats + 2):
         x = next(data)
         for name, step in steps.items():
+            wait()
             start = time.perf_counter()
             step(x)
+            wait()
             times[name].append(1e3 * (time.perf_counter() - start))
     return {name: statistics.median(taken[2:]) for name, taken in times.items()}
+
+
+def _ms(value: float) -> str:
+    return f"{value:.0f}" if value >= 20 else f"{value:.2g}"
 
 
 def table(repeats: int, dead: bool, shapes: list[Shape]) -> Iterator[str]:
@@ -190,14 +200,14 @@ def table(repeats: int, dead: bool, shapes: list[Shape]) -> Iterator[str]:
         ms = measure(contenders(shape, dead), shape, repeats)
         cells = [
             f"{shape.d}, {shape.width:,}, {shape.k}, {shape.tokens:,}",
-            f"{ms['product']:.0f}",
-            f"{ms['float32']:.0f}",
+            _ms(ms["product"]),
+            _ms(ms["float32"]),
             f"{ms['float32'] / ms['product']:.2f}",
-            f"{ms['auto']:.0f}",
+            _ms(ms["auto"]),
         ]
         for peer in ("sae-lens", "dictionary-learning"):
             ratios = [f"{ms[peer] / ms[own]:.1f}" for own in ("float32", "auto")]
-            cells += [f"{ms[peer]:.0f}", *ratios]
+            cells += [_ms(ms[peer]), *ratios]
         yield f"| {' | '.join(cells)} |"
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_core.activations.language_model import Hook
 from sae_core.activations.store import ActivationSource
+from sae_core.devices import pick_device
 from sae_core.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAEConfig
@@ -96,7 +97,7 @@ class Recovery(NamedTuple):
 
 def recovery(decoder: Tensor, directions: Tensor) -> Recovery:
     """Of (F, D) decoder rows and (G, D) unit directions."""
-    best = (directions @ F.normalize(decoder, dim=1).T).max(dim=1).values
+    best = (directions @ F.normalize(decoder.cpu(), dim=1).T).max(dim=1).values
     return Recovery(float((best > RECOVERED).float().mean()), float(best.mean()))
 
 
@@ -107,10 +108,11 @@ def learn(
     cls: type[SparseAutoencoder] | None = None,
 ) -> Trainer:
     """A whole training on known features of an SAE of the configured kind, or of class `cls`."""
-    hook, cpu = Hook(0, "hook_resid_post"), torch.device("cpu")
-    spec = sae_spec(config, hook, source.directions.shape[1], cpu, metadata={})
+    hook, device = Hook(0, "hook_resid_post"), pick_device("auto")
+    spec = sae_spec(config, hook, source.directions.shape[1], device, metadata={})
     sae = cls(spec) if cls else build(spec)
     sae.initialise(generator(source.seed, "weights"))
+    sae.to(device)
     trainer = Trainer(sae, source, training, Observer())
     for _ in trainer.train():
         pass

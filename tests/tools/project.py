@@ -51,7 +51,7 @@ class Project:
         return yaml.safe_load((self.folder / self.config_file).read_text())
 
     def configure(self, config: dict[str, Any]) -> None:
-        (self.folder / self.config_file).write_text(yaml.safe_dump(config))
+        (self.folder / self.config_file).write_text(yaml.safe_dump(config, sort_keys=False))
 
     def snakemake(self, *arguments: str, ok: bool | None = True) -> str:
         """Run Snakemake here and return all that it printed."""
