@@ -14,10 +14,11 @@ D the number of features, k active ones a token, L the length of a window, per t
 * the evaluation: the model and, three times, the blocks behind the hook, each with logits;
 * the analysis of features: the blocks up to the hook, and 2 d D for the encoder product.
 
-A job takes, in seconds, `start_seconds` of the machine, its operations at the rates that the
-machine reaches in each of these, what is done to every weight in every step, and to every logit,
-at its memory's rate, and its reading and writing at the disk's. Trainings are counted to their last
-epoch; early stopping may end them before. docs/benchmarks.md has what this is compared with.
+A job takes, in seconds, `start_seconds` of the machine, `step_ms` for every training step, in which
+a GPU waits for the program, its operations at the rates that the machine reaches in each of these,
+what is done to every weight in every step, and to every logit, at its memory's rate, and its
+reading and writing at the disk's. Trainings are counted to their last epoch; early stopping may end
+them before. docs/benchmarks.md has what this is compared with.
 """
 
 import json
@@ -136,6 +137,8 @@ class Machine:
     """Of its work on pairs, which memory limits."""
     bandwidth_gb_s: float
     """Of its memory."""
+    step_ms: float
+    """Milliseconds of a training step that its size does not change."""
     memory_gb: float
     disk_gb_s: float
     start_seconds: float
@@ -305,6 +308,7 @@ class Planner:
             "train",
             run.name,
             tokens=steps * per_step,
+            steps=steps,
             model_flops=model_flops,
             sae_flops=steps * per_step * dense + training.num_epochs * validated * 2 * d * width,
             pair_flops=steps * per_step * 8 * run.sae.k * d,
@@ -353,6 +357,7 @@ class Planner:
         name: str,
         *,
         tokens: float = 0,
+        steps: float = 0,
         model_flops: float = 0,
         sae_flops: float = 0,
         pair_flops: float = 0,
@@ -364,6 +369,7 @@ class Planner:
         machine = self.machine
         seconds = (
             machine.start_seconds
+            + steps * machine.step_ms / 1e3
             + model_flops / machine.model_tflops / 1e12
             + sae_flops / machine.sae_tflops / 1e12
             + pair_flops / machine.pair_tflops / 1e12

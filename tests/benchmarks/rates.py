@@ -2,7 +2,7 @@
 
 Each is measured alone, on random weights and data of sizes that no shipped configuration has: six
 blocks of a Qwen3 model, training steps of SAEs of several shapes, a file that is written and read,
-and the start of Python with all that a job imports. The steps are those of the CPU.
+and the start of Python with all that a job imports.
 """
 
 import statistics
@@ -30,6 +30,16 @@ MODEL = ModelShape(
 WINDOWS, LENGTH = 8, 256
 FILE_BYTES = 2**28
 REPEATS = 7
+
+SMALLEST = Shape(64, 256, 4, 64)
+LARGE = [
+    Shape(1024, 65536, 64, 8192),
+    Shape(2048, 16384, 256, 8192),
+    Shape(2048, 65536, 32, 4096),
+    Shape(4096, 32768, 128, 8192),
+    Shape(4096, 65536, 64, 4096),
+]
+"""What keeps a GPU busy."""
 
 
 def seconds(work: Callable[[], object]) -> float:
@@ -64,7 +74,9 @@ def model_tflops(device: torch.device) -> float:
 
 def step_rates(times: dict[Shape, float]) -> dict[str, float]:
     """The rates that explain the seconds of a training step in several shapes best: of the dense
-    product, of the work on pairs, and of the memory traffic that no token adds to."""
+    product, of the work on pairs, and of the memory traffic that no token adds to; beside the
+    milliseconds of the smallest step."""
+    floor = step_seconds(SMALLEST)
     weights = [2 * shape.d * shape.width for shape in times]
     rows = [
         [s.tokens * n / 1e12, s.tokens * 8 * s.k * s.d / 1e12, n * OPTIMIZER_BYTES / 1e9]
@@ -73,9 +85,11 @@ def step_rates(times: dict[Shape, float]) -> dict[str, float]:
     relative = [
         [cost / taken for cost in row] for row, taken in zip(rows, times.values(), strict=True)
     ]
-    inverse = torch.linalg.lstsq(torch.tensor(relative), torch.ones(len(rows), 1)).solution
+    rest = [[1 - floor / taken] for taken in times.values()]
+    inverse = torch.linalg.lstsq(torch.tensor(relative), torch.tensor(rest)).solution
     names = ("sae_tflops", "pair_tflops", "bandwidth_gb_s")
-    return dict(zip(names, (1 / inverse.flatten()).tolist(), strict=True))
+    rates = dict(zip(names, (1 / inverse.flatten()).tolist(), strict=True))
+    return rates | {"step_ms": 1e3 * floor}
 
 
 def step_seconds(shape: Shape) -> float:
@@ -112,7 +126,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=".") as folder:
         entry = {
             "model_tflops": model_tflops(device),
-            **step_rates({shape: step_seconds(shape) for shape in SHAPES}),
+            **step_rates({shape: step_seconds(shape) for shape in (LARGE if cuda else SHAPES)}),
             "memory_gb": total / 1e9,
             "disk_gb_s": disk(Path(folder)),
             "start_seconds": start(),

@@ -65,22 +65,32 @@ def test_a_model_of_another_architecture_is_named(tmp_path: Path) -> None:
         ModelShape.read(tmp_path)
 
 
-def measured_steps() -> list[tuple[int, int, int, int, float]]:
-    """(d, features, k, tokens, seconds) of the step tables in docs/benchmarks.md, `auto`."""
-    found = []
+def measured_steps() -> list[tuple[str, int, int, int, int, float]]:
+    """(machine, d, features, k, tokens, seconds) of the step tables in docs/benchmarks.md, `auto`.
+
+    Those of the GPU have a heading of their own.
+    """
+    found, machine = [], "cpu"
     for line in (ROOT / "docs/benchmarks.md").read_text(encoding="utf-8").splitlines():
+        if line.startswith("#"):
+            machine = "h200" if "H200" in line else "cpu"
         cells = [cell.strip() for cell in line.strip("| ").split("|")]
         if len(cells) == 11 and re.fullmatch(r"[\d,]+(, [\d,]+){3}", cells[0]):
             d, width, k, n = (int(number.replace(",", "")) for number in cells[0].split(", "))
-            found.append((d, width, k, n, float(cells[4]) / 1000))
+            found.append((machine, d, width, k, n, float(cells[4]) / 1000))
     return found
 
 
-@pytest.mark.parametrize(("d", "width", "k", "tokens", "seconds"), measured_steps())
+def test_the_steps_of_both_machines_are_in_the_tables() -> None:
+    assert {name for name, *_ in measured_steps()} == {"cpu", "h200"}
+
+
+@pytest.mark.parametrize(("machine", "d", "width", "k", "tokens", "seconds"), measured_steps())
 def test_a_step_takes_what_was_measured(
-    d: int, width: int, k: int, tokens: int, seconds: float
+    machine: str, d: int, width: int, k: int, tokens: int, seconds: float
 ) -> None:
     shape = ModelShape(1, d, 1, 1, 64, d, 1000, True)
+    from_memory = dataclasses.replace(TABLES.machines[machine], disk_gb_s=1e9)
     steps = 1000
     plan = planner(
         {
@@ -93,11 +103,12 @@ def test_a_step_takes_what_was_measured(
         },
         tokens=steps * tokens * 1025 / 1024 / 0.999 + 1025,
         shape=shape,
+        machine=from_memory,
     )
     [run] = plan.model.runs(1)
     cost = plan.training(run)
     assert cost.tokens / tokens == pytest.approx(steps, abs=2)
-    each = (cost.seconds - CPU.start_seconds) / steps
+    each = (cost.seconds - plan.machine.start_seconds) / steps
     assert seconds / WITHIN < each < seconds * WITHIN
 
 
