@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import threading
+import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -38,14 +39,16 @@ LOGIN_TIMEOUT = 2
 """Seconds that W&B has to say whether the key is right, as the client wants them, whole; a
 `WANDB_HTTP_TIMEOUT` in the environment goes before. Then the run is stored on disk."""
 
-INIT_TIMEOUT = 2.0
-"""Seconds that W&B has to start a run, after those of the login; then it is stored on disk, for
-which the client takes two more."""
+START_TIMEOUT = 4.9
+"""Seconds that W&B has to log in and to start a run; then the run is stored on disk."""
 
-FINISH_TIMEOUT = 3.0
+CLIENT_SECONDS = 2.0
+"""What the client takes above the time limit that it is given for a start."""
+
+FINISH_TIMEOUT = 2.0
 """Seconds that sending the rest may take at the end, if W&B does not answer then."""
 
-ANSWER_TIMEOUT = 1.5
+ANSWER_TIMEOUT = 1.0
 """Seconds that W&B has at the end to answer at all."""
 
 SYNC_TIMEOUT = 50.0
@@ -56,6 +59,9 @@ UNREACHABLE = ("did not respond in time", "invalid character")
 of their own."""
 
 HTTP_TIMEOUT = "WANDB_HTTP_TIMEOUT"
+
+_login_seconds = 0.0
+"""What this process has waited for its login."""
 
 REFUSED = re.compile(r"denied|forbidden|not found|not logged in|unauthori[sz]ed|\b40[134]\b")
 """In the client's message when W&B does answer, and will not have the run."""
@@ -104,10 +110,13 @@ def log_in(settings: TrackingConfig) -> TrackingConfig:
 
     import wandb
 
+    global _login_seconds
     wandb.setup(wandb.Settings(silent=True))
+    began = time.monotonic()
     try:
         with _http_timeout(LOGIN_TIMEOUT):
             logged_in = wandb.login(prompt=False, verify=True)
+        _login_seconds = time.monotonic() - began
         if logged_in:
             return settings
         problem = "no API key"
@@ -180,6 +189,11 @@ def start(settings: TrackingConfig, note: RunNote, **about: Any) -> Any:
     return run
 
 
+def init_timeout(login_seconds: float) -> float:
+    """Seconds that are left to start a run after a login that took so long."""
+    return max(0.5, START_TIMEOUT - CLIENT_SECONDS - login_seconds)
+
+
 def _init(mode: str, note: RunNote, **about: Any) -> Any:
     import wandb
 
@@ -190,7 +204,7 @@ def _init(mode: str, note: RunNote, **about: Any) -> Any:
         resume="allow",
         mode=mode,
         settings=wandb.Settings(
-            init_timeout=INIT_TIMEOUT,
+            init_timeout=init_timeout(_login_seconds),
             finish_timeout=FINISH_TIMEOUT,
             finish_timeout_raises=True,
             console="off",
