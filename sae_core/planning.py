@@ -8,8 +8,9 @@ D the number of features, k active ones a token, L the length of a window, per t
 * harvest: the blocks up to the last hooked one;
 * a training step: 2 d D for the encoder product, and 8 k d for decoding and the gradients, which
   work on pairs of token and feature; 10 d D where the code is dense (the `standard` and `gated`
-  kinds); with end-to-end losses the model once, the blocks behind the hook twice (forth and back),
-  and the logits three times; every validation in their phase the model once and the blocks behind
+  kinds); with end-to-end losses the model once, the blocks behind the hook once and back, which
+  takes `BACKWARD` times as long, and the logits three times, and so for the batch that balances
+  them; every validation in their phase the model once and the blocks behind
   the hook once, both with logits;
 * the evaluation: the model and, three times, the blocks behind the hook, each with logits;
 * the analysis of features: the blocks up to the hook, and 2 d D for the encoder product.
@@ -41,7 +42,10 @@ OPTIMIZER_BYTES = 64
 """Memory traffic a parameter and step: weights, gradient and Adam's two moments read and written,
 and the passes for clipping, projection and unit norm, in float32."""
 
-LOGIT_BYTES = 35
+BACKWARD = 5
+"""What the gradient of a block's activations takes, as a multiple of the block."""
+
+LOGIT_BYTES = 80
 """Memory traffic of a logit: itself, in float32, its log-softmax, and what is made of that."""
 
 STATE_BYTES = 28
@@ -294,10 +298,12 @@ class Planner:
         model_flops, memory, n_logits = 0.0, 0.0, 0.0
         if e2e.use_end_to_end:
             behind = self.shape.n_layers - run.layer - 1
-            trained = e2e.end_to_end_fraction * steps * per_step
+            trained = (e2e.end_to_end_fraction * steps + 1) * per_step
             checked = math.ceil(e2e.end_to_end_fraction * training.num_epochs) * validated
             n_layers, length = self.shape.n_layers, self.length
-            model_flops = trained * self.shape.flops(n_layers + 2 * behind, length, logits=3)
+            model_flops = trained * self.shape.flops(
+                n_layers + (1 + BACKWARD) * behind, length, logits=3
+            )
             model_flops += checked * self.shape.flops(n_layers + behind, length, logits=2)
             n_logits = 2 * (trained + checked) * self.shape.vocab_size
             memory = self.model_bytes + 3 * 4 * 512 * self.shape.vocab_size
