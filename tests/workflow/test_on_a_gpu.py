@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from pretend_gpu import GPU, OnGPU, PretendGPU
 from running import Run
 
 from sae_core.checkpoint import load_sae
+from sae_core.sparse_ops import Weights, decode, encode
 
 PRETEND = "tests/tools/pretend_gpu.py"
 HOOK = "blocks.1.hook_resid_post"
@@ -20,8 +22,6 @@ TRAINING = "--num-epochs 2 --max-text-length 32 --tokens-per-step 256 --sae-expa
 
 
 def test_the_pretended_gpu_is_as_strict_as_a_real_one() -> None:
-    import torch
-
     with PretendGPU():
         here, there = torch.ones(3), torch.ones(3, device=GPU)
         assert there.device == (there + torch.tensor(1.0)).device == here.to(there).device == GPU
@@ -29,6 +29,27 @@ def test_the_pretended_gpu_is_as_strict_as_a_real_one() -> None:
         for mixed in (lambda: here + there, lambda: torch.cat([here, there]), there.numpy):
             with pytest.raises((RuntimeError, TypeError), match="same device|to NumPy"):
                 mixed()
+
+
+@pytest.mark.parametrize("lower_bound", [0.0, 0.5])
+def test_the_sparse_operations_for_a_gpu_are_those_for_a_cpu(lower_bound: float) -> None:
+    draw = torch.Generator().manual_seed(0)
+    shapes = (8, 32), (32,), (32, 8), (8,)
+    drawn = [torch.randn(shape, generator=draw) for shape in shapes]
+    x = torch.randn(20, 8, generator=draw)
+
+    def results(device: torch.device) -> list[torch.Tensor]:
+        weights = Weights(*(w.clone().to(device).requires_grad_() for w in drawn))
+        there = x.to(device)
+        code = encode(there, weights, 60, lower_bound=lower_bound)
+        (decode(code, weights) - there).pow(2).sum().backward()
+        return [t.cpu() for t in (code.value.detach(), *(w.grad for w in weights))]
+
+    expected = results(torch.device("cpu"))
+    with PretendGPU():
+        found = results(GPU)
+    for a, b in zip(found, expected, strict=True):
+        assert torch.equal(a.as_subclass(torch.Tensor), b)
 
 
 @pytest.fixture(scope="module")
