@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--chapters", type=Path, default=Path("sae_core/data/raw_data"))
     parser.add_argument("--layer", type=int, default=9)
     parser.add_argument("--length", type=int, default=128, help="tokens in a window")
-    parser.add_argument("--windows", type=int, default=96, help="windows a measurement")
+    parser.add_argument("--windows", type=int, default=224, help="windows a measurement")
     parser.add_argument("--expansion", type=int, default=8)
     parser.add_argument("--topk", type=int, default=32)
     parser.add_argument("--repeats", type=int, default=3)
