@@ -6,8 +6,8 @@ import sys
 import torch
 
 from sae_core.errors import SAEError
+from sae_core.ranks import local_rank
 from sae_core.sparse_ops import Precision
-from sae_core.torchrun import local_rank
 
 GLIBC_LIMITS = {-8: 1, -3: 2**25, -1: 2**31 - 1}
 """Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD (32 MB, the most there is) and M_TRIM_THRESHOLD."""

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sae_core.errors import SAEError
-from sae_core.torchrun import local_rank
+from sae_core.ranks import local_rank
 
 
 class Everyone:

@@ -17,7 +17,7 @@ from typing import TextIO
 
 from sae_core.errors import SAEError
 from sae_core.naming import LOCK_FILE
-from sae_core.torchrun import is_follower
+from sae_core.ranks import is_follower
 
 
 def run_lock(checkpoints: Path) -> AbstractContextManager[None]:

@@ -254,8 +254,16 @@ def sae_spec(
     metadata: dict[str, Any],
     target: Hook | None = None,
 ) -> SAESpec:
-    """The stored configuration of the SAE that `sae` asks for, on activations of width `d_in`."""
+    """The stored configuration of the SAE that `sae` asks for, on activations of width `d_in`.
+
+    Raises:
+        SAEError: it has fewer features than are to be active.
+    """
     d_sae = d_in * sae.sae_expansion
+    if sae.k > d_sae:
+        raise SAEError(
+            f"--topk {sae.k}: the SAE has {d_sae} features; use fewer, or a larger --sae-expansion"
+        )
     return SAESpec(
         d_in=d_in,
         d_sae=d_sae,

@@ -1,4 +1,4 @@
-"""Starting the processes that share one training, with torchrun's own means. No torch at first."""
+"""Starting the processes that share one training, with torchrun's own means."""
 
 import logging
 import os
@@ -7,20 +7,10 @@ import sys
 import uuid
 
 from sae_core.errors import Interrupted
+from sae_core.ranks import local_rank
 
 SHUTDOWN_SECONDS = 300
 """That the processes may take to store their state after a signal."""
-
-
-def local_rank() -> int | None:
-    """Which of this machine's GPUs is this process's own; None if it shares no training."""
-    several = int(os.environ.get("WORLD_SIZE", 1)) > 1
-    return int(os.environ["LOCAL_RANK"]) if several else None
-
-
-def is_follower() -> bool:
-    """Whether another process speaks for this one, with which it shares a training."""
-    return local_rank() is not None and int(os.environ["RANK"]) > 0
 
 
 def launched(n: int) -> bool:

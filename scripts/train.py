@@ -11,8 +11,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 from sae_core import cli
 from sae_core.errors import SAEError
 from sae_core.model_training.wandb_session import log_in
+from sae_core.ranks import local_rank
 from sae_core.sae_config import SAEConfig
-from sae_core.torchrun import launched, local_rank
+from sae_core.torchrun import launched
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,

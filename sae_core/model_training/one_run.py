@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_core.errors import SAEError
 from sae_core.model_training.wandb_session import evaluation_summary, is_on, log_in
-from sae_core.torchrun import is_follower
+from sae_core.ranks import is_follower
 from sae_core.train_config import EvaluationConfig, PublishingConfig, RunConfig, TrackingConfig
 
 if TYPE_CHECKING:

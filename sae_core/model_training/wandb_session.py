@@ -28,8 +28,8 @@ from typing import Any
 from sae_core.errors import SAEError, one_line
 from sae_core.files import write_file
 from sae_core.naming import WANDB_NOTE
+from sae_core.ranks import is_follower
 from sae_core.records import read_record
-from sae_core.torchrun import is_follower
 from sae_core.train_config import TrackingConfig
 
 # W&B's client reports on itself to its server, and at exit tries that for long and loudly.

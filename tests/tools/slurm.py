@@ -54,6 +54,7 @@ SelectTypeParameters=CR_CPU_Memory
 SchedulerParameters=sched_interval=1,batch_sched_delay=0,bf_interval=2
 GresTypes=gpu
 KillWait=5
+MinJobAge=7200
 TaskProlog={folder}/bin/record
 {nodes}
 PartitionName=cpu Nodes=ALL Default=YES State=UP

@@ -98,14 +98,14 @@ def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Pro
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("", "holds activations of other texts, windows or model settings"),
+        ("--max-text-length 64", "holds activations of other texts, windows or model settings"),
         ("--use-block-mse --block-mse-layers 2", "--block-mse-layers 2: the layers behind"),
     ],
 )
 def test_training_checks_what_the_end_to_end_phase_is_given(
     completed: Project, run: Run, tmp_path: Path, options: str, message: str
 ) -> None:
-    """The stored activations are of windows of 32 tokens, not of the default's 512."""
+    """The stored activations are of windows of 32 tokens, not of 64, nor of the default's 512."""
     results = completed.folder / "results"
     done = run(
         *(completed.folder / "scripts/train.py", "--texts", results / TEXTS),
