@@ -339,9 +339,13 @@ def _factor(device: torch.device) -> int:
     return 1 if device.type == "cpu" else GPU_FACTOR
 
 
+def _rows_of_a_block(n_features: int, dtype: torch.dtype, device: torch.device) -> int:
+    return _factor(device) * BLOCK_BYTES // (n_features * dtype.itemsize)
+
+
 def tile_rows(n_features: int, dtype: torch.dtype, device: torch.device) -> int:
     """How many tokens' pre-activations are computed at once: a power of 2."""
-    most = _factor(device) * BLOCK_BYTES // (n_features * dtype.itemsize)
+    most = _rows_of_a_block(n_features, dtype, device)
     return min(_factor(device) * TILE_ROWS, 1 << max(0, most.bit_length() - 1))
 
 
@@ -351,7 +355,7 @@ def block_rows(
     """How many tokens' pre-activations are in memory at once, in whole tiles: about `wanted`, or
     as many as a block holds."""
     tile = tile_rows(n_features, dtype, device)
-    rows = wanted or _factor(device) * BLOCK_BYTES // (n_features * dtype.itemsize)
+    rows = wanted or _rows_of_a_block(n_features, dtype, device)
     return max(tile, rows // tile * tile)
 
 

@@ -111,9 +111,7 @@ def sae_lens(shape: Shape, dead: bool) -> Step:
         d_in=shape.d, d_sae=shape.width, k=shape.k, device=DEVICE.type
     )
     sae = BatchTopKTrainingSAE(config)
-    mask = (
-        dead_features(shape) if dead else torch.zeros(shape.width, dtype=torch.bool, device=DEVICE)
-    )
+    mask = dead_features(shape) & dead
     sae.W_enc.data[:, mask] *= 0.1
     adam = torch.optim.Adam(sae.parameters(), lr=LR)
 

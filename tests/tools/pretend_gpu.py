@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 GPU = torch.device("cuda", 0)
 
-MOVES = {"to", "cpu", "cuda", "copy_", "_to_copy", "type_as"}
+MOVES = {"to", "cpu", "copy_"}
 """Functions between devices."""
 
 INDEXING = {"__getitem__", "__setitem__", "index_put_", "index_put"}
@@ -66,12 +66,8 @@ def _on_gpu(tensor: Tensor) -> Tensor:
     return tensor.as_subclass(OnGPU)
 
 
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_subclass(Tensor) if isinstance(tensor, OnGPU) else tensor
-
-
-def _stored(value: Any) -> Any:
-    return value.detach().as_subclass(Tensor) if isinstance(value, OnGPU) else value
+def _plain(value: Any) -> Any:
+    return value.as_subclass(Tensor) if isinstance(value, OnGPU) else value
 
 
 def _is_gpu(device: Any) -> bool:
@@ -104,8 +100,6 @@ class PretendGPU(TorchFunctionMode):
             )
         result = func(*args, **kwargs)
         to_gpu = any(there) if device is None else _is_gpu(device)
-        if name == "__get__" and not isinstance(result, Tensor):
-            return result
         if not to_gpu:
             return result
         own = {id(x) for x in given}
@@ -119,8 +113,8 @@ class PretendGPU(TorchFunctionMode):
         if name == "copy_":
             func(tensor, *rest, **kwargs)
             return tensor
-        if name in ("cpu", "cuda"):
-            target, rest = name == "cuda", []
+        if name == "cpu":
+            return _plain(tensor).clone()
         for i, value in enumerate(rest):
             if isinstance(value, torch.device | str):
                 target, rest[i] = _is_gpu(value), torch.device("cpu")
@@ -129,9 +123,9 @@ class PretendGPU(TorchFunctionMode):
         if "device" in kwargs:
             target = _is_gpu(kwargs["device"])
             kwargs["device"] = torch.device("cpu")
-        moved = _plain(tensor) if name in ("cpu", "cuda") else func(tensor, *rest, **kwargs)
-        if target == isinstance(tensor, OnGPU):
-            return moved if moved is tensor else (_on_gpu(moved) if target else moved)
+        moved = func(tensor, *rest, **kwargs)
+        if moved is tensor and target == isinstance(tensor, OnGPU):
+            return tensor
         return _on_gpu(moved) if target else _plain(moved).clone()
 
 
@@ -169,7 +163,7 @@ def pretend() -> None:
 
     transformers.AutoModelForCausalLM.from_pretrained = load_there
     save = torch.save
-    torch.save = lambda data, *args, **kwargs: save(tree_map(_stored, data), *args, **kwargs)
+    torch.save = lambda data, *args, **kwargs: save(tree_map(_plain, data), *args, **kwargs)
     nn.Module.to = _move_module
     nn.Module.cpu = lambda module: _move_module(module, torch.device("cpu"))
     torch.cuda.is_available = lambda: True
