@@ -293,7 +293,7 @@ class Planner:
         per_step = min(training.tokens_per_step, self.n_train * positions)
         steps = training.num_epochs * (self.n_train * positions // per_step)
         validated = self.n_validation * positions
-        d, width = self.shape.d_model, self.shape.d_model * run.sae.sae_expansion
+        d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
         dense = (2 if run.sae.k else 10) * d * width
         model_flops, memory, n_logits = 0.0, 0.0, 0.0
         if e2e.use_end_to_end:
@@ -327,7 +327,7 @@ class Planner:
     def evaluation(self, run: RunPlan) -> Cost:
         """The held-out windows through the model and the SAE."""
         tokens = self.n_evaluation * self.length
-        d, width = self.shape.d_model, self.shape.d_model * run.sae.sae_expansion
+        d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
         behind = self.shape.n_layers - run.layer - 1
         blocks = (run.layer + 1) + self.shape.n_layers + 3 * behind
         batch = self.model.runtime.batch_size * self.length
@@ -346,7 +346,7 @@ class Planner:
         """The texts through the model up to the hook and through the SAE."""
         windows = min(self.n_windows, self.plan.features.corpus_windows)
         tokens = windows * self.length
-        d, width = self.shape.d_model, self.shape.d_model * run.sae.sae_expansion
+        d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
         return self._cost(
             "features",
             run.name,

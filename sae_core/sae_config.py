@@ -92,6 +92,20 @@ class SAEConfig:
         """The SAE's kind in a run name, such as `btop<k>sae` or `sae`."""
         return TAGS[self.sae_type].format(k=self.topk)
 
+    def n_features(self, d_in: int) -> int:
+        """Of an SAE on activations of width `d_in`.
+
+        Raises:
+            SAEError: they are fewer than are to be active.
+        """
+        d_sae = d_in * self.sae_expansion
+        if self.k > d_sae:
+            raise SAEError(
+                f"--topk {self.k}: the SAE has {d_sae} features; use fewer, or a larger "
+                "--sae-expansion"
+            )
+        return d_sae
+
     def matryoshka_sizes(self, d_sae: int) -> list[int]:
         """The sizes of the nested SAEs, the whole last; empty for every other kind."""
         if self.sae_type != "matryoshka_batch_topk":

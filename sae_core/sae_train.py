@@ -254,16 +254,8 @@ def sae_spec(
     metadata: dict[str, Any],
     target: Hook | None = None,
 ) -> SAESpec:
-    """The stored configuration of the SAE that `sae` asks for, on activations of width `d_in`.
-
-    Raises:
-        SAEError: it has fewer features than are to be active.
-    """
-    d_sae = d_in * sae.sae_expansion
-    if sae.k > d_sae:
-        raise SAEError(
-            f"--topk {sae.k}: the SAE has {d_sae} features; use fewer, or a larger --sae-expansion"
-        )
+    """The stored configuration of the SAE that `sae` asks for, on activations of width `d_in`."""
+    d_sae = sae.n_features(d_in)
     return SAESpec(
         d_in=d_in,
         d_sae=d_sae,
@@ -337,6 +329,7 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
     hook = choose_hook(config.hook, facts)
     target = choose_target(config.hook, hook, facts)
     later_layers(config.end_to_end, target or hook, facts.n_layers)
+    config.sae.n_features(facts.d_model)
     model_name, expansion = config.model.model_name, config.sae.sae_expansion
     name = path_component(
         config.output.run_name
@@ -361,7 +354,7 @@ def _announce(sae: SAEConfig, run: CheckedRun, windows: TokenWindows) -> None:
     target = f" to {run.target.hook_name}" if run.target else ""
     print(f"hook: {run.hook.spec}{target}, width {width}")
     kind = "transcoder" if run.target else "SAE"
-    print(f"{kind}: {sae.sae_type} with {width * sae.sae_expansion} features")
+    print(f"{kind}: {sae.sae_type} with {sae.n_features(width)} features")
     print(
         f"windows: {windows.n_train} to train, {windows.n_validation} to validate, "
         f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",

@@ -10,14 +10,12 @@ from synthetic import BATCH_KINDS, KINDS, SIZES, closed_form, normal, random_sae
 from torch import Tensor
 
 from sae_core import sparse_ops
-from sae_core.activations.language_model import Hook
 from sae_core.checkpoint import load_sae, save_sae
 from sae_core.errors import SAEError
 from sae_core.kinds import KINDS as REGISTRY
 from sae_core.kinds import build, jumprelu
 from sae_core.sae_base import Reconstruction, SparseAutoencoder
 from sae_core.sae_config import TAGS, SAEConfig, SAEType
-from sae_core.sae_train import sae_spec
 from sae_core.seeding import generator
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -362,4 +360,5 @@ def test_activity_counters() -> None:
 def test_no_more_features_can_be_active_than_there_are() -> None:
     config = SAEConfig(topk=33, sae_expansion=2)
     with pytest.raises(SAEError, match="--topk 33: the SAE has 32 features"):
-        sae_spec(config, Hook(0, "hook_resid_post"), 16, torch.device("cpu"), {})
+        config.n_features(16)
+    assert SAEConfig(topk=32, sae_expansion=2).n_features(16) == 32
