@@ -1,6 +1,7 @@
 """Command lines from settings dataclasses: options, help and one-line errors in one place."""
 
 import dataclasses
+import errno
 import os
 import shlex
 import sys
@@ -19,9 +20,14 @@ FLAT = (tyro.conf.OmitArgPrefixes,)
 
 UNNAMED = tyro.conf.arg(name="")
 
-
 LONGEST = 4000
 """Characters of a message."""
+
+CONSOLE = "SAE_CORE_CONSOLE"
+"""Variable that names the workflow's own error stream, for a job whose error stream is a log."""
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Numbers of the errors that say that there is no room on a disk."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +63,39 @@ def run(
     """
     try:
         body(parse(settings, description, argv))
+        sys.stdout.flush()  # what a full disk does not take is known here, not after the end
     except Interrupted as interrupted:
-        print(f"error: {interrupted}", file=sys.stderr, flush=True)
-        sys.exit(os.EX_TEMPFAIL)
+        _fail(f"error: {interrupted}", os.EX_TEMPFAIL)
     except KeyboardInterrupt:
-        sys.exit("error: interrupted")
+        _fail("error: interrupted")
     except Exception as error:
         # Looked for here, as the options themselves may be what is wrong.
         if "--debug" in (sys.argv[1:] if argv is None else argv):
             traceback.print_exc()
-        sys.exit(f"error: {_reason(error)}")
+        _fail(f"error: {_reason(error)}")
     sys.exit(0)
+
+
+def _fail(line: str, status: int = 1) -> NoReturn:
+    """Exit with a last line that is not lost: where the error stream is a log on a disk without
+    room, the line goes to the console of the workflow that runs this job."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+        os.fsync(sys.stderr.fileno())  # some file systems notice only now
+    except OSError as error:
+        if error.errno in FULL:
+            _say_elsewhere(line)
+    sys.exit(status)
+
+
+def _say_elsewhere(line: str) -> None:
+    """Say it on the workflow's console, if there is one, and nothing more on streams that lead to
+    a full disk: Python's own end would fail on what they still hold."""
+    if console := os.environ.get(CONSOLE):
+        os.write(os.open(console, os.O_WRONLY | os.O_APPEND), f"{line}\n".encode())
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(nowhere, stream)
 
 
 def _reason(error: Exception) -> str:
@@ -76,6 +104,9 @@ def _reason(error: Exception) -> str:
         return one_line(error, most=LONGEST)
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
         return f"out of memory, and not for want of smaller pieces ({one_line(error)})"
+    if isinstance(error, OSError) and error.errno in FULL:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}the disk is full ({error.strerror}); free some space"
     return f"{type(error).__name__}: {one_line(error)} (not foreseen; --debug shows where)"
 
 

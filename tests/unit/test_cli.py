@@ -1,5 +1,7 @@
 """How a command ends: status 0, or one line that says why, and the traceback if asked for."""
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -95,3 +97,32 @@ COMMANDS = sorted(
 def test_every_command_has_it(command: Path, run: Run) -> None:
     printed = run(command, "--help", env={"PYTHONPATH": str(ROOT)}).stdout
     assert "--debug" in printed and "Show the traceback of an error, too." in printed
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        ("raise SAEError('--x 1: wrong')", "error: --x 1: wrong\n"),
+        ("open('/dev/full', 'w').write('x' * 100_000)", "error: the disk is full"),
+        ("print('done')", "error: the disk is full"),
+    ],
+)
+def test_a_reason_that_the_log_does_not_take_is_said_on_the_console(
+    body: str, reason: str, tmp_path: Path
+) -> None:
+    """As a job is run by the workflow, with its log on a full disk."""
+    script = tmp_path / "job.py"
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom sae_core import cli\n"
+        "from sae_core.errors import SAEError\nfrom sae_core.train_config import DataConfig\n"
+        f"def body(_):\n    {body}\ncli.run(body, DataConfig, '')\n"
+    )
+    command = f"{cli.CONSOLE}=/proc/$$/fd/3 exec {sys.executable} {script} 3>&2 >/dev/full 2>&1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert done.stderr.startswith(reason) and len(done.stderr.splitlines()) == 1
+    log = tmp_path / "log"
+    done = subprocess.run(
+        ["bash", "-c", command.replace("/dev/full", str(log))], capture_output=True, timeout=60
+    )
+    assert not done.stderr, "a log that takes the reason has it alone"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from full_disks import filled, small_disk
 from project import Project
 from running import Run
 
@@ -135,6 +136,15 @@ def test_spoilt_chapters_are_named(
     printed = project.snakemake("results/data/processed_textbooks_all.json", ok=False)
     errors = [line for line in printed.splitlines() if line.strip().startswith("error: ")]
     assert any(message in line for line in errors), printed
+
+
+def test_a_reason_that_no_log_takes_is_in_the_output_of_snakemake(project: Project) -> None:
+    results = project.folder / "results"
+    results.mkdir()
+    with small_disk(results / "logs") as disk, filled(disk):
+        printed = project.snakemake("results/data/processed_textbooks_all.json", ok=False)
+        assert not (disk / "process.log").read_text()
+    assert "error: the disk is full" in printed
 
 
 @pytest.fixture

@@ -33,6 +33,9 @@ TEXTS = "results/data/processed_textbooks_all.json"
 SOURCES = str(sources_path(Path(TEXTS)))
 MODEL = "results/models/{model_id}.json"
 CONFIG = "results/config.yaml"
+# A job's error stream is its log, and 3 that of Snakemake: cli.py needs it where a log takes no line.
+# `exec` puts the job in the shell's place: it gets signals, and learns of Snakemake's death.
+CONSOLE = "SAE_CORE_CONSOLE=/proc/$$/fd/3"
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
 FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html")]

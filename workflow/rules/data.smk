@@ -20,4 +20,6 @@ rule process:
         options=PLAN.process_options(),
         code=code_hash("scripts/process.py"),
     shell:
-        "python {resources.scripts:q}/process.py {params.options} --output {output.texts} > {log} 2>&1"
+        "{CONSOLE} exec python"
+        " {resources.scripts:q}/process.py {params.options} --output {output.texts}"
+        " 3>&2 > {log} 2>&1"

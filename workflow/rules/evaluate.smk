@@ -29,10 +29,12 @@ rule evaluate:
         options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
         code=code_hash("scripts/evaluate.py"),
     shell:
-        "python {resources.scripts:q}/evaluate.py --sae {params.folder} --texts {input.texts}"
+        "{CONSOLE} exec python"
+        " {resources.scripts:q}/evaluate.py --sae {params.folder} --texts {input.texts}"
         " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
         " {resources.tracking} --checkpoints {params.results}/checkpoints/{wildcards.run}"
-        " --output {output.evaluation} > {log} 2>&1"
+        " --output {output.evaluation}"
+        " 3>&2 > {log} 2>&1"
 
 
 rule features:
@@ -64,10 +66,12 @@ rule features:
         options=lambda wildcards: PLAN.features_options(model_plan(wildcards)),
         code=code_hash("scripts/features.py"),
     shell:
-        "python {resources.scripts:q}/features.py --sae {params.folder} --texts {input.texts}"
+        "{CONSOLE} exec python"
+        " {resources.scripts:q}/features.py --sae {params.folder} --texts {input.texts}"
         " --record {input.record} {params.options} --batch-size {resources.batch_size}"
         " --device {resources.device} --entries {output.entries} --table {output.table}"
-        " --corpus {output.corpus} > {log} 2>&1"
+        " --corpus {output.corpus}"
+        " 3>&2 > {log} 2>&1"
 
 
 rule browse:
@@ -92,8 +96,10 @@ rule browse:
     params:
         code=code_hash("scripts/browse.py"),
     shell:
-        "python {resources.scripts:q}/browse.py --entries {input.entries} --corpus {input.corpus}"
-        " --page {output.page} > {log} 2>&1"
+        "{CONSOLE} exec python"
+        " {resources.scripts:q}/browse.py --entries {input.entries} --corpus {input.corpus}"
+        " --page {output.page}"
+        " 3>&2 > {log} 2>&1"
 
 
 rule plot:
@@ -124,8 +130,10 @@ rule plot:
     params:
         code=code_hash("scripts/plot.py"),
     shell:
-        "python {resources.scripts:q}/plot.py --evaluation {input.evaluation} --history {input.history}"
-        " --loss-curves {output.loss_curves} --density {output.density} > {log} 2>&1"
+        "{CONSOLE} exec python"
+        " {resources.scripts:q}/plot.py --evaluation {input.evaluation} --history {input.history}"
+        " --loss-curves {output.loss_curves} --density {output.density}"
+        " 3>&2 > {log} 2>&1"
 
 
 rule list_runs:
@@ -191,7 +199,8 @@ rule summarise:
         results=subpath(output.page, parent=True),
         code=code_hash("scripts/summarise.py"),
     shell:
-        "python {resources.scripts:q}/summarise.py --runs {input.runs} --results {params.results}"
+        "{CONSOLE} exec python"
+        " {resources.scripts:q}/summarise.py --runs {input.runs} --results {params.results}"
         " --texts {input.texts} --records {input.records} --summary {output.summary}"
         " --loss-recovered {output.loss_recovered} --fvu {output.fvu} --report {output.page}"
-        " > {log} 2>&1"
+        " 3>&2 > {log} 2>&1"

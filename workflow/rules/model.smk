@@ -18,4 +18,6 @@ checkpoint fetch:
         options=lambda wildcards: PLAN.fetch_options(model_plan(wildcards)),
         code=code_hash("scripts/fetch.py"),
     shell:
-        "python {resources.scripts:q}/fetch.py {params.options} --output {output.record} > {log} 2>&1"
+        "{CONSOLE} exec python"
+        " {resources.scripts:q}/fetch.py {params.options} --output {output.record}"
+        " 3>&2 > {log} 2>&1"

@@ -25,6 +25,8 @@ rule upload:
         options=lambda wildcards: PLAN.upload_options(model_plan(wildcards)),
         code=code_hash("scripts/upload.py"),
     shell:
-        "python {resources.scripts:q}/upload.py --sae {params.folder} --evaluation {input.evaluation}"
+        "{CONSOLE} exec python"
+        " {resources.scripts:q}/upload.py --sae {params.folder} --evaluation {input.evaluation}"
         " {params.options} {resources.tracking}"
-        " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker} > {log} 2>&1"
+        " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker}"
+        " 3>&2 > {log} 2>&1"

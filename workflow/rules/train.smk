@@ -33,8 +33,8 @@ rule train:
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
         code=code_hash("scripts/train.py"),
     shell:
-        # In the shell's place, so that the job gets signals, and learns of Snakemake's death.
-        "exec python {resources.scripts:q}/train.py --texts {input.texts} --record {input.record}"
+        "{CONSOLE} exec python"
+        " {resources.scripts:q}/train.py --texts {input.texts} --record {input.record}"
         " --shards {input.shards} {params.options} --device {resources.device} --gpus {resources.gpu}"
         " --batch-size {resources.batch_size}"
         " --activation-batch-size {resources.activation_batch_size}"
@@ -42,4 +42,4 @@ rule train:
         " --resume-minutes {resources.resume_minutes} --max-skipped {resources.max_skipped}"
         " {resources.tracking}"
         " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {params.folder}"
-        " > {log} 2>&1"
+        " 3>&2 > {log} 2>&1"
