@@ -1,13 +1,21 @@
 """Files and folders written whole or not at all, and what identifies them."""
 
+import errno
+import fcntl
+import glob
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from sae_core.errors import SAEError
+
+NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
+"""What a file system answers that can sync files, but no folders."""
 
 
 def write_file(path: Path, content: str | bytes) -> None:
@@ -17,17 +25,44 @@ def write_file(path: Path, content: str | bytes) -> None:
         SAEError: it cannot be written.
     """
     data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     with writing(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
+        _delete_leftovers(path)
+        with _temporary(path) as (file, temporary):
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
             temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        sync(path.parent)
+
+
+@contextmanager
+def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """A new file beside `path`, which is deleted at the end if it is still there.
+
+    It is locked, and the kernel ends the lock with the process: a file that nobody holds is what a
+    killed writer left behind.
+    """
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        with temporary.open("xb") as file:
+            try:
+                with suppress(OSError):  # without locks on this file system, leftovers stay
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Another writer may have deleted it before it was locked.
+                if temporary.exists():
+                    yield file, temporary
+                    return
+            finally:
+                temporary.unlink(missing_ok=True)
+
+
+def _delete_leftovers(path: Path) -> None:
+    """Delete what killed writers of `path` left behind."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), leftover.open("rb") as file:  # held, gone, or without locks
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
 
 
 @contextmanager
@@ -45,15 +80,16 @@ def new_folder(folder: Path) -> Iterator[Path]:
     try:
         staging.mkdir(parents=True)
         yield staging
+        sync(staging)
         if folder.exists():
             folder.rename(retired)
         try:
             staging.rename(folder)
-            sync(folder.parent)
         except OSError:
             if retired.exists():
                 retired.rename(folder)
             raise
+        sync(folder.parent)
         shutil.rmtree(retired, ignore_errors=True)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
@@ -68,6 +104,7 @@ def bring_back(folder: Path) -> Path:
     retired = folder.with_name(f".{folder.name}.replaced")
     if retired.exists() and not folder.exists():
         retired.rename(folder)
+        sync(folder.parent)
     return retired
 
 
@@ -99,10 +136,17 @@ def check_space(path: Path, n_bytes: int, advice: str) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have a file, or a folder's list of names, on the disk itself: a power cut keeps it."""
+    """Write a file, or a folder's list of names, to the disk itself, so that a power cut keeps it.
+
+    Some file systems cannot do this for a folder; there its list of names is as safe as they make
+    it.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_FOLDER_SYNC or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

@@ -127,7 +127,7 @@ def ensure_writable(folder: Path, option: str) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / ".write-test"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # another process may check the same folder
     except OSError as error:
         raise SAEError(
             f"{option}: cannot write to {folder} ({error.strerror}); choose another folder"

@@ -85,7 +85,7 @@ class SavedStates:
                 sync(path)
         except (OSError, RuntimeError) as error:  # torch.save has its own class for a full disk
             shutil.rmtree(staging, ignore_errors=True)
-            reason = error.strerror if isinstance(error, OSError) else str(error).splitlines()[0]
+            reason = error.strerror if isinstance(error, OSError) else one_line(error)
             raise SAEError(
                 f"{target}: a state of {_n_bytes(state.tensors):,} bytes cannot be written "
                 f"({reason}); free some space or choose another folder for the checkpoints"
@@ -98,6 +98,7 @@ class SavedStates:
         stale = self.folder.with_name(STALE_STATES)
         shutil.rmtree(stale, ignore_errors=True)
         self.folder.rename(stale)
+        sync(stale.parent)
         print(
             f"{self.folder}: the state of an interrupted training {reason}; it is now in {stale}, "
             "and the training begins anew",

@@ -47,7 +47,7 @@ def _queued(folder: Path, rules: set[str]) -> set[str]:
             "try again when SLURM answers"
         ) from error
     found = set()
-    for line in done.stdout.splitlines():
+    for line in filter(None, done.stdout.split("\n")):  # a comment may hold other line breaks
         job, comment, place = line.strip().split("|", 2)
         rule = comment.removeprefix("rule_").partition("_wildcards_")[0]
         if rule in rules and Path(place) == folder:

@@ -70,10 +70,10 @@ def summarise(options: Options) -> None:
 def read_names(path: Path) -> list[str]:
     """The run names in a file."""
     try:
-        names = path.read_text(encoding="utf-8").splitlines()
+        names = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
         raise SAEError(f"--runs {path}: cannot be read ({error.strerror})") from error
-    if not names:
+    if not all(names):
         raise SAEError(f"--runs {path}: no run names; give one a line")
     return names
 

@@ -29,7 +29,8 @@ def read_entries(path: Path) -> list[Entry]:
         SAEError: the file is missing, or a line is not JSON.
     """
     try:
-        return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        # Not `splitlines`: JSON leaves U+2028 and other line breaks of Unicode as they are.
+        return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     except (OSError, ValueError) as error:
         raise SAEError(f"{path}: not readable JSON lines ({error}); make them again") from error
 

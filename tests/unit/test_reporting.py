@@ -368,6 +368,16 @@ def test_features_without_subjects_make_a_page():
     assert_closed(feature_page([entry], a_corpus(subjects=()), "r.html"), ["r.html"])
 
 
+@pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
+def test_a_line_break_of_unicode_in_a_text_ends_no_line(character: str, tmp_path: Path) -> None:
+    """As in a chapter's name or its text; the lines are JSON with all characters as they are."""
+    entries = [{"feature": n, "chapter": f"a{character}b"} for n in range(2)]
+    path = tmp_path / "features.jsonl"
+    lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
+    write_file(path, "".join(lines))
+    assert read_entries(path) == entries
+
+
 def test_damaged_features_are_named(tmp_path):
     path = tmp_path / "features.jsonl"
     path.write_text(json.dumps(an_entry(7)) + '\n{"feature": ')
