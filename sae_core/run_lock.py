@@ -9,13 +9,13 @@ if it is mounted with `flock`.
 import fcntl
 import json
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
 from sae_core.errors import SAEError
+from sae_core.holders import Holder
 from sae_core.naming import LOCK_FILE
 from sae_core.ranks import is_follower
 
@@ -67,7 +67,7 @@ def _acquired(path: Path) -> TextIO:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 file.truncate(0)
-                json.dump({"pid": os.getpid(), "host": socket.gethostname()}, file)
+                file.write(Holder.here().text)
                 file.flush()
                 return file
         except BaseException:

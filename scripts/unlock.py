@@ -1,42 +1,50 @@
-"""Take away the lock that a killed Snakemake left in this folder, if nothing of it is alive."""
+"""Remove the lock that a killed Snakemake left in this folder, if nothing of it is alive.
 
-import os
-import shutil
+A lock whose holder cannot be known to be dead, as it is of another machine or container, is asked
+about; where nobody can answer, it stays.
+"""
+
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
-LOCKS = Path(".snakemake/locks")
-OURS = ("snakemake", "/scripts/")
-"""In the command line of Snakemake, or of a job."""
+import tyro
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-def processes(folder: Path) -> list[int]:
-    """The ids of the processes of a workflow that are at work in a folder, on this machine."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (process / "cmdline").read_bytes().decode(errors="replace")
-            if (process / "cwd").resolve() != folder or process.name == str(os.getpid()):
-                continue
-        except OSError:  # it has ended, or is another user's
-            continue
-        if any(word in command for word in OURS):
-            found.append(int(process.name))
-    return sorted(found)
+from sae_core import cli
+from sae_core.errors import SAEError
+from sae_core.workflow_lock import LOCKS, doubts, is_locked, remove_lock
 
 
-def main() -> None:
-    if not LOCKS.is_dir() or not any(LOCKS.iterdir()):
+@dataclass(frozen=True)
+class Options:
+    """What is removed."""
+
+    force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    """Also a lock whose holder cannot be known to be dead: look first that no Snakemake is at
+    work in this folder, on whatever machine."""
+
+
+def unlock(options: Options) -> None:
+    """Remove the lock, if there is one and it may be."""
+    if not is_locked():
         return
-    alive = processes(Path.cwd())
-    if alive:
-        sys.exit(
-            f"error: {LOCKS}: the workflow is at work here, in the processes "
-            f"{', '.join(map(str, alive))}; wait for them, or stop them"
-        )
-    shutil.rmtree(LOCKS)
-    print("the lock of a killed Snakemake is taken away; what it had not finished begins again")
+    if (doubt := doubts()) and not options.force:
+        if not sys.stdin.isatty():
+            raise SAEError(
+                f"{LOCKS}: {doubt}; if no Snakemake is at work in this folder, "
+                "python scripts/unlock.py --force"
+            )
+        print(f"This folder is locked, and the lock cannot be known to be left over: {doubt}.")
+        print("Is no other Snakemake at work here, so that the lock may be removed? [y/N] ", end="")
+        sys.stdout.flush()
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            raise SAEError(f"{LOCKS}: stays")
+    remove_lock()
+    print("the lock of a killed Snakemake is removed; what it had not finished begins again")
 
 
 if __name__ == "__main__":
-    main()
+    cli.run(unlock, Options, __doc__)

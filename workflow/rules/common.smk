@@ -23,6 +23,7 @@ from sae_core.model_training.one_run import check_services
 from sae_core.naming import EXPORT_FILES
 from sae_core.slurm import wait_for_jobs
 from sae_core.workflow_config import check_run_names, load_plan, save_config
+from sae_core.workflow_lock import record_holder
 
 try:
     PLAN = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
@@ -57,20 +58,16 @@ def with_torch(family):
     return f"../../envs/{family}{build}.yaml"
 
 
-def check_login(plan):
-    """Before the first job: that W&B and the Hub will let in what the jobs are to send."""
+def begin():
+    """Before the first job: what may still go wrong without one, and which process this is."""
     try:
-        check_services(plan.tracking, plan.publishing)
-    except SAEError as error:
-        raise WorkflowError(str(error))
-
-
-def wait_for_earlier_jobs():
-    """Before SLURM gets a job: until none that a killed Snakemake left behind makes the same."""
-    if workflow.executor_plugin.name != "slurm":
-        return
-    try:
-        wait_for_jobs(Path.cwd(), {job.rule.name for job in workflow.dag.needrun_jobs()})
+        record_holder()
+        # That W&B and the Hub will let in what the jobs are to send.
+        check_services(PLAN.tracking, PLAN.publishing)
+        if workflow.executor_plugin.name == "slurm":
+            # Until no job that a killed Snakemake left behind makes the same.
+            wait_for_jobs(Path.cwd(), {job.rule.name for job in workflow.dag.needrun_jobs()})
+        save_config(config, Path(CONFIG))
     except SAEError as error:
         raise WorkflowError(str(error))
 
