@@ -117,7 +117,7 @@ class SAETrainer:
             {
                 "sae": asdict(replace(spec, device="")),
                 "activations": source.identity() | {"model_files": model_files},
-                "code": code_hash("sae_core/sae_train.py"),
+                "code": code_hash("sae_core/sae_train.py", sae_type=sae.sae_type),
                 "torch": torch.__version__,
             },
         )

@@ -52,7 +52,7 @@ def scripts_of(family: str) -> set[str]:
             used = re.search(r'conda:\s+(?:with_torch\("|"../../envs/)([\w-]+)', rule)
             assert used, rule
             if used[1] == family:
-                found |= set(re.findall(r'code_hash\("(scripts/\w+\.py)"', rule))
+                found |= set(re.findall(r'code\w*\("(scripts/\w+\.py)"', rule))
     return found
 
 

@@ -17,7 +17,13 @@ pytestmark = pytest.mark.xdist_group("completed")
 ALL = {"1.k4", "1.k8", "2.k4", "2.k8"}
 OF_EACH_SAE = ("train", "evaluate", "features", "browse", "plot")
 CHAPTER = "sae_core/data/raw_data/chemistry_chapters/chapter_01.md"
+STATEMENT = "\nEDITED = 1\n"
 RUN = "tiny.blocks.2.hook_resid_post.btop4sae.exp2"
+
+
+def statement_of(file: str) -> str:
+    """An edit that may change what a file does."""
+    return STATEMENT if file.endswith(".py") else "\n"
 
 
 @contextmanager
@@ -190,15 +196,37 @@ def test_changing_the_windows_harvests_again(completed: Project) -> None:
 def test_editing_code_reruns_the_rules_that_use_it(
     completed: Project, file: str, expected: dict[str, int]
 ) -> None:
-    with appended(completed.folder / file, "\n"):
+    with appended(completed.folder / file, statement_of(file)):
         assert dict(completed.planned().rules) == expected
 
 
 def test_editing_the_loop_retrains(completed: Project) -> None:
-    with appended(completed.folder / "sae_core/training.py", "\n"):
+    with appended(completed.folder / "sae_core/training.py", STATEMENT):
         jobs = completed.planned()
     assert jobs.runs["train"] == ALL
     assert jobs.rules["harvest"] == 0
+
+
+def test_editing_the_kind_of_one_sae_retrains_no_other(completed: Project) -> None:
+    def change(config: dict[str, Any]) -> None:
+        config["models"][0]["saes"][1]["sae_type"] = "topk"
+
+    edited = appended(completed.folder / "sae_core/kinds/topk.py", STATEMENT)
+    with edited, configured(completed, change):
+        jobs = completed.planned()
+    new = {"1.k8", "2.k8"}
+    assert jobs.runs["train"] == jobs.runs["evaluate"] == jobs.runs["features"] == new
+
+
+def test_what_changes_nothing_that_code_does_reruns_nothing(completed: Project) -> None:
+    package = completed.folder / "sae_core"
+    with (
+        appended(package / "errors.py", "# A comment.\n"),
+        appended(package / "training.py", "\n\n"),
+        appended(package / "sae_config.py", '"""What TAGS means."""\n'),
+        appended(package / "kinds/gated.py", STATEMENT),  # no SAE here is gated
+    ):
+        assert not completed.planned().rules
 
 
 def test_tracking_reruns_nothing(completed: Project) -> None:

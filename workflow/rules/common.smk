@@ -113,6 +113,11 @@ def run_plan(wildcards):
     return PLAN.run(wildcards.run, depth(PLAN.model_of(wildcards.run)))
 
 
+def code_of_run(script):
+    """A function for params: the hash of the code that a job about one SAE runs."""
+    return lambda wildcards: code_hash(script, sae_type=run_plan(wildcards).sae.sae_type)
+
+
 def model_record(wildcards):
     """The record of the model that an SAE belongs to."""
     return MODEL.format(model_id=model_plan(wildcards).model_id)

@@ -27,7 +27,7 @@ rule evaluate:
         folder=subpath(input.weights, parent=True),
         results=subpath(input.weights, ancestor=3),
         options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
-        code=code_hash("scripts/evaluate.py"),
+        code=code_of_run("scripts/evaluate.py"),
     shell:
         "{CONSOLE} exec python"
         " {resources.scripts:q}/evaluate.py --sae {params.folder} --texts {input.texts}"
@@ -64,7 +64,7 @@ rule features:
     params:
         folder=subpath(input.weights, parent=True),
         options=lambda wildcards: PLAN.features_options(model_plan(wildcards)),
-        code=code_hash("scripts/features.py"),
+        code=code_of_run("scripts/features.py"),
     shell:
         "{CONSOLE} exec python"
         " {resources.scripts:q}/features.py --sae {params.folder} --texts {input.texts}"

@@ -23,7 +23,7 @@ rule upload:
         folder=subpath(input.weights, parent=True),
         results=subpath(input.weights, ancestor=3),
         options=lambda wildcards: PLAN.upload_options(model_plan(wildcards)),
-        code=code_hash("scripts/upload.py"),
+        code=code_of_run("scripts/upload.py"),
     shell:
         "{CONSOLE} exec python"
         " {resources.scripts:q}/upload.py --sae {params.folder} --evaluation {input.evaluation}"

@@ -31,7 +31,7 @@ rule train:
         folder=subpath(output.weights, parent=True),
         results=subpath(output.weights, ancestor=3),
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
-        code=code_hash("scripts/train.py"),
+        code=code_of_run("scripts/train.py"),
     shell:
         "{CONSOLE} exec python"
         " {resources.scripts:q}/train.py --texts {input.texts} --record {input.record}"

@@ -1,0 +1,105 @@
+"""What the hash of a job's code notices, and what it does not."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sae_core import code_hash as hashing
+from sae_core.code_hash import code_hash
+
+TRAIN = "scripts/train.py"
+Edit = Callable[[str], str]
+Hash = Callable[[str, Edit], str]
+
+
+@pytest.fixture
+def hash_after(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hash:
+    """The hash of a BatchTopK training's code in a copy of the project, after an edit."""
+    n_copies = 0
+
+    def edited(file: str, edit: Edit) -> str:
+        nonlocal n_copies
+        n_copies += 1
+        copy = tmp_path / str(n_copies)
+        ignored = shutil.ignore_patterns("data", "__pycache__", "checkpoints", "pretrained_models")
+        for folder in ("sae_core", "scripts"):
+            shutil.copytree(root / folder, copy / folder, ignore=ignored)
+        path = copy / file
+        before = path.read_text(encoding="utf-8")
+        path.write_text(edit(before), encoding="utf-8")
+        assert path.read_text(encoding="utf-8") != before or edit is unchanged
+        monkeypatch.setattr(hashing, "ROOT", copy)
+        monkeypatch.setattr(hashing, "KINDS", copy / "sae_core/kinds")
+        return code_hash(TRAIN, sae_type="batch_topk")
+
+    return edited
+
+
+def unchanged(code: str) -> str:
+    return code
+
+
+def one_more(code: str) -> Edit:
+    return lambda before: before + code
+
+
+def instead(old: str, new: str) -> Edit:
+    return lambda before: before.replace(old, new, 1)
+
+
+NOTHING = {
+    "a comment": ("sae_core/errors.py", one_more("# A comment.\n")),
+    "a blank line": ("sae_core/losses.py", one_more("\n\n")),
+    "a module's docstring": ("sae_core/losses.py", instead('"""', '"""Other words: ')),
+    "a function's docstring": (
+        "sae_core/losses.py",
+        instead(") -> Tensor:\n    ", ') -> Tensor:\n    """Other words."""\n    '),
+    ),
+    "a field's docstring": (
+        "sae_core/train_config.py",
+        instead('    """', '    """In other words, '),
+    ),
+    "another layout": (
+        "sae_core/training.py",
+        instead("MAX_GRADIENT_NORM = 1.0", "MAX_GRADIENT_NORM = (\n    1.0\n)"),
+    ),
+    "another kind": ("sae_core/kinds/gated.py", one_more("EDITED = 1\n")),
+    "another script": ("scripts/plot.py", one_more("EDITED = 1\n")),
+}
+
+SOMETHING = {
+    "a constant": (
+        "sae_core/training.py",
+        instead("MAX_GRADIENT_NORM = 1.0", "MAX_GRADIENT_NORM = 1"),
+    ),
+    "a string": ("sae_core/naming.py", one_more("EDITED = 'a string, and no docstring'\n")),
+    "an operator": ("sae_core/training.py", instead("self.n_done += 1", "self.n_done -= 1")),
+    "this kind": ("sae_core/kinds/batch_topk.py", one_more("EDITED = 1\n")),
+    "a file that the script imports by others": (
+        "sae_core/sparse_ops.py",
+        one_more("EDITED = 1\n"),
+    ),
+    "the script": (TRAIN, one_more("EDITED = 1\n")),
+}
+
+
+@pytest.mark.parametrize("name", NOTHING)
+def test_what_changes_nothing_leaves_the_hash(hash_after: Hash, name: str) -> None:
+    assert hash_after(*NOTHING[name]) == hash_after(TRAIN, unchanged)
+
+
+@pytest.mark.parametrize("name", SOMETHING)
+def test_what_changes_something_changes_the_hash(hash_after: Hash, name: str) -> None:
+    assert hash_after(*SOMETHING[name]) != hash_after(TRAIN, unchanged)
+
+
+def test_a_kind_counts_with_what_it_builds_on(hash_after: Hash) -> None:
+    edit = one_more("EDITED = 1\n")
+    hash_after("sae_core/kinds/batch_topk.py", edit)
+    after = {kind: code_hash(TRAIN, sae_type=kind) for kind in ("matryoshka_batch_topk", "gated")}
+    hash_after(TRAIN, unchanged)
+    before = {kind: code_hash(TRAIN, sae_type=kind) for kind in after}
+    assert after["matryoshka_batch_topk"] != before["matryoshka_batch_topk"]
+    assert after["gated"] == before["gated"]
