@@ -3,7 +3,6 @@
 No Snakemake and no torch here: the `.smk` files ask this module what to make, and from what.
 """
 
-import json
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields
@@ -11,12 +10,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from jsonschema import Draft202012Validator, ValidationError
-from jsonschema.exceptions import best_match
 
+from sae_core import config_schema
 from sae_core.cli import options
 from sae_core.data_processing.textbook_process import ProcessConfig
-from sae_core.errors import SAEError, one_line
+from sae_core.errors import SAEError
 from sae_core.files import write_file
 from sae_core.model_sources import FetchConfig, SourceConfig
 from sae_core.naming import hook_spec, middle_layer, model_id, path_component, run_name
@@ -37,12 +35,6 @@ from sae_core.train_config import (
 )
 
 Group = TypeVar("Group")
-
-NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
-"""Line breaks, other control characters, and halves of surrogate pairs."""
-
-DEEPEST = 20
-"""Keys and indices that lead to a value of a configuration, at most."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +125,8 @@ class Plan:
     runtime: RuntimeConfig
     tracking: TrackingConfig
     publishing: PublishingConfig
+    config: dict[str, Any]
+    """The configuration as it was given, every value of the type that its key takes."""
     models: dict[str, ModelPlan] = field(default_factory=dict)
     """By model id."""
 
@@ -202,8 +196,7 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
     Raises:
         SAEError: it does not fit the schema, contradicts itself, or names an SAE twice.
     """
-    _check_texts(config)
-    _check_schema(config, yaml.safe_load(schema.read_text(encoding="utf-8")))
+    config = config_schema.check(config, yaml.safe_load(schema.read_text(encoding="utf-8")))
     chapters = dict(config["chapters"])
     chapters["subjects"] = tuple(map(str, chapters["folders"]))
     chapters["folders"] = tuple(Path(folder) for folder in chapters["folders"].values())
@@ -218,6 +211,7 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
         runtime=_group(RuntimeConfig, "runtime", section("runtime", {})),
         tracking=_group(TrackingConfig, "tracking", section("tracking", {})),
         publishing=_group(PublishingConfig, "publishing", section("publishing", {})),
+        config=config,
     )
     for index, entry in enumerate(config["models"]):
         model = _model(entry, f"models[{index}]", config)
@@ -229,10 +223,21 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
 
 def save_config(config: dict[str, Any], path: Path) -> None:
     """Write a configuration as it was given, from the file and the command line together."""
-    plain = json.loads(json.dumps(config))  # Snakemake's mappings are of its own kinds
-    text = yaml.safe_dump(plain, sort_keys=False, allow_unicode=True)
+    text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
     if not path.is_file() or path.read_text(encoding="utf-8") != text:
         write_file(path, text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text that looks like a number gets quotes, also where YAML itself does without: `1e5`."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", config_schema.NUMBER, list("-+.0123456789")
+)
 
 
 def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
@@ -262,7 +267,7 @@ def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPl
     path_component(model_id(entry["name"]), f"config: {where}.name")
     layers = entry.get("layers", "middle")
     source = dict(entry.get("source", {}))
-    if "path" in source:
+    if source.get("path"):
         source["path"] = Path(source["path"])
     base = config.get("sae", {})
     model = ModelPlan(
@@ -298,45 +303,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float) and value.is_integer():
         return int(value)
     return tuple(map(_plain, value)) if isinstance(value, list) else value
-
-
-def _check_texts(value: Any, *path: str | int) -> None:
-    """Check that no name or path holds what would make two lines of it, or no text at all.
-
-    Raises:
-        SAEError: one does.
-    """
-    if len(path) > DEEPEST:
-        raise SAEError(f"config: {_location(path)}: nested too deeply")
-    if isinstance(value, dict):
-        for key, item in value.items():
-            _check_texts(str(key), *path)
-            _check_texts(item, *path, str(key))
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            _check_texts(item, *path, index)
-    elif isinstance(value, str):
-        text = value.replace("\n", "") if path[-1:] == ("wandb_notes",) else value
-        if NO_TEXT.search(text):
-            raise SAEError(
-                f"config: {_location(path)}: {ascii(value[:80])} holds a control character"
-            )
-
-
-def _check_schema(config: dict[str, Any], schema: dict[str, Any]) -> None:
-    error = best_match(Draft202012Validator(schema).iter_errors(config))
-    if error is not None:
-        raise SAEError(f"config: {_location(error.absolute_path)}: {_reason(error)}")
-
-
-def _location(path: Iterable[str | int]) -> str:
-    keys = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
-    return keys.lstrip(".") or "top level"
-
-
-def _reason(error: ValidationError) -> str:
-    if error.validator == "additionalProperties":
-        known = error.schema["properties"]
-        unknown = sorted(map(str, set(error.instance) - set(known)))
-        return f"unknown key {', '.join(unknown)}; the keys are {', '.join(known)}"
-    return one_line(error.message)

@@ -7,12 +7,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import yaml
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
-from sae_core.errors import SAEError
+from sae_core.config_files import read_file
 from sae_core.planning import Planner, Tables, corpus_tokens, light, table
 from sae_core.workflow_config import load_plan
 
@@ -41,11 +39,7 @@ class Options:
 
 def plan(options: Options) -> None:
     """Print the table."""
-    try:
-        config = yaml.safe_load(options.config.read_text(encoding="utf-8"))
-    except (OSError, yaml.YAMLError) as error:
-        raise SAEError(f"--config {options.config}: cannot be read ({error})") from error
-    resolved = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
+    resolved = load_plan(read_file(options.config), ROOT / "workflow/schemas/config.schema.yaml")
     tables = Tables.load(options.tables)
     machine = tables.machine(options.machine)
     tokens = options.corpus_tokens or corpus_tokens(resolved)

@@ -13,6 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin, get_type_hint
 import pytest
 import yaml
 
+from sae_core.config_files import read_file
 from sae_core.data_processing.textbook_process import ProcessConfig
 from sae_core.kinds import KINDS
 from sae_core.model_sources import FetchConfig, SourceConfig
@@ -283,8 +284,14 @@ def test_the_docstrings_are_the_command_lines_help(run: Callable[..., Any]) -> N
 
 @pytest.mark.parametrize("name", ["config.yaml", "demo.yaml", "all_layers.yaml"])
 def test_the_shipped_configurations_load(name: str) -> None:
-    config = yaml.safe_load((ROOT / "config" / name).read_text(encoding="utf-8"))
-    assert load_plan(config, SCHEMA_FILE).models
+    assert load_plan(read_file(ROOT / "config" / name), SCHEMA_FILE).models
+
+
+@pytest.mark.parametrize(("section", "key"), KEYS)
+def test_null_is_allowed_where_it_is_documented(section: str, key: str) -> None:
+    row, kinds = TABLES[section][key], PROPERTIES[section][key]["type"]
+    assert ("null" in row.values) == ("null" in kinds)
+    assert "null" in row.values or row.default != "`null`"
 
 
 def test_the_example_in_the_documentation_loads() -> None:
@@ -299,6 +306,7 @@ def test_a_configuration_that_was_run_can_be_run_again(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))
     config["chapters"]["folders"] = OrderedDict(config["chapters"]["folders"])
     path = tmp_path / "results/config.yaml"
+    config = load_plan(config, SCHEMA_FILE).config
     save_config(config, path)
     stored = yaml.safe_load(path.read_text(encoding="utf-8"))
     assert load_plan(stored, SCHEMA_FILE) == load_plan(config, SCHEMA_FILE)

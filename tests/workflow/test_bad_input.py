@@ -16,59 +16,32 @@ SINGLE = "sae_core/model_training/single_sae_training.py"
 
 
 @pytest.mark.parametrize(
-    ("change", "message"),
+    ("text", "message"),
     [
-        (lambda c: c.update(trainng={}), "top level: unknown key trainng"),
-        (lambda c: c["training"].update(lrate=1), "training: unknown key lrate"),
-        (lambda c: c["models"][0].update(layer=3), "models[0]: unknown key layer"),
-        (lambda c: c["training"].update(num_epochs="many"), "training.num_epochs: 'many'"),
-        (lambda c: c["models"][0].update(layers=[2, -1]), "models[0].layers[1]: -1"),
-        (lambda c: c["models"][0].update(layers="center"), "models[0].layers: 'center'"),
-        (lambda c: c["models"][0].update(layers=[]), "models[0].layers"),
-        (lambda c: c["models"].append(dict(c["models"][0])), "models[1].name: 'tiny'"),
-        (
-            lambda c: c["models"][0].update(layers=[2], saes=[{"topk": 4}, {"topk": 4}]),
-            "two SAEs are named tiny.blocks.2.hook_resid_post.btop4sae.exp2",
-        ),
-        (
-            lambda c: c["models"][0].update(target_hook_name="hook_mlp_out"),
-            "models[0]: target_hook_name hook_mlp_out: a transcoder goes from hook_name",
-        ),
-        (lambda c: c["models"][0].update(name="../up"), "models[0].name"),
-        (lambda c: c["models"][0].update(source={"wheel": "a==1"}), "models[0].source"),
-        (lambda c: c["sae"].update(topk=0), "sae.topk: 0"),
-        (
-            lambda c: c.update(end_to_end={"end_to_end_fraction": 0}),
-            "end_to_end.end_to_end_fraction: 0",
-        ),
-        (
-            lambda c: c.update(end_to_end={"use_logit_kl": False}),
-            "end_to_end: use_end_to_end needs use_logit_kl or use_block_mse",
-        ),
-        (
-            lambda c: c.update(tracking={"wandb_log_final_artifact": True}),
-            "tracking: wandb_log_final_artifact needs wandb",
-        ),
-        (lambda c: c["models"][0].update(hf_base_model="x"), "hf_base_model x: not a repository"),
-        (
-            lambda c: c.update(publishing={"upload_to_hf": True, "hf_repo_id": None}),
-            "publishing: upload_to_hf needs a repository: give hf_repo_id",
-        ),
-        (lambda c: c.pop("chapters"), "'chapters' is a required property"),
+        ("chapters: {folders: {a: a}}\n", "config: top level: the key models is missing"),
+        ("training: {}\ntraining: {}\n", "tiny.yaml, line 2: the key training stands here twice"),
     ],
 )
-def test_a_wrong_configuration_is_one_clear_line(
-    project: Project, change: Callable[[dict[str, Any]], Any], message: str
+def test_a_configuration_stands_for_itself_and_is_read_strictly(
+    project: Project, text: str, message: str
 ) -> None:
-    config = project.config
-    change(config)
-    project.configure(config)
+    """Nothing of config/config.yaml, which is there, takes the place of what is missing."""
+    assert (project.folder / "config/config.yaml").is_file()
+    (project.folder / "config/tiny.yaml").write_text(text)
     printed = project.snakemake("--dry-run", ok=False)
-    lines = [line for line in printed.splitlines() if message in line]
-    assert len(lines) == 1, printed
-    assert lines[0].startswith("config: "), printed
+    assert len([line for line in printed.splitlines() if message in line]) == 1, printed
     assert "Traceback" not in printed
     assert not (project.folder / "results").exists()
+
+
+def test_the_command_line_overrides_the_configuration(project: Project) -> None:
+    printed = project.snakemake(
+        *("results/models/tiny.json", "results/data/processed_textbooks_all.json"),
+        *("--dry-run", "--printshellcmds", "--config", "chapters={method: lines, min_words: 1e1}"),
+        "models=[{name: tiny, revision: '012'}]",
+    )
+    assert "--method lines --min-words 10" in printed
+    assert "fetch.py --name tiny --revision 012" in printed
 
 
 def failed_log(project: Project, printed: str, rule: str) -> str:

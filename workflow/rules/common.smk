@@ -17,6 +17,7 @@ if not (ROOT / "sae_core").is_dir():
 sys.path.insert(0, str(ROOT))
 
 from sae_core.code_hash import code_hash
+from sae_core.config_files import read_config
 from sae_core.data_processing.sources import sources_path
 from sae_core.errors import SAEError
 from sae_core.model_training.one_run import check_services
@@ -26,6 +27,10 @@ from sae_core.workflow_config import check_run_names, load_plan, save_config
 from sae_core.workflow_lock import record_holder
 
 try:
+    # Snakemake has read the files too, but takes the second of two equal keys, and `no` for False.
+    # Another workflow's `config:` is taken as it is given.
+    if not workflow.modifier.skip_configfile:
+        config = read_config(workflow.configfiles, workflow.config_settings.config)
     PLAN = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
 except SAEError as error:
     raise WorkflowError(str(error))
@@ -67,7 +72,7 @@ def begin():
         if workflow.executor_plugin.name == "slurm":
             # Until no job that a killed Snakemake left behind makes the same.
             wait_for_jobs(Path.cwd(), {job.rule.name for job in workflow.dag.needrun_jobs()})
-        save_config(config, Path(CONFIG))
+        save_config(PLAN.config, Path(CONFIG))
     except SAEError as error:
         raise WorkflowError(str(error))
 
