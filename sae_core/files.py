@@ -7,7 +7,7 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -24,12 +24,23 @@ def write_file(path: Path, content: str | bytes) -> None:
     Raises:
         SAEError: it cannot be written.
     """
-    data = content.encode() if isinstance(content, str) else content
-    with writing(path, len(data)):
+    write_parts(path, [content.encode() if isinstance(content, str) else content])
+
+
+def write_parts(path: Path, parts: Iterable[bytes]) -> None:
+    """`write_file` for what need not be in memory as a whole: each part is written as it comes.
+
+    Raises:
+        SAEError: it cannot be written.
+    """
+    n_bytes = 0
+    with writing(path, lambda: n_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
         _delete_leftovers(path)
         with _temporary(path) as (file, temporary):
-            file.write(data)
+            for part in parts:
+                n_bytes += len(part)
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
             temporary.replace(path)
@@ -109,8 +120,9 @@ def bring_back(folder: Path) -> Path:
 
 
 @contextmanager
-def writing(path: Path, n_bytes: int) -> Iterator[None]:
-    """Where `n_bytes` are written to a file or folder: what fails names it and them.
+def writing(path: Path, n_bytes: int | Callable[[], int]) -> Iterator[None]:
+    """Where `n_bytes` are written to a file or folder: what fails names it and them. A function
+    tells how many they are when that is known only then.
 
     Raises:
         SAEError: it cannot be written.
@@ -118,8 +130,9 @@ def writing(path: Path, n_bytes: int) -> Iterator[None]:
     try:
         yield
     except OSError as error:
+        size = n_bytes() if callable(n_bytes) else n_bytes
         raise SAEError(
-            f"{path}: cannot be written ({error.strerror or error}), {n_bytes:,} bytes; free some "
+            f"{path}: cannot be written ({error.strerror or error}), {size:,} bytes; free some "
             "space or choose another folder"
         ) from error
 

@@ -26,14 +26,18 @@ What `clean` does, in this order:
     and not if the first begins in lower case too: those are the entries of a glossary.
 11. Emphasis, code marks, bullets and quotation marks of Markdown are reduced to their text; runs
     of spaces, and the punctuation around lost formulas, are tidied.
+
+All of it takes time in proportion to the chapter, whatever the chapter holds: no pattern reads a
+run of characters again from each of them, and nothing reads a paragraph again for each line.
 """
 
 import html
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
+from typing import NamedTuple
 
 Dropped = defaultdict[str, list[str]]
 """What was taken out: reason to pieces."""
@@ -41,11 +45,14 @@ Dropped = defaultdict[str, list[str]]
 Paragraph = list[str]
 """The lines of a paragraph: one, or several if it is a list."""
 
+Line = list[str]
+"""A line of a paragraph that is being put together, in pieces: they are joined once."""
+
 LICENCE, TABLE, IMAGE, HEADING = "Gutenberg licence", "table", "image", "heading"
 OUTLINE, RUNNING, PAGE, MARKUP = "outline entry", "running header", "page number", "markup only"
 
 LICENCE_END = re.compile(
-    r"^[*\\ ]*START OF (?:THE|THIS) PROJECT GUTENBERG[^*]*\*[*\\ ]*$"
+    r"^[*\\ ]*START OF (?:THE|THIS) PROJECT GUTENBERG[^*\n]*(?:\n[^*\n]+){0,3}\*[*\\ ]*$"
     r"|^.*\*END ?\* ?THE SMALL PRINT.*$",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -53,12 +60,25 @@ BOOK_END = re.compile(
     r"^[*\\ ]*END OF (?:THE |THIS )?PROJECT GUTENBERG", re.IGNORECASE | re.MULTILINE
 )
 
-CLOSED_TABLE = re.compile(r"<table\b(?:(?!<table\b).)*?</table\s*>", re.DOTALL | re.IGNORECASE)
+TABLE_TAG = re.compile(r"(<table\b)|</table\s*>", re.IGNORECASE)
 OPEN_TABLE = re.compile(r"<table\b.*?(?=\n[ \t]*\n|\Z)", re.DOTALL | re.IGNORECASE)
-HTML_HIDDEN = re.compile(r"<!--.*?-->|<(script|style)\b.*?</\1\s*>", re.DOTALL | re.IGNORECASE)
+HTML_HIDDEN = [
+    (re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
+    for opening, closing in (
+        ("<!--", "-->"),
+        (r"<script\b", r"</script\s*>"),
+        (r"<style\b", r"</style\s*>"),
+    )
+]
+HTML_HEADINGS = [
+    (
+        re.compile(rf"<h{level}\b[^<>\n]*>", re.IGNORECASE),
+        re.compile(rf"</h{level}\s*>", re.IGNORECASE),
+    )
+    for level in range(1, 7)
+]
 HTML_BREAK = re.compile(r"<br\s*/?>[ \t]*\n?", re.IGNORECASE)
-HTML_HEADING = re.compile(r"<h([1-6])\b[^<>]*>(.*?)</h\1\s*>", re.IGNORECASE)
-ATTRIBUTES = r"(?:\s+[\w:-]+\s*=[^<>]*)?\s*/?>"
+ATTRIBUTES = r"(?:\s+[\w:-]+\s*=[^<>]*|\s*/?)>"
 HTML_BLOCK = re.compile(
     r"</?(?:p|div|section|center|figure|figcaption|blockquote|pre|ul|ol|li|dl|dt|dd|hr|table|thead|"
     rf"tbody|caption|tr|td|th){ATTRIBUTES}",
@@ -67,7 +87,7 @@ HTML_BLOCK = re.compile(
 HTML_INLINE = re.compile(
     rf"</?(?:a|b|i|u|s|em|strong|small|sub|sup|span|font|cite|code){ATTRIBUTES}", re.IGNORECASE
 )
-ENTITY = re.compile(r"&(?:#\d+|#[xX][0-9a-fA-F]+|[A-Za-z]\w*);")
+ENTITY = re.compile(r"&(?:#\d{1,9}|#[xX][0-9a-fA-F]{1,8}|[A-Za-z]\w*);")
 
 INVISIBLE = dict.fromkeys(
     [0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF, *range(9), *range(0x0E, 0x20), 0x7F]
@@ -77,19 +97,21 @@ LIGATURES = {chr(c): unicodedata.normalize("NFKC", chr(c)) for c in range(0xFB00
 CHARACTERS = INVISIBLE | str.maketrans(BREAKS | LIGATURES)
 
 NESTED = r"[^()\n]*(?:\([^()\n]*\)[^()\n]*)*"
-IMAGES = re.compile(rf"!\[[^\]]*\](?:\({NESTED}\)|\[[^\]]*\])|<img\b[^<>]*>", re.IGNORECASE)
+IMAGES = re.compile(
+    rf"!\[(?:(?!!\[)[^\]])*\](?:\({NESTED}\)|\[[^\]]*\])|<img\b[^<>]*>", re.IGNORECASE
+)
 LINK = re.compile(rf"\[([^\[\]]+)\]\((?=[^()\n]*[/.#:@]){NESTED}\)")
 REFERENCE = re.compile(r"\[([^\[\]]+)\]\[([^\[\]]*)\]")
 DEFINITION = re.compile(
-    r"^ {0,3}\[([^\]^]+)\]: +(?:<|https?:|mailto:|[./#]|\S+\.(?:html?|md|png|jpe?g|pdf)\b).*$",
+    r"^ {0,3}\[([^\]^\n]+)\]: +(?:<|https?:|mailto:|[./#]|\S+\.(?:html?|md|png|jpe?g|pdf)\b).*$",
     re.MULTILINE,
 )
-FOOTNOTE = re.compile(r"\[\^[^\]\s]+\]:?")
+FOOTNOTE = re.compile(r"\[\^[^\[\]\s]+\]:?")
 
 TABLE_RULE = re.compile(
-    r"\s*\|?\s*:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)+\|?\s*$|\s*\|\s*:?-+:?\s*\|\s*$"
+    r"(?:\|\s*)?:?-{2,}:?\s*(?:\|\s*:?-{2,}:?\s*)+(?:\|\s*)?$|\|\s*:?-+:?\s*\|\s*$"
 )
-HEADING_LINE = re.compile(r"#{1,6}(?:\s+(.*?))?[\s#]*$")
+HEADING_LINE = re.compile(r"#{1,6}(?:\s+((?:.*[^\s#])?))?[\s#]*$")
 GLUED_HEADING = re.compile(
     r"(?<=[^\s#])(?<!\b[CF])[ \t]*(#{1,6} +(?:[A-Z]|\d+\.\d).{0,120})$", re.MULTILINE
 )
@@ -98,19 +120,20 @@ FENCE = re.compile(r"(?:`{3,}|~{3,})[^`]*$")
 CAPTION = re.compile(
     r"[*_]*(?:FIGURE|TABLE|FIG\.|(?:Figure|Table|Fig\.)(?=\s+[\d.-]+[.:]?[*_]*\s*(?:[A-Z(“\"]|$)))\s+\d"
 )
-OUTLINE_ENTRY = re.compile(r"\d+(?:\.\d+)+\.?\s+[A-Z“\"].{0,120}(?<![.!?,;:])$|.*(?:\. ?){4,}\d+$")
+OUTLINE_ENTRY = re.compile(r"\d+(?:\.\d+)+\.?\s+[A-Z“\"].{0,120}(?<![.!?,;:])$")
+LEADERS = re.compile(r"(?:\. ?){4}\d+$")
 PAGE_NUMBER = re.compile(
     r"[-–—\[( ]*(?:[Pp](?:age|\.) )?\d{1,4}[-–—\]) ]*$"
     r"|(?=[ivxlc]{2})(?:x[lc]|l?x{0,3})(?:i[xv]|v?i{0,3})$"
 )
-PAGE_AT_EDGE = re.compile(r"^\d{1,4}\s+|\s+\d{1,4}$")
-CAPITALS = re.compile(r"\d[\d.]*|[^\da-z]*[^\W\d_a-z][^\da-z]*")
+PAGE_AT_EDGE = re.compile(r"^\d{1,4}\s+|(?<!\s)\s+\d{1,4}$")
+CAPITALS = re.compile(r"\d[\d.]*|(?=[\W\d_a-z]*[^\W\d_a-z])[^\da-z]+")
 
 LIST_ITEM = re.compile(r"^(?:[•◦▪‣·*]|[-+](?=\s+\D))\s+")
 NUMBERED = re.compile(r"(?:\d{1,3}[.)]|\([a-z]\))\s")
 INNER_BULLET = re.compile(r"(?<=\S)[ \t]+•[ \t]+")
 QUOTATION = re.compile(r"^(?:>\s?)+(?!\s*\d)")
-HARD_BREAK = re.compile(r"(?: {2,}|\\)$")
+HARD_BREAK = re.compile(r"(?:(?<! ) {2,}|\\)$")
 TERMINATED = re.compile(r"[.!?…][\"'”’)\]*_]*$")
 WORDS = re.compile(r"[^\W\d_]+(?:-[^\W\d_]+)*")
 
@@ -122,12 +145,20 @@ EMPHASIS = re.compile(
 )
 TIDY = (
     (re.compile(r"\\([*_#`.+-])"), r"\1"),
-    (re.compile(r"([(\[])\s+|\s+(?=[)\]])"), r"\1"),
+    (re.compile(r"([(\[])\s+|(?<!\s)\s+(?=[)\]])"), r"\1"),
     (re.compile(r"(?<!\w)\(\)|\[\](?!\w)"), ""),
-    (re.compile(r"\s+(?=[,.;:!?]+(?:\s|$|[)\]”’]))"), ""),
+    (re.compile(r"(?<!\s)\s+(?=[,.;:!?]+(?:\s|$|[)\]”’]))"), ""),
     (re.compile(r",(?:\s*,)+"), ","),
     (re.compile(r"^[,;:](?:\s+|$)"), ""),
 )
+NESTED_MARKS = 8
+"""Marks of emphasis around one another that are taken away."""
+
+TAIL = 100
+"""Characters at the end of a line that tell how it ends, and with which word."""
+
+LONGEST_HEADING = 400
+"""Characters in an underlined heading."""
 
 
 def clean(text: str, dropped: Dropped) -> list[Paragraph]:
@@ -137,7 +168,7 @@ def clean(text: str, dropped: Dropped) -> list[Paragraph]:
     text = _without_links(_take_out(IMAGES, IMAGE, text.translate(CHARACTERS), dropped, ""))
     text = INNER_BULLET.sub("  \n• ", GLUED_HEADING.sub(r"\n\n\1", text))
     assembly = _Assembly(text, dropped)
-    tidied = ([_tidy(line) for line in paragraph] for paragraph in assembly.paragraphs)
+    tidied = ([_tidy("".join(line)) for line in lines] for lines in assembly.paragraphs)
     return [lines for paragraph in tidied if (lines := [line for line in paragraph if line])]
 
 
@@ -159,12 +190,62 @@ def _without_licence(text: str, dropped: Dropped) -> str:
 
 
 def _without_html(text: str, dropped: Dropped) -> str:
-    text = HTML_HIDDEN.sub("", text)
-    for pattern in (CLOSED_TABLE, OPEN_TABLE):
-        while pattern.search(text):
-            text = _take_out(pattern, TABLE, text, dropped, "\n\n")
-    text = HTML_HEADING.sub(r"\n\n# \2\n\n", HTML_BREAK.sub("  \n", text))
+    for opening, closing in HTML_HIDDEN:
+        text = _replace_regions(text, _regions(text, opening, closing), "")
+    text = _without_closed_tables(text, dropped)
+    text = HTML_BREAK.sub("  \n", _take_out(OPEN_TABLE, TABLE, text, dropped, "\n\n"))
+    for opening, closing in HTML_HEADINGS:
+        text = _replace_regions(text, _regions(text, opening, closing, "\n"), "\n\n# {}\n\n")
     return HTML_INLINE.sub("", HTML_BLOCK.sub("\n\n", text))
+
+
+class _Region(NamedTuple):
+    """A piece of a text between two tags, and where it begins and ends with them."""
+
+    start: int
+    inner_start: int
+    inner_end: int
+    end: int
+
+
+def _regions(
+    text: str, opening: re.Pattern, closing: re.Pattern, stop: str = ""
+) -> Iterator[_Region]:
+    """From each opening tag to the next closing one, up to `stop` at most."""
+    at = 0
+    while opened := opening.search(text, at):
+        end = text.find(stop, opened.end()) if stop else -1
+        end = len(text) if end < 0 else end
+        closed = closing.search(text, opened.end(), end)
+        if closed:
+            yield _Region(opened.start(), opened.end(), closed.start(), closed.end())
+        at = closed.end() if closed else end  # without a closing tag, none after it has one
+
+
+def _replace_regions(text: str, regions: Iterable[_Region], form: str) -> str:
+    """Put `form` in the place of each, with what is between the tags for its `{}`."""
+    parts, at = [], 0
+    for region in regions:
+        parts += [text[at : region.start], form.format(text[region.inner_start : region.inner_end])]
+        at = region.end
+    return "".join([*parts, text[at:]])
+
+
+def _without_closed_tables(text: str, dropped: Dropped) -> str:
+    opened: list[re.Match] = []
+    tables: list[_Region] = []
+    for tag in TABLE_TAG.finditer(text):
+        if tag[1]:
+            opened.append(tag)
+        elif opened:
+            first = opened.pop()
+            while tables and tables[-1].start > first.start():
+                tables.pop()  # within this one
+            tables.append(_Region(first.start(), first.end(), tag.start(), tag.end()))
+    dropped_tables = [text[table.start : table.end] for table in tables]
+    if dropped_tables:
+        dropped[TABLE] += dropped_tables
+    return _replace_regions(text, tables, "\n\n")
 
 
 def _without_links(text: str) -> str:
@@ -179,11 +260,15 @@ def _without_links(text: str) -> str:
 def _without_tables(lines: list[str], dropped: Dropped) -> Iterator[str]:
     for piped, run in groupby(lines, key=lambda line: "|" in line):
         rows = list(run)
-        if piped and (any(map(TABLE_RULE.match, rows)) or all(map(_is_row, rows))):
+        if piped and (any(map(_is_rule, rows)) or all(map(_is_row, rows))):
             dropped[TABLE].append("\n".join(rows))
             yield ""
         else:
             yield from rows
+
+
+def _is_rule(line: str) -> bool:
+    return bool(TABLE_RULE.match(line.strip()))
 
 
 def _is_row(line: str) -> bool:
@@ -195,11 +280,11 @@ class _Assembly:
     """Puts the lines of a chapter together into paragraphs."""
 
     def __init__(self, text: str, dropped: Dropped) -> None:
-        self.paragraphs: list[Paragraph] = []
+        self.paragraphs: list[list[Line]] = []
         self._dropped = dropped
         self._words = set(WORDS.findall(text.casefold()))
-        self._current: Paragraph | None = None  # the paragraph that the next line belongs to
-        self._broken: Paragraph | None = None  # the one that the next paragraph may go on with
+        self._current: list[Line] | None = None  # the paragraph that the next line belongs to
+        self._broken: list[Line] | None = None  # the one that the next paragraph may go on with
         self._wrapped = False  # whether the line before runs on into the next
         self._lines = list(_without_tables(text.split("\n"), dropped))
         self._running = _running_headers(self._lines)
@@ -214,7 +299,7 @@ class _Assembly:
         elif heading := HEADING_LINE.match(line):
             self._head(heading[1] or "", number)
         elif UNDERLINE.match(line) and self._is_underlined():
-            self._head(self.paragraphs.pop()[0], number)
+            self._head("".join(self.paragraphs.pop()[0]), number)
         elif reason := self._furniture(line):
             self._dropped[reason].append(line)
         else:
@@ -226,7 +311,10 @@ class _Assembly:
         current = self._current
         if not current or current is not self.paragraphs[-1] or len(current) > 1:
             return False
-        return _is_open(current[0]) and len(current[0].split()) <= 12
+        line = current[0]
+        if len(line) > 24 or sum(map(len, line)) > LONGEST_HEADING:
+            return False
+        return _is_open(line[-1]) and len("".join(line).split()) <= 12
 
     def _furniture(self, line: str) -> str | None:
         """Why the line is no prose; None if it is."""
@@ -236,16 +324,17 @@ class _Assembly:
             return PAGE
         if _without_page(line) in self._running:
             return RUNNING
-        if OUTLINE_ENTRY.match(line) and not self._runs_on():
+        if (OUTLINE_ENTRY.match(line) or LEADERS.search(line)) and not self._runs_on():
             return OUTLINE
         return None
 
     def _runs_on(self) -> bool:
         """Whether the next line is in the middle of a sentence."""
-        return self._wrapped and self._current is not None and _is_open(self._current[-1])
+        return self._wrapped and self._current is not None and _is_open(self._current[-1][-1])
 
     def _head(self, heading: str, number: int) -> None:
-        following = next(filter(str.strip, self._lines[number + 1 :]), "").strip()
+        after = (self._lines[at] for at in range(number + 1, len(self._lines)))
+        following = next(filter(str.strip, after), "").strip()
         prose = _prose_in_heading(heading, following)
         if head := heading.removesuffix(prose).strip():
             self._dropped[HEADING].append(head)
@@ -260,15 +349,15 @@ class _Assembly:
             self._start(line, is_caption=bool(caption))
             return
         last = self._current[-1]
-        item = LIST_ITEM.match(line) or (NUMBERED.match(line) and not _is_open(last))
-        if not item and (self._wrapped or _is_hyphenated(last, line)):
-            self._current[-1] = self._glue(last, line)
+        item = LIST_ITEM.match(line) or (NUMBERED.match(line) and not _is_open(last[-1]))
+        if not item and (self._wrapped or _is_hyphenated(last[-1], line)):
+            self._glue(last, line)
         else:
-            self._current.append(line)
+            self._current.append([line])
 
     def _start(self, line: str, is_caption: bool) -> None:
         if is_caption:
-            self._current = [line]
+            self._current = [[line]]
             self.paragraphs.append(self._current)
             return
         head, rest = _split_capitals(line)
@@ -276,20 +365,25 @@ class _Assembly:
             self._dropped[HEADING].append(head)
             line = rest
         if self._broken and _goes_on(self._broken, line):
-            self._broken[-1] = self._glue(self._broken[-1], line)
+            self._glue(self._broken[-1], line)
         else:
-            self._broken = [line]
+            self._broken = [[line]]
             self.paragraphs.append(self._broken)
         self._current = self._broken
 
-    def _glue(self, left: str, right: str) -> str:
-        """Two lines as one, a hyphenated word restored."""
+    def _glue(self, line: Line, right: str) -> None:
+        """Put `right` at the end of a line, a hyphenated word restored."""
+        left = line.pop()
         if not _is_hyphenated(left, right):
-            return f"{HARD_BREAK.sub('', left)} {right}"
-        words = WORDS.findall(left)[-1:] + WORDS.findall(right)[:1]
+            line += [HARD_BREAK.sub("", left), " ", right]
+            return
+        words = WORDS.findall(left[-TAIL:])[-1:] + WORDS.findall(right[:TAIL])[:1]
         parted, joined = "-".join(words).casefold(), "".join(words).casefold()
         keeps = left[-2].isdigit() or (parted in self._words and joined not in self._words)
-        return f"{left if keeps else left[:-1]}{right}"
+        left = left if keeps else left[:-1]
+        if len(left) > TAIL:
+            line.append(left[:-TAIL])
+        line.append(left[-TAIL:] + right)  # the last piece has the whole word
 
 
 def _running_headers(lines: list[str]) -> set[str]:
@@ -328,17 +422,17 @@ def _split_capitals(line: str) -> tuple[str, str]:
     return head, rest
 
 
-def _goes_on(paragraph: Paragraph, line: str) -> bool:
+def _goes_on(paragraph: list[Line], line: str) -> bool:
     """Whether the line goes on with a paragraph that a page or a formula broke."""
-    return _is_open(paragraph[-1]) and _is_lower(line) and not _is_lower(paragraph[0])
+    return _is_open(paragraph[-1][-1]) and _is_lower(line) and not _is_lower(paragraph[0][0])
 
 
 def _is_open(line: str) -> bool:
-    return not TERMINATED.search(line)
+    return not TERMINATED.search(line[-TAIL:])
 
 
 def _is_lower(line: str) -> bool:
-    return line.lstrip("*_")[:1].islower()
+    return line[:TAIL].lstrip("*_")[:1].islower()
 
 
 def _is_hyphenated(left: str, right: str) -> bool:
@@ -347,7 +441,9 @@ def _is_hyphenated(left: str, right: str) -> bool:
 
 def _tidy(line: str) -> str:
     line = " ".join(LIST_ITEM.sub("", HARD_BREAK.sub("", line)).split())
-    while (plain := EMPHASIS.sub(_emphasised, line)) != line:
+    for _ in range(NESTED_MARKS):
+        if (plain := EMPHASIS.sub(_emphasised, line)) == line:
+            break
         line = plain
     for pattern, replacement in TIDY:
         line = pattern.sub(replacement, line)

@@ -7,9 +7,10 @@ dropped.
 
 import re
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from pathlib import Path
 from typing import Literal, NamedTuple, NoReturn
 
@@ -19,8 +20,8 @@ if not __package__:  # started as a file: Python then looks for packages here, n
 from sae_core import cli  # noqa: E402
 from sae_core.data_processing import sources  # noqa: E402
 from sae_core.data_processing.cleaning import Dropped, Paragraph, clean  # noqa: E402
-from sae_core.data_processing.sources import count_words  # noqa: E402
-from sae_core.data_processing.texts import write_texts  # noqa: E402
+from sae_core.data_processing.sources import Sources, count_words  # noqa: E402
+from sae_core.data_processing.texts import read_texts, write_texts  # noqa: E402
 from sae_core.errors import SAEError  # noqa: E402
 from sae_core.train_config import DEFAULT_DATA_PATH  # noqa: E402
 
@@ -28,7 +29,7 @@ RAW_DATA = Path("sae_core/data/raw_data")
 SHORT, REPEATED = "too short", "duplicate"
 
 WORD = re.compile(r"[^\W\d_]{2,}")
-SENTENCE_END = re.compile(r"[.!?…]+[\"'”’)\]]*\s+(?=[“\"'‘(\[]*[^\W_a-z]|\([a-z]\)\s)")
+SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+(?=[“\"'‘(\[]*[^\W_a-z]|\([a-z]\)\s)")
 ABBREVIATIONS = set(
     "al approx ca cf ch dr e.g eq eqs fig figs i.e mr mrs ms mt p pp prof ref refs sec st vol vs "
     "viz".split()
@@ -97,44 +98,72 @@ class Report(NamedTuple):
     chapters: list[Path]
     """The files read, in order."""
 
-    texts: list[str]
-    """The texts written."""
+    output: Path
+    """The file of texts."""
 
-    dropped: dict[str, list[str]]
-    """What was left out: reason to pieces."""
+    sources: Sources
+    """What the texts are from, and what was left out."""
+
+    @property
+    def texts(self) -> list[str]:
+        """The texts written."""
+        return read_texts(self.output, "--output")
+
+
+class _Counts:
+    """What was left out, counted."""
+
+    def __init__(self) -> None:
+        self.pieces: Counter[str] = Counter()
+        self.words: Counter[str] = Counter()
+
+    def add(self, dropped: Dropped) -> None:
+        for reason, pieces in dropped.items():
+            self.pieces[reason] += len(pieces)
+            self.words[reason] += count_words(pieces)
+
+    def by_reason(self) -> dict[str, sources.Dropped]:
+        return {
+            reason: sources.Dropped(self.pieces[reason], self.words[reason])
+            for reason in sorted(self.pieces)
+        }
 
 
 def process(config: ProcessConfig) -> Report:
-    """Clean the chapters; write their texts to `config.output`, and the sources beside it."""
+    """Clean the chapters; write their texts to `config.output`, and the sources beside it.
+
+    One chapter at a time is in memory, and of the texts before it only what tells repetitions.
+    """
     found = [
         (config.subject_of(index), file)
         for index, folder in enumerate(config.folders)
         for file in _chapters(folder)
     ]
-    contents = [_read(file) for _, file in found]
-    dropped: Dropped = defaultdict(list)
-    seen: set[str] = set()
-    by_chapter = [list(_texts_of(content, config, dropped, seen)) for content in contents]
-    texts = [text for chapter in by_chapter for text in chapter]
-    if not texts:
-        raise SAEError(
-            f"--folders {' '.join(map(str, config.folders))}: nothing is left of the chapters "
-            f"after cleaning; give chapters with prose, or lower --min-words {config.min_words}"
-        )
-    write_texts(config.output, texts)
-    reasons = {reason: dropped[reason] for reason in sorted(dropped)}
-    sources.Sources(
-        tuple(
-            sources.Chapter(subject, f"{file.parent.name}/{file.name}", len(own), count_words(own))
-            for (subject, file), own in zip(found, by_chapter, strict=True)
-        ),
-        {why: sources.Dropped(len(what), count_words(what)) for why, what in reasons.items()},
-    ).save(config.output)
-    return Report([file for _, file in found], texts, reasons)
+    counts, chapters = _Counts(), []
+    seen: set[bytes] = set()
+
+    def texts() -> Iterator[str]:
+        for subject, file in found:
+            dropped: Dropped = defaultdict(list)
+            own = list(_texts_of(_read(file), config, dropped, seen))
+            counts.add(dropped)
+            name = f"{file.parent.name}/{file.name}"
+            chapters.append(sources.Chapter(subject, name, len(own), count_words(own)))
+            yield from own
+        if not any(chapter.texts for chapter in chapters):
+            raise SAEError(
+                f"--folders {' '.join(map(str, config.folders))}: nothing is left of the chapters "
+                f"after cleaning; give chapters with prose, or lower --min-words {config.min_words}"
+            )
+
+    write_texts(config.output, texts())
+    origin = Sources(tuple(chapters), counts.by_reason())
+    origin.save(config.output)
+    return Report([file for _, file in found], config.output, origin)
 
 
 def _texts_of(
-    chapter: str, config: ProcessConfig, dropped: Dropped, seen: set[str]
+    chapter: str, config: ProcessConfig, dropped: Dropped, seen: set[bytes]
 ) -> Iterator[str]:
     paragraphs = clean(chapter, dropped)
     if config.method == "chunks":
@@ -176,11 +205,11 @@ def _units(paragraphs: list[Paragraph], method: str) -> Iterator[str]:
 
 
 def _keep(
-    texts: Iterator[str], config: ProcessConfig, dropped: Dropped, seen: set[str]
+    texts: Iterator[str], config: ProcessConfig, dropped: Dropped, seen: set[bytes]
 ) -> Iterator[str]:
-    """The texts that are long enough and new."""
+    """The texts that are long enough and new; `seen` has the hash of each."""
     for text in texts:
-        key = text.casefold()
+        key = blake2b(text.casefold().encode(), digest_size=16).digest()
         if len(WORD.findall(text)) < config.min_words:
             dropped[SHORT].append(text)
         elif key in seen:
@@ -194,17 +223,19 @@ def sentences(text: str) -> Iterator[str]:
     """Split prose into sentences; abbreviations, initials and list numbers end none."""
     start = 0
     for end in SENTENCE_END.finditer(text):
-        if text[end.start()] != "." or not _is_abbreviated(text[start : end.start()]):
+        if text[end.start()] != "." or not _is_abbreviated(text, start, end.start()):
             yield text[start : end.end()].strip()
             start = end.end()
     if start < len(text):
         yield text[start:]
 
 
-def _is_abbreviated(sentence: str) -> bool:
-    """Whether the full stop after these words belongs to the last of them."""
-    word = sentence.rpartition(" ")[2].lstrip("([“\"'‘")
-    is_list_mark = len(sentence) == 1 or sentence.isdigit()
+def _is_abbreviated(text: str, start: int, end: int) -> bool:
+    """Whether the full stop at `end` of a sentence belongs to the word before it."""
+    space = text.rfind(" ", start, end)
+    word = text[max(start, space + 1) : end]
+    is_list_mark = space < 0 and (len(word) == 1 or word.isdigit())
+    word = word.lstrip("([“\"'‘")
     return is_list_mark or word.casefold() in ABBREVIATIONS or bool(INITIALS.fullmatch(word))
 
 
@@ -235,13 +266,13 @@ def _run(config: ProcessConfig) -> None:
     print(config.output)
     for name, count in (
         ("chapters", len(report.chapters)),
-        ("texts", len(report.texts)),
-        ("words", count_words(report.texts)),
+        ("texts", sum(chapter.texts for chapter in report.sources.chapters)),
+        ("words", sum(chapter.words for chapter in report.sources.chapters)),
     ):
         print(f"  {name:<18}{count:>10,}")
     print(f"{'left out':<20}{'pieces':>10}{'words':>10}")
-    for reason, pieces in report.dropped.items():
-        print(f"  {reason:<18}{len(pieces):>10,}{count_words(pieces):>10,}")
+    for reason, left_out in report.sources.dropped.items():
+        print(f"  {reason:<18}{left_out.pieces:>10,}{left_out.words:>10,}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 """The file of texts: a JSON list of strings, the only form in which training reads them."""
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from sae_core.errors import SAEError
-from sae_core.files import write_file
+from sae_core.files import write_parts
 
 MAKE_IT = "python sae_core/data_processing/textbook_process.py"
 """The command that makes a file of texts from chapters."""
@@ -35,9 +36,19 @@ def read_texts(path: Path, option: str = "--data-path") -> list[str]:
     return texts
 
 
-def write_texts(path: Path, texts: list[str]) -> None:
-    """Write a file of texts, one to a line; whatever fails, an earlier file stays as it was."""
-    write_file(path, json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
+def write_texts(path: Path, texts: Iterable[str]) -> None:
+    """Write a file of texts, one to a line, each as it comes; whatever fails, an earlier file stays
+    as it was."""
+    write_parts(path, _parts(texts))
+
+
+def _parts(texts: Iterable[str]) -> Iterator[bytes]:
+    """The JSON list, text by text."""
+    before = "[\n"
+    for text in texts:
+        yield (before + json.dumps(text, ensure_ascii=False)).encode()
+        before = ",\n"
+    yield b"[]\n" if before.startswith("[") else b"\n]\n"
 
 
 def _load(path: Path, option: str) -> Any:

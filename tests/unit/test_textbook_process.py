@@ -2,13 +2,18 @@
 
 import subprocess
 import sys
+import tracemalloc
+from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sae_core.data_processing.cleaning import clean
+from sae_core.data_processing.sources import Dropped
 from sae_core.data_processing.textbook_process import ProcessConfig, Report, process
 from sae_core.data_processing.texts import read_texts
+from sae_core.errors import SAEError
 
 ROOT = Path(__file__).resolve().parents[2]
 AS_FILE = ["sae_core/data_processing/textbook_process.py"]
@@ -51,6 +56,13 @@ CLEANING = {
     "soft hyphen": ("a super\u00adnova", ["a supernova"]),
     "ligatures only": ("de\ufb01ned as 5 m² or ½ kg", ["defined as 5 m² or ½ kg"]),
     "entities": ("Salt &amp; sea, Earth&#x27;s crust, AT&T", ["Salt & sea, Earth's crust, AT&T"]),
+    "entity without end": (f"A star&#{'1' * 5000}; shines.", [f"A star&#{'1' * 5000}; shines."]),
+    "HTML heading in a wrap": ("<h2>On <h1>stars</h1>\nshine.", ["<h2>On", "shine."]),
+    "HTML comment not closed": ("It <!-- shines <!-- and sets.", ["It <!-- shines <!-- and sets."]),
+    "HTML table in a table": (
+        "It is <table>a<table>b</table>c</table>so</table>shines.",
+        ["It is so", "shines."],
+    ),
     "HTML tags": ("H<sub>2</sub>O <!-- not\nthis --> if a<b and c>d", ["H2O if a<b and c>d"]),
     "HTML line break": ("It shines<br/>and sets.", ["It shines and sets."]),
     "HTML blocks": ("<h2>On stars</h2><p>One.</p><p>Two.</p>", ["One.", "Two."]),
@@ -185,19 +197,26 @@ def test_cleaning(tmp_path: Path, chapter: str, texts: list[str]) -> None:
 def test_short_and_repeated_texts(tmp_path: Path) -> None:
     report = run(tmp_path / "in", f"{SUN}\n\n(a) (b) 1 2 3 x y\n\n{MOON}", SUN.upper())
     assert report.texts == [SUN, MOON]
-    assert report.dropped == {"too short": ["(a) (b) 1 2 3 x y"], "duplicate": [SUN.upper()]}
+    assert report.sources.dropped == {"too short": Dropped(1, 7), "duplicate": Dropped(1, 9)}
     assert run(tmp_path / "in", min_words=9).texts == [MOON]
 
 
 def test_dropped_pieces_are_counted(tmp_path: Path) -> None:
     chapter = f"# On stars\n\n![](s.jpg)\n\n***\n\n17\n\n1.1 Moons\n\n<table></table>\n\n{SUN}"
-    assert run(tmp_path / "in", chapter).dropped == {
+    dropped: dict[str, list[str]] = defaultdict(list)
+    assert clean(chapter, dropped) == [[SUN]]
+    assert dropped == {
         "heading": ["On stars"],
         "image": ["![](s.jpg)"],
         "markup only": ["***"],
         "outline entry": ["1.1 Moons"],
         "page number": ["17"],
         "table": ["<table></table>"],
+    }
+    counted = run(tmp_path / "in", chapter, f"# On moons\n\n# Rings\n\n{MOON}").sources.dropped
+    assert counted["heading"] == Dropped(pieces=3, words=5)
+    assert {reason: what.pieces for reason, what in counted.items()} == {
+        reason: 3 if reason == "heading" else 1 for reason in dropped
     }
 
 
@@ -261,6 +280,31 @@ def test_overlap_of_chunks(tmp_path: Path) -> None:
         "star that shines by",
         "shines by fusion.",
     ]
+
+
+def test_one_chapter_at_a_time_is_in_memory(tmp_path: Path) -> None:
+    peaks = []
+    for n in (2, 8):
+        chapters = ["\n\n".join(f"{SUN} {c} {i} {'x' * 999}" for i in range(300)) for c in range(n)]
+        for number, chapter in enumerate(chapters):
+            (tmp_path / f"{number}.md").write_text(chapter)
+        size = len(chapters[0])
+        del chapters, chapter
+        tracemalloc.start()
+        report = process(ProcessConfig(folders=(tmp_path,), output=tmp_path / "texts.json"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        assert report.sources.chapters[-1].texts == 300
+    assert peaks[1] - peaks[0] < size  # six chapters more
+
+
+def test_a_chapter_that_cannot_be_read_leaves_the_earlier_texts(tmp_path: Path) -> None:
+    run(tmp_path / "in", SUN, MOON)
+    (tmp_path / "in" / "chapter_1.md").write_bytes(b"\xff")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with pytest.raises(SAEError, match="chapter_1.md: not UTF-8"):
+        run(tmp_path / "in")
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_same_chapters_same_bytes(tmp_path: Path) -> None:

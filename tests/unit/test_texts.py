@@ -1,5 +1,6 @@
 """The file of texts: what is read back, and what a wrong file is answered with."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -23,6 +24,15 @@ def test_same_texts_same_bytes(tmp_path: Path) -> None:
     for name in ("a.json", "b.json"):
         write_texts(tmp_path / name, TEXTS)
     assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
+
+
+@pytest.mark.parametrize("texts", [[], ["one"], TEXTS])
+def test_texts_that_come_one_by_one_are_written_as_a_list_is(
+    tmp_path: Path, texts: list[str]
+) -> None:
+    write_texts(tmp_path / "texts.json", iter(texts))
+    written = (tmp_path / "texts.json").read_text(encoding="utf-8")
+    assert written == json.dumps(texts, ensure_ascii=False, indent=0) + "\n"
 
 
 def test_byte_order_mark_is_no_fault(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""Processing takes time in proportion to its input: doubled inputs, counted in steps of the regular
+expressions and in characters that are given to them, not in seconds."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from regex_steps import Steps
+
+from sae_core.data_processing import cleaning, textbook_process
+from sae_core.data_processing.cleaning import clean
+from sae_core.data_processing.textbook_process import sentences
+
+AT_START = {
+    *("CAPTION", "FENCE", "HEADING_LINE", "LIST_ITEM", "NUMBERED", "OUTLINE_ENTRY"),
+    *("PAGE_NUMBER", "QUOTATION", "TABLE_RULE", "UNDERLINE"),
+}
+"""Patterns that are matched with the start of a line, and not looked for in it."""
+
+WORDS = {"CAPITALS", "INITIALS"}
+"""Patterns that are matched with whole words."""
+
+PIECES = (
+    *(" ", "\n", " \n", "#", "# ", "*", "*a ", "_", "`", "~", "|", "|-", "-", ".", ". ", ",", "()"),
+    *("(", ")", "![", "![a](", "[", "[^", "[a](", "[a][", "[a\n", "<table", "<p ", "<p a=", "<br"),
+    *("<!--", "<h1>", "&", "&#1", ">", "A", "a", "É", "1", "1.", "a-", "”", "\t", "e.g. ", "(x)"),
+    "START OF THE PROJECT GUTENBERG\n",
+)
+BEFORE = ("", "a", "# ", "<p a=")
+AFTER = "1<"
+
+
+def patterns(name: str, value: Any) -> Iterator[tuple[str, re.Pattern[str]]]:
+    if isinstance(value, re.Pattern):
+        yield name, value
+    elif isinstance(value, (list, tuple)):
+        for number, item in enumerate(value):
+            yield from patterns(f"{name}[{number}]", item)
+
+
+PATTERNS = {
+    name: pattern
+    for module in (cleaning, textbook_process)
+    for variable, value in vars(module).items()
+    for name, pattern in patterns(variable, value)
+    if not re.match(r"HTML_HEADINGS\[[1-5]", name)  # as the first of the six
+}
+
+
+def steps(name: str, text: str) -> int:
+    counted = Steps(PATTERNS[name], text)
+    if name in AT_START | WORDS:
+        counted.match(whole=name in WORDS)
+    else:
+        counted.find_all()
+    return counted.count
+
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_twice_the_run_takes_twice_the_steps(name: str) -> None:
+    for piece in PIECES:
+        for before in BEFORE:
+            once, twice = (steps(name, before + piece * n + AFTER) for n in (9, 18))
+            assert twice < 2.5 * once + 20, (before, piece, once, twice)
+
+
+def test_the_steps_show_a_pattern_that_is_slow() -> None:
+    slow = re.compile(r"\s+\d$")
+    counts = [Steps(slow, "a" + " " * n + "b") for n in (12, 24)]
+    assert [counted.find_all() for counted in counts] == [[], []]
+    assert counts[1].count > 3 * counts[0].count
+
+
+class Reads:
+    """A pattern that counts the characters it is given to read."""
+
+    total = 0
+
+    def __init__(self, pattern: re.Pattern[str]) -> None:
+        self.pattern = pattern
+
+    def __getattr__(self, method: str) -> Any:
+        def counted(*arguments: Any) -> Any:
+            text = arguments[-1] if method == "sub" else arguments[0]
+            # A search goes on from where the last one ended, up to an end that may be given.
+            start, end = (
+                arguments[1:] if len(arguments) == 3 and method != "sub" else (0, len(text))
+            )
+            Reads.total += end - start
+            return getattr(self.pattern, method)(*arguments)
+
+        return counted
+
+
+LINE = "The force that acts on the body is the mass times the acceleration"
+CHAPTERS = {
+    "lines without a blank one": f"{LINE}\n",
+    "lines that end in a hyphen": "well-\n",
+    "paragraphs that go on": f"the {LINE[3:]}\n\n",
+    "headings": "# On stars\n",
+    "outline entries after a paragraph": "1.1 On Stars\n",
+    "rules after a paragraph": "---\n",
+    "captions": "FIGURE 1.2 A star.\n",
+    "abbreviations": "e.g. A ",
+    "tables in tables": "<table>",
+    "comments that do not end": "<!-- ",
+    "headings that do not end": "<h1>",
+    "marks around marks": "*_",
+}
+
+
+@pytest.mark.parametrize("piece", CHAPTERS.values(), ids=CHAPTERS.keys())
+def test_twice_the_chapter_is_read_twice_as_much(
+    piece: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def counted(value: Any) -> Any:
+        if isinstance(value, re.Pattern):
+            return Reads(value)
+        return tuple(map(counted, value)) if isinstance(value, (list, tuple)) else value
+
+    for module in (cleaning, textbook_process):
+        for name in {name.partition("[")[0] for name in PATTERNS} & set(vars(module)):
+            monkeypatch.setattr(module, name, counted(getattr(module, name)))
+    totals = []
+    for n in (200, 400):
+        Reads.total = 0
+        paragraphs = clean(
+            "A paragraph of many words " + LINE * n + "\n" + piece * n, defaultdict(list)
+        )
+        for line in (line for paragraph in paragraphs for line in paragraph):
+            list(sentences(line))
+        totals.append(Reads.total)
+    assert totals[1] < 2.2 * totals[0]
