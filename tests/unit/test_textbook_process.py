@@ -60,8 +60,8 @@ CLEANING = {
     "HTML heading in a wrap": ("<h2>On <h1>stars</h1>\nshine.", ["<h2>On", "shine."]),
     "HTML comment not closed": ("It <!-- shines <!-- and sets.", ["It <!-- shines <!-- and sets."]),
     "HTML table in a table": (
-        "It is <table>a<table>b</table>c</table>so</table>shines.",
-        ["It is so", "shines."],
+        "It is <table>a<table>b</table>c</table>so.</table>Moons",
+        ["It is so.", "Moons"],
     ),
     "HTML tags": ("H<sub>2</sub>O <!-- not\nthis --> if a<b and c>d", ["H2O if a<b and c>d"]),
     "HTML line break": ("It shines<br/>and sets.", ["It shines and sets."]),
