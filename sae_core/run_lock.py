@@ -9,6 +9,7 @@ if it is mounted with `flock`.
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +19,9 @@ from sae_core.errors import SAEError
 from sae_core.holders import Holder
 from sae_core.naming import LOCK_FILE
 from sae_core.ranks import is_follower
+
+POLL = 0.5
+"""Seconds between two looks at a lock that another process holds."""
 
 
 def run_lock(checkpoints: Path) -> AbstractContextManager[None]:
@@ -33,19 +37,20 @@ def run_lock(checkpoints: Path) -> AbstractContextManager[None]:
 
 
 @contextmanager
-def lock(path: Path, work: str) -> Iterator[None]:
+def lock(path: Path, work: str, wait: float = 0.0) -> Iterator[None]:
     """Keep every other process that asks for this lock away.
 
     Args:
         path: of the file that is locked, and deleted at the end.
         work: what its holder does, for the message.
+        wait: seconds for which another holder is waited for.
 
     Raises:
         SAEError: another process holds it, or the folder does not take locks.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _acquired(path)
+        file = _acquired(path, time.monotonic() + wait)
     except BlockingIOError as error:
         raise SAEError(f"{path.parent}: {_holder(path)} {work}; wait for it, or stop it") from error
     except OSError as error:
@@ -59,12 +64,19 @@ def lock(path: Path, work: str) -> Iterator[None]:
         file.close()
 
 
-def _acquired(path: Path) -> TextIO:
+def _acquired(path: Path, deadline: float) -> TextIO:
     """The file, locked and still the one at its path, which the holder before may have deleted."""
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise
+                file.close()
+                time.sleep(POLL)
+                continue
             if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
                 file.truncate(0)
                 file.write(Holder.here().text)

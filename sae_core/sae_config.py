@@ -161,6 +161,11 @@ class SAESpec:
         return hook_spec(self.hook_layer, self.target_hook_name or self.hook_name)
 
     @property
+    def window(self) -> int:
+        """Tokens in the windows that it was trained on; 0 where that is not known."""
+        return self.metadata.get("max_text_length") or 0
+
+    @property
     def site(self) -> str:
         """`hook_spec`, or `blocks.<layer>.<hook_name>-<target_hook_name>`."""
         return hook_spec(self.hook_layer, hook_label(self.hook_name, self.target_hook_name))

@@ -6,13 +6,9 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sae_core.activations.language_model import (
-    Hook,
-    LanguageModel,
-    ModelFacts,
-    check_hook,
-    model_facts,
-)
+from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.model_configuration import check_window
+from sae_core.activations.model_facts import ModelFacts, check_hook, model_facts
 from sae_core.activations.store import ActivationSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows, split_texts
 from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
@@ -326,6 +322,7 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
     split_texts(texts, config.data.val_fraction, config.data.seed)
     device = pick_device(config.runtime.device)
     facts = model_facts(config.model)
+    check_window(config.data.max_text_length, facts.context_length)
     hook = choose_hook(config.hook, facts)
     target = choose_target(config.hook, hook, facts)
     later_layers(config.end_to_end, target or hook, facts.n_layers)

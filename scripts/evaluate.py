@@ -54,7 +54,7 @@ def run(job: Job) -> None:
     sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
     record = ModelRecord.load(job.record)
     config = ModelConfig(model_name=record.path, **asdict(job.load))
-    model = LanguageModel.load(config, pick_device(job.device))
+    model = LanguageModel.load(config, pick_device(job.device), sae.spec.window)
     windows = held_out_windows(sae.spec, model.tokenizer, texts, job.evaluation.max_windows)
     figures = identity(job.sae.name, sae.spec) | evaluate(model, sae, windows, job.batch_size)
     write_file(job.output, json.dumps(figures, indent=1) + "\n")

@@ -50,7 +50,7 @@ def run(job: Job) -> None:
 
     sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
     config = ModelConfig(model_name=ModelRecord.load(job.record).path, **asdict(job.load))
-    model = LanguageModel.load(config, pick_device(job.device))
+    model = LanguageModel.load(config, pick_device(job.device), sae.spec.window)
     corpus = Corpus.read(
         model.tokenizer, texts, Sources.load(job.texts), sae.spec, job.features.corpus_windows
     )

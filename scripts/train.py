@@ -160,7 +160,7 @@ def load_end_to_end(
     later_layers(job.end_to_end, target or hook, record.n_layers)
     texts = read_texts(job.texts, "--texts")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
-    model = LanguageModel.load(config, pick_device(job.runtime.device))
+    model = LanguageModel.load(config, pick_device(job.runtime.device), job.data.max_text_length)
     windows = read_windows(model.tokenizer, texts, job.data)
     given = (
         windows.n_train,

@@ -8,23 +8,33 @@ the same numbers as `TransformerBridge`, whose eager attention is slower.
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import replace
-from pathlib import Path
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from sae_core.activations.architectures import block_component, hook_paths
+from sae_core.activations.model_configuration import (
+    check_window,
+    context_length,
+    read_configuration,
+)
+from sae_core.activations.offered_hooks import offered_hooks
 from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
-from sae_core.errors import SAEError, is_out_of_memory, one_line
+from sae_core.errors import SAEError, is_out_of_memory
 from sae_core.memory import WorkingUnit
+from sae_core.model_places import cannot_load, model_place
 from sae_core.naming import hook_spec
 from sae_core.progress import bars_are_wanted
 from sae_core.train_config import HOOK_NAME, ModelConfig
 
 CPU_TOKENS = 1024
 """Tokens in one forward pass on a CPU, about."""
+
+BLOCK_ENDS = ("hook_resid_pre", "hook_resid_post")
+"""What goes into a block and comes out of it, in every model."""
 
 HOOK_SPEC = re.compile(rf"blocks\.([0-9]{{1,6}})\.({HOOK_NAME.pattern})", re.ASCII)
 
@@ -79,7 +89,7 @@ class LanguageModel:
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
-        self._component = _block_component(model.config, type(model).__name__)
+        self._component = block_component(model.config, type(model).__name__)
         self._blocks: nn.ModuleList = model.get_submodule(self._component.name)
         self._base = model.get_submodule(self._component.name.rpartition(".")[0])
         self.n_layers = len(self._blocks)
@@ -89,25 +99,41 @@ class LanguageModel:
         self._blocks_give_tuples = False
         self._blocks[0].register_forward_hook(self._note_block_output)
 
+    @cached_property
+    def hook_names(self) -> tuple[str, ...]:
+        """The hooks that it gives."""
+        remote = type(self.model).__module__.startswith("transformers_modules")
+        return offered_hooks(self.model.config, trust_remote_code=remote)
+
+    @property
+    def named_hooks(self) -> list[str]:
+        """The hooks that TransformerLens says it has."""
+        return list(hook_paths(self._component))
+
     @classmethod
-    def load(cls, config: ModelConfig, device: torch.device) -> "LanguageModel":
+    def load(cls, config: ModelConfig, device: torch.device, window: int = 0) -> "LanguageModel":
         """Load the model and tokenizer of a Hub id or a local directory.
 
+        Args:
+            window: tokens in the windows that it is to read.
+
         Raises:
-            SAEError: it cannot be found or loaded.
+            SAEError: it cannot be found or loaded, or it reads no windows of that length.
         """
         from transformers import AutoModelForCausalLM, AutoTokenizer
         from transformers.utils import logging
 
         if not bars_are_wanted():
             logging.disable_progress_bar()
-        options = _hub_options(config)
+        name, place, trust = config.model_name, model_place(config), config.trust_remote_code
+        check_window(window, context_length(read_configuration(name, place, trust)))
+        options = {"revision": place.revision, "trust_remote_code": trust}
         dtype = pick_dtype(config.model_dtype, device)
         quantization = _four_bit(dtype, device) if config.load_in_4bit else None
         try:
-            tokenizer = AutoTokenizer.from_pretrained(config.model_name, **options)
+            tokenizer = AutoTokenizer.from_pretrained(place.source, **options)
             model, report = AutoModelForCausalLM.from_pretrained(
-                config.model_name,
+                place.source,
                 dtype=dtype,
                 quantization_config=quantization,
                 device_map=device_map(device),
@@ -115,13 +141,13 @@ class LanguageModel:
                 **options,
             )
         except Exception as error:  # damaged files raise all kinds
-            raise _cannot_load(config.model_name, error) from error
+            raise cannot_load(name, error) from error
         # Only a model that is on several devices has that map.
         if {"cpu", "disk"} & set(getattr(model, "hf_device_map", {}).values()):
-            raise _cannot_load(config.model_name, "it is larger than the memory of the GPUs")
+            raise cannot_load(name, "it is larger than the memory of the GPUs")
         if report["missing_keys"]:
             missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise _cannot_load(config.model_name, f"its files lack weights: {missing}")
+            raise cannot_load(name, f"its files lack weights: {missing}")
         return cls(model, tokenizer)
 
     @torch.no_grad()
@@ -226,7 +252,7 @@ class LanguageModel:
     def unembed(self, hidden: Tensor) -> Tensor:
         """(..., D) rows of `hidden` -> (..., V) logits, by the model's own forward, which may
         scale or cap them. Gradients flow to `hidden`."""
-        rows = hidden.reshape(1, -1, hidden.shape[-1])
+        rows = hidden.reshape(1, -1, hidden.shape[-1]).clone()
         unread = torch.zeros(rows.shape[:2], dtype=torch.long, device=self.device)
         with forward_of([self._base], lambda *_, **__: BaseOutput((rows,))):
             logits = self.model(unread, use_cache=False).logits
@@ -237,23 +263,44 @@ class LanguageModel:
         output = self._base(tokens.to(self.device), use_cache=False)
         return output.last_hidden_state.to(self.device)
 
+    def kinds_of_blocks(self) -> list[int]:
+        """The first layer of each kind: models that mix attention and other things have several."""
+        first: dict[tuple[tuple[str, type], ...], int] = {}
+        for layer, block in enumerate(self._blocks):
+            parts = tuple((name, type(module)) for name, module in block.named_modules())
+            first.setdefault(parts, layer)
+        return list(first.values())
+
+    @torch.no_grad()
+    def read_block(self, tokens: Tensor, residual: Tensor, layer: int, hook_name: str) -> Tensor:
+        """(B, L, D) the activation at a hook of block `layer`, with `residual` (B, L, D) in place
+        of what the blocks before it give."""
+        hook = Hook(layer, hook_name)
+        with self._skipping(layer, residual):
+            return self._activations(tokens, [hook])[hook]
+
     def _note_block_output(self, _: Any, args: tuple, output: Any) -> None:
-        self._blocks_give_tuples = isinstance(output, tuple)
+        self._blocks_give_tuples = isinstance(output, tuple | list)
 
     def _site(self, hook: Hook) -> _Site:
+        if hook.hook_name not in BLOCK_ENDS and hook.hook_name not in self.hook_names:
+            raise self._not_given(hook)
         component = self._component
         try:
-            *parts, side = _hook_paths(component)[hook.hook_name].split(".")
+            *parts, side = hook_paths(component)[hook.hook_name].split(".")
             module = self._blocks[hook.layer]
             for part in parts:
                 component = component.submodules[part]
                 module = module.get_submodule(component.name)
         except (KeyError, AttributeError, TypeError, IndexError) as error:
-            raise SAEError(
-                f"--hook-name {hook.hook_name}: {type(self.model).__name__} has no one module "
-                "that gives it; choose another hook"
-            ) from error
+            raise self._not_given(hook) from error
         return _Site(module, side == "hook_in")
+
+    def _not_given(self, hook: Hook) -> SAEError:
+        return SAEError(
+            f"--hook-name {hook.hook_name}: {type(self.model).__name__} has no one module that "
+            f"gives it in layer {hook.layer}; choose another hook"
+        )
 
     @contextmanager
     def _recording(
@@ -283,13 +330,11 @@ class LanguageModel:
     def _replacing(self, site: _Site, value: Tensor) -> Iterator[None]:
         def new_input(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if args:
-                return (value.to(args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": value.to(kwargs["hidden_states"])}
+                return (_own_copy(value, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": _own_copy(value, kwargs["hidden_states"])}
 
         def new_output(_: Any, args: tuple, output: Any) -> Any:
-            if isinstance(output, tuple):
-                return (value.to(output[0]), *output[1:])
-            return value.to(output)
+            return _with_output(output, _own_copy(value, _output(output)))
 
         if site.is_input:
             handle = site.module.register_forward_pre_hook(new_input, with_kwargs=True)
@@ -305,13 +350,15 @@ class LanguageModel:
         """The residual in mid-block also goes past the MLP: replace it in the block's sum."""
         block, clean = self._blocks[hook.layer], {}
         before = self._site(hook).module.register_forward_pre_hook(
-            lambda _, args: clean.update(mid=args[0]), prepend=True
+            lambda _, args, kwargs: clean.update(mid=_input(args, kwargs).clone()),
+            prepend=True,
+            with_kwargs=True,
         )
 
         def correct(_: Any, args: tuple, output: Any) -> Any:
             difference = value.to(clean["mid"].device) - clean["mid"]
             total = _output(output) + difference.to(_output(output).dtype)
-            return (total, *output[1:]) if isinstance(output, tuple) else total
+            return _with_output(output, total)
 
         after = block.register_forward_hook(correct, prepend=True)
         try:
@@ -323,7 +370,7 @@ class LanguageModel:
     @contextmanager
     def _skipping(self, n_blocks: int, residual: Tensor) -> Iterator[None]:
         """The first `n_blocks` blocks do nothing, and the residual behind them is `residual`."""
-        value = residual.to(self.dtype)
+        value = residual.to(self.dtype, copy=True)
         given = (value,) if self._blocks_give_tuples else value
         with forward_of(list(self._blocks)[:n_blocks], lambda *_, **__: given):
             yield
@@ -334,114 +381,26 @@ def resume_point(hook: Hook) -> Hook:
     return hook._replace(hook_name="hook_resid_pre")
 
 
-class ModelFacts(NamedTuple):
-    """What is known of a model before its weights are loaded."""
-
-    n_layers: int
-    d_model: int
-    commit: str | None
-    """Of the Hub's repository; None for a local directory."""
-    hook_names: tuple[str, ...]
-
-
-def check_hook(
-    hook: Hook, n_layers: int, hook_names: Sequence[str], option: str = "--hook-name"
-) -> Hook:
-    """`hook`, when a model with `n_layers` layers and these hooks has it.
-
-    Raises:
-        SAEError: no such layer or hook.
-    """
-    if not 0 <= hook.layer < n_layers:
-        raise SAEError(f"--hook-layer {hook.layer}: the model's layers are 0 to {n_layers - 1}")
-    if hook.hook_name not in hook_names:
-        raise SAEError(f"{option} {hook.hook_name}: this model has {', '.join(hook_names)}")
-    return hook
-
-
-def model_facts(config: ModelConfig) -> ModelFacts:
-    """Read a model's configuration, from the Hub or a local directory.
-
-    Raises:
-        SAEError: there is no such model, or TransformerLens does not know its architecture.
-    """
-    from transformers import AutoConfig
-
-    name = config.model_name
-    path = Path(name).expanduser()
-    if not path.is_dir() and (path.is_absolute() or name.startswith((".", "~"))):
-        raise SAEError(f"--model-name {name}: no such directory")
-    commit = None if path.is_dir() else _commit(config)
-    pinned = replace(config, revision=commit)
-    try:
-        found = AutoConfig.from_pretrained(name, **_hub_options(pinned))
-        text = found.get_text_config()
-        n_layers, d_model = text.num_hidden_layers, text.hidden_size
-        architecture = found.architectures[0]
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise _cannot_load(name, error) from error
-    hook_names = _hook_paths(_block_component(found, architecture))
-    return ModelFacts(n_layers, d_model, commit, tuple(sorted(hook_names)))
-
-
-def _commit(config: ModelConfig) -> str:
-    """The commit that a revision of a Hub repository stands for, from the Hub or its cache."""
-    from huggingface_hub import hf_hub_download
-
-    try:
-        file = hf_hub_download(config.model_name, "config.json", revision=config.revision)
-    except Exception as error:  # the client's failures have no common base class
-        raise _cannot_load(config.model_name, error) from error
-    return Path(file).parent.name
-
-
-def _hub_options(config: ModelConfig) -> dict[str, Any]:
-    return {
-        "revision": config.revision or "main",
-        "trust_remote_code": config.trust_remote_code,
-    }
-
-
-def _cannot_load(name: str, error: Exception | str) -> SAEError:
-    reason = one_line(error) if isinstance(error, Exception) else error
-    return SAEError(
-        f"--model-name {name}: cannot be loaded; give a Hub id or a model's directory ({reason})"
-    )
-
-
-def _hook_paths(component: Any) -> dict[str, str]:
-    """The hooks that are the input or output of a module, and where: `ln2.hook_in`."""
-    paths = dict(component.hook_aliases)
-    if getattr(component.submodules.get("mlp"), "name", None):
-        paths["mlp.hook_in"] = "mlp.hook_in"  # has no other name
-    return {
-        name: path for name, path in paths.items() if path.split(".")[-1] in ("hook_in", "hook_out")
-    }
-
-
 def _input(args: tuple, kwargs: dict) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
 def _output(output: Any) -> Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output[0] if isinstance(output, tuple | list) else output
 
 
-def _block_component(config: Any, architecture: str) -> Any:
-    """TransformerLens's description of a model's blocks: where each hook name points."""
-    from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+def _with_output(output: Any, value: Tensor) -> Any:
+    """What a module gave, with `value` for its tensor."""
+    if not isinstance(output, tuple | list):
+        return value
+    replaced = (value, *output[1:])
+    return list(replaced) if isinstance(output, list) else replaced
 
-    name = config.name_or_path
-    bridge_config = build_bridge_config_from_hf(config, architecture, name, torch.float32)
-    try:
-        adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
-        return adapter.component_mapping["blocks"]
-    except (ValueError, KeyError) as error:
-        raise SAEError(
-            f"--model-name {name}: TransformerLens knows no stack of blocks of {architecture}; "
-            "choose a causal language model that it supports"
-        ) from error
+
+def _own_copy(value: Tensor, like: Tensor) -> Tensor:
+    """`value` as the model is given it: some blocks add to what they get in place, and a value
+    that is the same for all tokens may be one place in memory."""
+    return value.to(like).clone(memory_format=torch.contiguous_format)
 
 
 def _four_bit(dtype: torch.dtype, device: torch.device) -> Any:

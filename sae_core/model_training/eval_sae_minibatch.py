@@ -80,7 +80,11 @@ def measure(config: Minibatch) -> list[dict[str, Any]]:
             "--model-name: the SAEs do not record one common language model; name the one to use"
         )
     options = {key: getattr(config.load, key) for key in LoadConfig.__dataclass_fields__}
-    model = LanguageModel.load(ModelConfig(model_name=name, **options), pick_device(config.device))
+    model = LanguageModel.load(
+        ModelConfig(model_name=name, **options),
+        pick_device(config.device),
+        max(sae.spec.window for sae in saes),
+    )
     windows = held_out_windows(saes[0].spec, model.tokenizer, texts, config.num_windows)
     return [
         identity(folder.name, sae.spec) | evaluate(model, sae, windows, config.batch_size)

@@ -96,7 +96,9 @@ def _evaluate(config: RunConfig, run: "CheckedRun", folder: Path) -> Path | None
     from sae_core.naming import EVALUATION_FILE
 
     sae = load_sae(folder)
-    model = LanguageModel.load(replace(config.model, revision=run.facts.commit), run.device)
+    model = LanguageModel.load(
+        replace(config.model, revision=run.facts.commit), run.device, sae.spec.window
+    )
     most = EvaluationConfig().max_windows
     try:
         windows = held_out_windows(sae.spec, model.tokenizer, run.texts, most)

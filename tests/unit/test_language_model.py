@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from families import FAMILIES, NAMES, OTHERS
+from families import FAMILIES, LACKING, NAMES, OTHERS, hooks_of
 from tiny_model import N_LAYERS, VOCABULARY, WIDTH, configuration, make_tiny_model
 from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
@@ -242,36 +242,77 @@ def test_replacement_in_another_number_format(
     assert (logits.float() - expected).norm() < 0.05 * expected.norm()
 
 
-BROKEN = {
-    ("opt", "hook_resid_mid"): "RuntimeError: OPT's blocks flatten batch and position",
-}
+# Other families
+
+
+def tiny(family: str) -> LanguageModel:
+    """A random model, its biases too."""
+    torch.manual_seed(0)
+    config = OTHERS[family] if family in OTHERS else configuration(family)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) / 10)
+    return LanguageModel(model, tokenizer=None)
+
+
+TOKENS = torch.arange(14).view(2, 7)
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, *OTHERS])
+def test_residual_stream_adds_up(family: str) -> None:
+    """In every layer, for the hooks that are offered."""
+    model = tiny(family)
+    assert model.hook_names == hooks_of(family)
+    for layer in range(model.n_layers):
+        hooks = [Hook(layer, name) for name in model.hook_names]
+        x = {hook.hook_name: value for hook, value in model.activations(TOKENS, hooks).items()}
+        assert {value.shape for value in x.values()} == {(2, 7, WIDTH)}
+        pre, post = x["hook_resid_pre"], x["hook_resid_post"]
+        if family in ("falcon", "gpt_neox"):
+            torch.testing.assert_close(pre + x["hook_attn_out"] + x["hook_mlp_out"], post)
+        if {"hook_resid_mid", "hook_attn_out"} <= set(x):
+            torch.testing.assert_close(pre + x["hook_attn_out"], x["hook_resid_mid"])
+            torch.testing.assert_close(x["hook_resid_mid"] + x["hook_mlp_out"], post)
+        assert family == "granite" or "hook_attn_out" in x
+
+
+@pytest.mark.parametrize("family", sorted(LACKING))
+def test_hook_that_is_not_offered_is_refused(family: str) -> None:
+    model = tiny(family)
+    for name in LACKING[family]:
+        with pytest.raises(SAEError, match=f"--hook-name {name}: {type(model.model).__name__}"):
+            model.activations(TOKENS, [Hook(1, name)])
 
 
 @pytest.mark.parametrize(
-    ("family", "name"),
-    [
-        pytest.param(f, n, marks=pytest.mark.xfail(strict=True, reason=BROKEN[f, n]))
-        if (f, n) in BROKEN
-        else (f, n)
-        for f in OTHERS
-        for n in NAMES
-        # Falcon's attention and MLP stand side by side; OPT's MLP is no module of its own.
-        if (f, n)
-        not in {("falcon", "hook_resid_mid"), ("opt", "mlp.hook_in"), ("opt", "hook_mlp_out")}
-    ],
+    ("family", "name"), [(family, name) for family in OTHERS for name in hooks_of(family)]
 )
 def test_other_families_resume_too(family: str, name: str) -> None:
-    torch.manual_seed(0)
-    model = LanguageModel(AutoModelForCausalLM.from_config(OTHERS[family]), tokenizer=None)
-    hook, tokens = Hook(1, name), torch.arange(14).view(2, 7)
-    logits, found = model.logits(tokens, [hook, resume_point(hook)])
-    again, _ = model.resume(tokens, found[resume_point(hook)], hook, found[hook])
+    """Also with one value for all tokens, at one place in memory: some blocks add in place."""
+    model, hook = tiny(family), Hook(1, name)
+    logits, found = model.logits(TOKENS, [hook, resume_point(hook)])
+    residual, clean = found[resume_point(hook)], found[hook]
+    mean = clean.mean((0, 1)).expand_as(clean)
+    before = residual.clone(), clean.clone()
+    again, _ = model.resume(TOKENS, residual, hook, clean)
     torch.testing.assert_close(again, logits, **CLOSE)
-    other, _ = model.resume(tokens, found[resume_point(hook)], hook, found[hook].flip(-1))
+    spliced, _ = model.resume(TOKENS, residual, hook, mean)
+    assert torch.equal(model.resume(TOKENS, residual, hook, mean.contiguous())[0], spliced)
+    assert torch.equal(residual, before[0]) and torch.equal(clean, before[1])
+    other, _ = model.resume(TOKENS, residual, hook, clean.flip(-1))
     assert not torch.allclose(other, logits, atol=1e-3)
 
 
-def test_hook_without_a_module_of_its_own() -> None:
-    model = LanguageModel(AutoModelForCausalLM.from_config(OTHERS["opt"]), tokenizer=None)
-    with pytest.raises(SAEError, match="--hook-name hook_mlp_out: OPTForCausalLM"):
-        model.activations(torch.arange(14).view(2, 7), [Hook(1, "hook_mlp_out")])
+def test_model_adds_to_a_copy_of_what_it_is_given() -> None:
+    """Blocks and the head that change their input in place do not change the caller's tensors."""
+    model = tiny("bloom")
+    hidden, found = model.hidden(TOKENS, [Hook(1, "hook_resid_pre")])
+    given = found[Hook(1, "hook_resid_pre")]
+    kept = hidden.clone(), given.clone()
+    for module in (model._blocks[1], model.model.lm_head):
+        module.register_forward_pre_hook(lambda _, args: (args[0].add_(1), None)[1])
+    model.unembed(hidden)
+    model.resume(TOKENS, given, Hook(0, "hook_resid_post"), given)
+    model.resume(TOKENS, given, Hook(1, "hook_resid_pre"), given)
+    assert torch.equal(hidden, kept[0]) and torch.equal(given, kept[1])

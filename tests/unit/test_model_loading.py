@@ -1,5 +1,6 @@
 """Loading a language model: what is known before, and what a wrong name or file is answered."""
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,19 +11,28 @@ from families import FAMILIES, NAMES
 from safetensors.torch import load_file, save_file
 from tiny_model import N_LAYERS, WIDTH, configuration
 from torch import Tensor
-from transformers import T5Config
+from transformers import (
+    BloomConfig,
+    FalconConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+    MambaConfig,
+    MptConfig,
+    OPTConfig,
+    PretrainedConfig,
+    T5Config,
+)
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from sae_core.activations.language_model import (
-    Hook,
-    LanguageModel,
-    check_hook,
-    model_facts,
-    resume_point,
-)
+from sae_core.activations.language_model import Hook, LanguageModel, resume_point
+from sae_core.activations.model_configuration import check_window, context_length
+from sae_core.activations.model_facts import check_hook, model_facts
 from sae_core.devices import device_map, pick_device, pick_dtype, pick_precision
 from sae_core.errors import SAEError
-from sae_core.train_config import ModelConfig
+from sae_core.model_sources import FetchConfig, SourceConfig, fetch
+from sae_core.sae_train import check_run
+from sae_core.train_config import DataConfig, ModelConfig, OutputConfig, RunConfig
 
 CPU = torch.device("cpu")
 
@@ -37,6 +47,7 @@ def test_facts_come_without_the_weights(family: str, tmp_path: Path) -> None:
         WIDTH,
         None,
         tuple(sorted(NAMES)),
+        1024,
     )
 
 
@@ -163,3 +174,76 @@ def test_loaded_model_is_frozen(language_model: LanguageModel, tiny_model: Path)
         assert torch.equal(language_model.logits(tokens)[0], twin.eval()(tokens).logits)
     assert not any(p.requires_grad for p in language_model.model.parameters())
     assert not language_model.model.training and language_model.dtype == torch.float32
+
+
+# Context
+
+
+def written(folder: Path, **settings: Any) -> Path:
+    """A model's directory with other settings in its config.json."""
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    return folder
+
+
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+LLAMA3 = LINEAR | {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+YARN = {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (GPT2Config(n_positions=64), 64),
+        (GPTNeoXConfig(max_position_embeddings=128), 128),
+        (OPTConfig(max_position_embeddings=96), 96),
+        (LlamaConfig(max_position_embeddings=128, rope_parameters=LINEAR), 512),
+        (
+            LlamaConfig(
+                max_position_embeddings=1024,
+                rope_parameters=LLAMA3 | {"original_max_position_embeddings": 128},
+            ),
+            1024,
+        ),
+        (
+            LlamaConfig(
+                max_position_embeddings=160,
+                rope_parameters=YARN | {"original_max_position_embeddings": 128},
+            ),
+            512,
+        ),
+        (BloomConfig(seq_length=64), None),
+        (FalconConfig(alibi=True), None),
+        (FalconConfig(max_position_embeddings=77), 77),
+        (MptConfig(max_seq_len=64), 64),
+        (MambaConfig(), None),
+    ],
+    ids=lambda value: getattr(value, "model_type", None),
+)
+def test_context_of_a_model(config: PretrainedConfig, expected: int | None) -> None:
+    assert context_length(config) == expected
+
+
+def test_window_beyond_the_context_is_refused_before_loading(folder: Path) -> None:
+    """By every way in: the facts and the record, and the loading itself."""
+    written(folder, max_position_embeddings=32)
+    (folder / "model.safetensors").unlink()  # it is not come to
+    config = ModelConfig(model_name=str(folder), model_dtype="float32")
+    assert model_facts(config).context_length == 32
+    source = SourceConfig(path=folder)
+    assert fetch(FetchConfig("m", source=source)).context_length == 32
+    check_window(32, 32)
+    check_window(10**6, None)
+    with pytest.raises(SAEError, match="--max-text-length 33: the model reads at most 32 tokens"):
+        LanguageModel.load(config, CPU, 33)
+
+
+def test_window_beyond_the_context_trains_nothing(folder: Path, data_path: Path) -> None:
+    written(folder, max_position_embeddings=32)
+    config = RunConfig(
+        model=ModelConfig(model_name=str(folder)),
+        data=DataConfig(max_text_length=33),
+        output=OutputConfig(data_path=data_path, output_root=folder, checkpoint_root=folder),
+    )
+    with pytest.raises(SAEError, match="--max-text-length 33: the model reads at most 32 tokens"):
+        check_run(config)
