@@ -10,7 +10,12 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.model_configuration import check_window
 from sae_core.activations.model_facts import ModelFacts, check_hook, model_facts
 from sae_core.activations.store import ActivationSource, StreamingSource
-from sae_core.activations.token_windows import TokenWindows, read_windows, split_texts
+from sae_core.activations.token_windows import (
+    TokenWindows,
+    read_windows,
+    split_texts,
+    text_notes,
+)
 from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
 from sae_core.code_hash import code_hash
 from sae_core.data_processing.texts import read_texts
@@ -382,6 +387,8 @@ def train_checked(
     texts, name = config.output.data_path, config.model.model_name
     print(f"texts: {len(run.texts)} from {texts}\nmodel: {name} on {run.device}", flush=True)
     model = LanguageModel.load(replace(config.model, revision=run.facts.commit), run.device)
+    for note in text_notes(model.tokenizer, run.texts, config.data):
+        print(note, flush=True)
     windows = read_windows(model.tokenizer, run.texts, config.data)
     _announce(config.sae, run, windows)
     source = StreamingSource(

@@ -42,7 +42,7 @@ def run(job: Job) -> None:
     from sae_core.activations.language_model import Hook, LanguageModel
     from sae_core.activations.model_facts import check_hook
     from sae_core.activations.shards import harvest
-    from sae_core.activations.token_windows import read_windows
+    from sae_core.activations.token_windows import read_windows, text_notes
     from sae_core.data_processing.texts import read_texts
     from sae_core.devices import pick_device
     from sae_core.model_sources import ModelRecord
@@ -54,6 +54,8 @@ def run(job: Job) -> None:
     hooks = [check_hook(Hook.parse(spec), record.n_layers, record.hook_names) for spec in job.hooks]
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.device), job.data.max_text_length)
+    for note in text_notes(model.tokenizer, texts, job.data):
+        print(note, flush=True)
     windows = read_windows(model.tokenizer, texts, job.data)
     path = job.output.with_name(f".{job.output.name}.lock")
     with lock(path, "is harvesting this shard"), progress_bar("harvest", "window") as bar:

@@ -6,12 +6,15 @@ sees every token at most once, and each pass cuts the text at other places. Held
 fixed; even ones validate (early stopping, threshold), odd ones are left for the evaluation.
 """
 
+import re
 from collections.abc import Sequence
+from itertools import chain, pairwise
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from sae_core.activations.repetition import apart, repeated_share
 from sae_core.errors import SAEError
 from sae_core.seeding import generator
 from sae_core.train_config import DataConfig
@@ -21,11 +24,14 @@ TEXTS_AT_ONCE = 1024
 
 
 def split_texts(texts: list[str], val_fraction: float, seed: int) -> tuple[list[str], list[str]]:
-    """Training and held-out texts, each in the order of `texts`.
+    """Training and held-out texts, each in the order of `texts`; empty ones are left out.
+
+    What a text repeats of the end of the one before it, as chunks do, is on one side only.
 
     Raises:
         SAEError: a held-out part is asked for, but there are too few texts for both parts.
     """
+    texts = [text for text in texts if not is_blank(text)]
     n_held_out = round(len(texts) * val_fraction)
     if val_fraction > 0 and (n_held_out == 0 or n_held_out == len(texts)):
         raise SAEError(
@@ -33,16 +39,21 @@ def split_texts(texts: list[str], val_fraction: float, seed: int) -> tuple[list[
             "train on the rest; give more texts, another fraction, or 0 for no validation"
         )
     order = torch.randperm(len(texts), generator=generator(seed, "split")).tolist()
-    held_out = set(order[:n_held_out])
-    return (
-        [text for i, text in enumerate(texts) if i not in held_out],
-        [text for i, text in enumerate(texts) if i in held_out],
-    )
+    return apart(texts, set(order[:n_held_out]))
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to tokenise; such texts are left out."""
+    return not text.strip()
 
 
 class Tokens:
     """How a tokenizer's texts are packed: what separates them, and whether windows begin with
-    BOS (which Gemma needs, and Qwen3 and SmolLM2 do not have)."""
+    BOS (which Gemma needs, and Qwen3 and SmolLM2 do not have).
+
+    A control token that a text spells, such as `<|endoftext|>` in a chapter on tokenizers, is read
+    as any other text: it neither ends the text nor begins one.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -55,9 +66,22 @@ class Tokens:
                 "with; set its eos_token"
             )
         self.end_of_text: int = end
+        added = tokenizer.added_tokens_decoder
+        control = {*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special), end}
+        # The token for what the vocabulary lacks is no control token, unless it is one as well.
+        control -= {tokenizer.unk_token_id} - {end, self.bos}
+        self._control: set[int] = control
+        words = filter(None, tokenizer.convert_ids_to_tokens(sorted(control)))
+        self._spelled = re.compile("|".join(map(re.escape, words)))
+
+    def spelled(self, text: str) -> str | None:
+        """The first control token that a text spells."""
+        found = self._spelled.search(text)
+        return found[0] if found else None
 
     def stream(self, texts: list[str]) -> Tensor:
-        """(T,) int32 token ids of the texts, each followed by the end-of-text token."""
+        """(T,) int32 token ids of the texts, each followed by the end-of-text token; of empty
+        texts, none."""
         return self.labelled(texts)[0]
 
     def labelled(self, texts: list[str]) -> tuple[Tensor, Tensor]:
@@ -65,12 +89,28 @@ class Tokens:
         parts, lengths = [torch.empty(0, dtype=torch.int32)], []
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             batch = texts[first : first + TEXTS_AT_ONCE]
-            encoded = self.tokenizer(batch, add_special_tokens=False)["input_ids"]
-            ids = [token for text_ids in encoded for token in (*text_ids, self.end_of_text)]
-            parts.append(torch.tensor(ids, dtype=torch.int32))
-            lengths += [len(text_ids) + 1 for text_ids in encoded]
+            ended = [
+                [] if is_blank(text) else [*ids, self.end_of_text]
+                for text, ids in zip(batch, self._encode(batch), strict=True)
+            ]
+            parts.append(torch.tensor([i for ids in ended for i in ids], dtype=torch.int32))
+            lengths += map(len, ended)
         text = torch.arange(len(texts), dtype=torch.int32)
         return torch.cat(parts), text.repeat_interleave(torch.tensor(lengths, dtype=torch.long))
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        settings = {"add_special_tokens": False, "split_special_tokens": True}
+        encoded = self.tokenizer(texts, **settings)["input_ids"]
+        for at, ids in enumerate(encoded):
+            if not self._control.isdisjoint(ids):  # the vocabulary of words has them, too
+                pieces = self._cut(texts[at])
+                encoded[at] = [*chain(*self.tokenizer(pieces, **settings)["input_ids"])]
+        return encoded
+
+    def _cut(self, text: str) -> list[str]:
+        """The text in pieces, cut behind the first character of each control token it spells."""
+        ends = [found.start() + 1 for found in self._spelled.finditer(text)]
+        return [text[a:b] for a, b in pairwise([0, *ends, len(text)])]
 
 
 class TokenWindows:
@@ -176,6 +216,22 @@ def corpus_windows(tokens: Tokens, texts: list[str], length: int, most: int) -> 
         windows = torch.cat([windows.new_full((len(windows), 1), tokens.bos), windows], dim=1)
         text = torch.cat([text[:, :1], text], dim=1)
     return CorpusWindows(windows, text)
+
+
+def text_notes(tokenizer: Any, texts: Sequence[str], data: DataConfig) -> list[str]:
+    """What a log says about the texts, a line each: what is left out, what is read as text, and
+    how much of the held-out part the training part has too."""
+    notes, tokens = [], Tokens(tokenizer)
+    if n_blank := sum(map(is_blank, texts)):
+        notes.append(f"empty texts: {n_blank} of {len(texts)}, left out")
+    if spelled := [word for word in map(tokens.spelled, texts) if word]:
+        notes.append(f"texts that spell a control token: {len(spelled)}, such as {spelled[0]}; "
+                     "it is read as text")  # fmt: skip
+    train, held_out = split_texts(list(texts), data.val_fraction, data.seed)
+    if held_out:
+        share = 100 * repeated_share(train, held_out)
+        notes.append(f"held-out text that also stands in training texts: {share:.1f}%")
+    return notes
 
 
 def read_windows(tokenizer: Any, texts: Sequence[str], data: DataConfig) -> TokenWindows:

@@ -1,11 +1,26 @@
 """Windows of tokens: the split, packing, random crops for training, fixed windows held out."""
 
+import random
+from itertools import chain
+from typing import Any
+
 import pytest
 import torch
 from tiny_model import tokenizer
+from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from sae_core.activations.token_windows import Tokens, TokenWindows, read_windows, split_texts
+from sae_core.activations import repetition
+from sae_core.activations.repetition import overlap, repeated_share
+from sae_core.activations.token_windows import (
+    Tokens,
+    TokenWindows,
+    read_windows,
+    split_texts,
+    text_notes,
+)
+from sae_core.data_processing.textbook_process import chunks
 from sae_core.errors import SAEError
 from sae_core.train_config import DataConfig
 
@@ -65,6 +80,86 @@ def test_too_few_texts_to_split(n: int, val_fraction: float) -> None:
     assert split_texts(["text"] * n, 0.0, seed=0) == (["text"] * n, [])
 
 
+def chunked(words: list[str], size: int, overlap: int) -> list[str]:
+    return list(chunks(" ".join(words), size, overlap))
+
+
+def words(n: int, seed: int = 0) -> list[str]:
+    draw = random.Random(seed)
+    return ["".join(draw.choices("abcdefghij", k=draw.randint(2, 9))) for _ in range(n)]
+
+
+def shared(train: list[str], held_out: list[str], n: int = 20) -> int:
+    """Stretches of `n` characters on both sides."""
+    sides = [{text[i : i + n] for text in side for i in range(len(text) - n)}
+             for side in (train, held_out)]  # fmt: skip
+    return len(sides[0] & sides[1])
+
+
+@pytest.mark.parametrize(("size", "overlap"), [(200, 40), (200, 90), (200, 199), (1000, 100)])
+@pytest.mark.parametrize("val_fraction", [0.1, 0.5])
+def test_what_chunks_repeat_is_on_one_side(size: int, overlap: int, val_fraction: float) -> None:
+    chapters = [words(600, seed) for seed in range(3)]
+    texts = [chunk for chapter in chapters for chunk in chunked(chapter, size, overlap)]
+    train, held_out = split_texts(texts, val_fraction, seed=5)
+    assert shared(train, held_out) == 0 and repeated_share(train, held_out) == 0
+    assert train and held_out
+    assert {w for text in train + held_out for w in text.split()} == {*chain(*chapters)}
+
+
+def test_texts_that_do_not_overlap_stay_as_they_are() -> None:
+    texts = [f"{i} {' '.join(words(9, i))}" for i in range(200)]
+    texts[7] = f"{texts[6]} {texts[8]}"  # what an author repeats is no overlap
+    for seed in range(20):
+        train, held_out = split_texts(texts, 0.5, seed)
+        assert sorted(train + held_out) == sorted(texts)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("the end of a text is what follows", "of a text is what follows, and more", 25),
+        ("of a text is what follows", "of a text is what follows", 25),
+        ("no", "of a text is what follows, and more", 0),
+        ("few follow", "few follow", 0),
+        ("x" * 50, "x" * 30, 30),
+        ("x" * 50 + "y", "x" * 50, 0),
+        ("ab" * 30 + "a", "ba" * 20 + "ba", 42),
+        ("what is, what is, and what is, ", "what is, and what is, so", 22),
+    ],
+)
+def test_overlap(before: str, after: str, expected: int) -> None:
+    longest = max(n for n in range(len(after) + 1) if before.endswith(after[:n]))
+    assert overlap(before, after) == expected == (longest if longest >= 20 else 0)
+
+
+def test_share_of_the_held_out_text_that_training_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    common, own = " ".join(words(300, 1)), " ".join(words(900, 2))
+    train = [" ".join(words(500, 3)), f"so {common}", "short"]
+    n, m = len(common) - 39, len(own) - 39
+    assert repeated_share(train, [common, own, "short"]) == n / (n + m)
+    assert repeated_share(train, ["short"]) == repeated_share(train, []) == 0
+    assert repeated_share([], [own]) == 0
+    monkeypatch.setattr(repetition, "BLOCK", 100)
+    assert repeated_share(train, [common, own, "short"]) == n / (n + m)
+    monkeypatch.setattr(repetition, "MOST_STRETCHES", 1000)
+    assert repeated_share(train, [common, own]) == pytest.approx(n / (n + m), abs=0.05)
+
+
+def test_log_says_what_is_left_out_read_as_text_and_repeated() -> None:
+    texts = [f"text {i} {' '.join(words(20, i))}" for i in range(20)]
+    made = tokenizer(" ".join(texts))
+    assert text_notes(made, texts, DataConfig(LENGTH, 0.25, 0)) == [
+        "held-out text that also stands in training texts: 0.0%"
+    ]
+    texts += ["", " \n", f"{texts[3]} <|endoftext|>", texts[4]]
+    notes = text_notes(made, texts, DataConfig(LENGTH, 0.0, 0))
+    assert notes == [
+        "empty texts: 2 of 24, left out",
+        "texts that spell a control token: 1, such as <|endoftext|>; it is read as text",
+    ]
+
+
 # Packing
 
 
@@ -78,6 +173,56 @@ def test_stream_is_the_texts_joined_by_end_of_text(bos: bool, texts: list[str]) 
     assert [tokens.tokenizer.decode(piece[:-1]) for piece in pieces] == texts
     assert tokens.bos == (1 if bos else None)
     assert tokens.bos not in stream.tolist()
+
+
+def test_empty_texts_give_no_tokens(texts: list[str]) -> None:
+    tokens = Tokens(tokenizer(" ".join(texts)))
+    some = ["", texts[0], " \n\t", texts[1], "\u2003"]
+    ids, text = tokens.labelled(some)
+    assert torch.equal(ids, tokens.stream(texts[:2]))
+    assert text.unique().tolist() == [1, 3]
+    assert split_texts(["", *texts[:4], " "], 0.5, 0) == split_texts(texts[:4], 0.5, 0)
+
+
+SPELLED = "A text <bos> spells <|endoftext|> and<s> </s>."
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_control_tokens_in_a_text_are_read_as_text(bos: bool) -> None:
+    made = tokenizer(SPELLED, bos)
+    tokens = Tokens(made)
+    plain = made("A text about nothing of the kind.", add_special_tokens=False)["input_ids"]
+    assert tokens.stream(["A text about nothing of the kind."]).tolist()[:-1] == plain
+    stream = tokens.stream([SPELLED, SPELLED]).tolist()
+    assert stream.count(0) == 2 and 1 not in stream  # 0 ends a text, and 1 is BOS
+    assert made.decode(stream[: len(stream) // 2 - 1]) == SPELLED
+    assert made("<bos>", add_special_tokens=False)["input_ids"] == [1]  # it still is one
+
+
+@pytest.mark.parametrize("model", [models.Unigram, models.WordPiece, models.WordLevel, models.BPE])
+def test_control_tokens_of_every_family_of_tokenizers(model: Any) -> None:
+    special = ["<unk>", "<s>", "</s>"]
+    known = {} if model is models.Unigram else {"unk_token": "<unk>"}
+    made = Tokenizer(model(**known))
+    spaces = pre_tokenizers.WhitespaceSplit() if "Word" in model.__name__ else None
+    made.pre_tokenizer = spaces or pre_tokenizers.Metaspace()
+    trainer = made.model.get_trainer()
+    trainer.special_tokens = [AddedToken(token, special=True) for token in special]
+    made.train_from_iterator([SPELLED] * 9, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
+    )
+    tokens = Tokens(fast)
+    ids, end = tokens.stream([SPELLED, "A text spells"]).tolist(), tokens.end_of_text
+    assert not {fast.bos_token_id, fast.eos_token_id} - {end} & set(ids) and ids.count(end) == 2
+    plain = fast("A text spells", add_special_tokens=False)["input_ids"]
+    assert ids[ids.index(end) + 1 :] == [*plain, end]
+
+
+def test_control_tokens_of_a_tokenizer_in_python() -> None:
+    made = ByT5Tokenizer()
+    stream = Tokens(made).stream(["a</s>"]).tolist()
+    assert made.convert_ids_to_tokens(stream) == [*"a</s>", "</s>"]
 
 
 def test_no_end_of_text_token() -> None:
