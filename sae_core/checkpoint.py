@@ -117,6 +117,16 @@ def load_history(folder: Path) -> History:
     return history
 
 
+def is_whole_checkpoint(folder: Path) -> bool:
+    """Whether an SAE directory is there and can be read."""
+    try:
+        load_sae(folder)
+        load_history(folder)
+    except SAEError:
+        return False
+    return True
+
+
 def read_tensors(path: Path) -> dict[str, Tensor]:
     """A PyTorch file of named tensors, on the CPU; nothing else is unpickled.
 

@@ -16,7 +16,13 @@ from sae_core.activations.token_windows import (
     split_texts,
     text_notes,
 )
-from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
+from sae_core.checkpoint import (
+    is_whole_checkpoint,
+    load_sae,
+    sae_files,
+    save_sae,
+    write_files,
+)
 from sae_core.code_hash import code_hash
 from sae_core.data_processing.texts import read_texts
 from sae_core.devices import keep_freed_memory, pick_device, pick_precision
@@ -101,6 +107,7 @@ class SAETrainer:
         told = (observer, self.events) if everyone.is_first else ()
         self.observer = Observers(*told, states)
         self.dtype: torch.dtype = getattr(torch, sae.sae_dtype)
+        self.told_too_large = False
         device = pick_device(runtime.device)
         metadata = asdict(origin) | asdict(data) | {"training": asdict(training)}
         if end_to_end is not None:
@@ -169,11 +176,15 @@ class SAETrainer:
             self._checkpoint(epoch_checkpoint(record.epoch))
 
     def _restore(self) -> None:
-        state, best = self.states.newest(), self.checkpoints / BEST_CHECKPOINT
+        state, best, lost = self.states.newest(), self.checkpoints / BEST_CHECKPOINT, False
         if state is not None and state.values.get("best_epoch") is not None:
             bring_back(best)
-            if not best.is_dir():
-                state = self.states.set_aside(f"lacks its {BEST_CHECKPOINT}")
+            lost = not is_whole_checkpoint(best)
+            # The best epoch's own state makes the same checkpoint again.
+            again = state.values["epoch"] == state.values["best_epoch"]
+            again = again and state.values["means"] is None
+            if lost and not again:
+                state = self.states.set_aside(f"lacks its {BEST_CHECKPOINT}, or it is damaged")
         if state is None:
             self._save_state()  # so that what has been set aside is so for good
             return
@@ -187,6 +198,9 @@ class SAETrainer:
             ) from error
         if self.everyone.is_first:
             self.events.rewind(state.values["metrics"])
+        if lost:
+            print(f"{best}: is damaged or missing, and is made again", flush=True)
+            self._checkpoint(BEST_CHECKPOINT)
         if state.values["machine"] != self._machine():
             print(
                 f"the state is of a machine with {state.values['machine']}, and this one has "
@@ -228,7 +242,8 @@ class SAETrainer:
         loop = self.loop
         normalise = loop.normalise
         target = normalise.target and (normalise.target.mean, normalise.target.scale)
-        sae = self.sae.folded(normalise.mean, normalise.scale, self.dtype, target)
+        sae = self.sae.folded(normalise.mean, normalise.scale, torch.float32, target)
+        self._convert(sae)
         sae.spec.metadata |= {
             "epochs": len(loop.history["epoch"]),
             "tokens": loop.tokens,
@@ -245,6 +260,29 @@ class SAETrainer:
                 "target_activation_scale": normalise.target.scale,
             }
         return sae
+
+    def _convert(self, sae: SparseAutoencoder) -> None:
+        """Bring a folded SAE into the number format that it is stored in: that of the settings, or
+        float32 if a number of it would be infinite in that."""
+        too_large = beyond(sae, self.dtype)
+        if not too_large:
+            sae.to(self.dtype)
+            return
+        sae.spec.dtype = "float32"
+        if not self.told_too_large:
+            self.told_too_large = True
+            print(f"{too_large}; the SAE is stored in float32", flush=True)
+
+
+def beyond(sae: SparseAutoencoder, dtype: torch.dtype) -> str:
+    """What of an SAE does not fit into a number format; empty if everything does."""
+    for name, tensor in sae.state_dict().items():
+        finite = tensor[tensor.isfinite()] if tensor.is_floating_point() else tensor.new_empty(0)
+        if not finite.to(dtype).isfinite().all():
+            option = f"--sae-dtype {str(dtype).removeprefix('torch.')}"
+            largest, most = float(finite.abs().max()), torch.finfo(dtype).max
+            return f"{option}: {name} reaches {largest:,.0f}, and the format ends at {most:,.0f}"
+    return ""
 
 
 def sae_spec(
@@ -275,6 +313,16 @@ def sae_spec(
         target_hook_name=target.hook_name if target else "",
         metadata=metadata,
     )
+
+
+def warn_of_density(sae: SAEConfig) -> None:
+    """Say so if nothing will make the SAE sparse."""
+    if not sae.k and not sae.sparsity_penalty:
+        print(
+            f"--sparsity-penalty 0: nothing makes a {sae.sae_type} SAE sparse, and many of its "
+            "features will be active on every token; give a penalty, such as 0.01",
+            flush=True,
+        )
 
 
 def choose_hook(config: HookConfig, facts: ModelFacts) -> Hook:
@@ -323,6 +371,7 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
     Raises:
         SAEError: a setting is wrong.
     """
+    warn_of_density(config.sae)
     texts = read_texts(config.output.data_path)
     split_texts(texts, config.data.val_fraction, config.data.seed)
     device = pick_device(config.runtime.device)

@@ -18,6 +18,7 @@ from sae_core.naming import MiddleLayerStrategy, check_repo_id, hook_label
 from sae_core.sae_config import SAEConfig
 
 HOOK_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
+FULL_NAME = re.compile(r"blocks\.([0-9]+)\.(.+)", re.ASCII)
 HOOK_NAMES = (
     "hook_resid_pre",
     "hook_attn_out",
@@ -107,6 +108,12 @@ class HookConfig:
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "hook_layer")
+        for option in ("hook_name", "target_hook_name"):
+            if found := FULL_NAME.fullmatch(getattr(self, option)):
+                raise SAEError(
+                    f"--{option.replace('_', '-')} {found[0]}: give the name alone, {found[2]}, "
+                    f"and the layer apart, as --hook-layer {found[1]}"
+                )
         if not HOOK_NAME.fullmatch(self.hook_name):
             raise SAEError(f"--hook-name {self.hook_name!r}: not the name of an activation")
         names = (self.hook_name, self.target_hook_name)

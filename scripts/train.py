@@ -83,9 +83,11 @@ def train(job: Job, login: TrackingConfig) -> None:
     from sae_core.observers import Observers
     from sae_core.parallel import join
     from sae_core.run_lock import run_lock
-    from sae_core.sae_train import Origin, SAETrainer
+    from sae_core.sae_train import Origin, SAETrainer, warn_of_density
 
     everyone = join(job.runtime.device)
+    if everyone.is_first:
+        warn_of_density(job.sae)
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
     target = hook.target(job.target_hook_name)
     source = CachedSource(
