@@ -11,7 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
-from sae_core.errors import Interrupted, SAEError, is_out_of_memory, one_line
+from sae_core.errors import Interrupted, SAEError, is_out_of_memory, is_unicode, one_line
 
 Settings = TypeVar("Settings")
 
@@ -44,6 +44,9 @@ def parse(settings: type[Settings], description: str, argv: Sequence[str] | None
     Field names become options, field docstrings their help, nested dataclasses groups. A wrong
     option or value ends the program with status 2 and a message that names it.
     """
+    for word in sys.argv[1:] if argv is None else argv:
+        if not is_unicode(word):
+            raise SAEError(f"{ascii(word)}: not UTF-8; rename what has this name")
     groups = [("own", Annotated[settings, UNNAMED]), ("common", Annotated[Common, UNNAMED])]
     both: Any = dataclasses.make_dataclass("Options", groups)
     if os.environ.get("NO_COLOR"):
@@ -61,6 +64,8 @@ def run(
 
     A training that a signal interrupts exits with 75, EX_TEMPFAIL of sysexits.h: run it again.
     """
+    if argv is None:
+        _speak_utf8()
     try:
         body(parse(settings, description, argv))
         sys.stdout.flush()  # what a full disk does not take is known here, not after the end
@@ -74,6 +79,14 @@ def run(
             traceback.print_exc()
         _fail(f"error: {_reason(error)}")
     sys.exit(0)
+
+
+def _speak_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode where the locale has another encoding: names of files are
+    UTF-8 on disk, and libraries below Python read them as such whatever the locale is."""
+    if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def _fail(line: str, status: int = 1) -> NoReturn:

@@ -8,6 +8,7 @@ import difflib
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -105,6 +106,11 @@ def _check_text(text: str, path: Path) -> None:
     shown = text.replace("\n", "") if path[-1:] == ("wandb_notes",) else text
     if NO_TEXT.search(shown):
         raise SAEError(f"config: {location(path)}: {ascii(text[:80])} holds a control character")
+    if not text.isascii() and (encoding := sys.getfilesystemencoding()) != "utf-8":
+        raise SAEError(
+            f"config: {location(path)}: {ascii(text[:80])} needs UTF-8, and this locale has "
+            f"{encoding}; set LC_ALL=C.UTF-8"
+        )
 
 
 def _word(text: str, schema: dict[str, Any], path: Path) -> Any:

@@ -26,6 +26,16 @@ def one_line(error: object, most: int = 300) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in words)[:most]
 
 
+def is_unicode(text: str) -> bool:
+    """Whether all of a text are characters: halves of surrogate pairs are none, and stand in names
+    of files for bytes that are not UTF-8."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def is_out_of_memory(error: RuntimeError) -> bool:
     """Whether memory, of the device or of the machine, is what was lacking. By torch's name for
     it, so that what needs no torch need not import it."""

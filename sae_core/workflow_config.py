@@ -13,6 +13,7 @@ import yaml
 
 from sae_core import config_schema
 from sae_core.cli import options
+from sae_core.data_processing.chapters import chapters_in
 from sae_core.data_processing.textbook_process import ProcessConfig
 from sae_core.errors import SAEError
 from sae_core.files import write_file
@@ -141,7 +142,7 @@ class Plan:
 
     def chapters(self) -> list[Path]:
         """The chapters that are there now, in the order in which they are processed."""
-        return [path for folder in self.process.folders for path in sorted(folder.glob("*.md"))]
+        return [path for folder in self.process.folders for path in chapters_in(folder)]
 
     def process_options(self) -> str:
         """The command line of the processing."""

@@ -19,6 +19,7 @@ if not __package__:  # started as a file: Python then looks for packages here, n
 
 from sae_core import cli  # noqa: E402
 from sae_core.data_processing import sources  # noqa: E402
+from sae_core.data_processing.chapters import find_chapters  # noqa: E402
 from sae_core.data_processing.cleaning import Dropped, Paragraph, clean  # noqa: E402
 from sae_core.data_processing.sources import Sources, count_words  # noqa: E402
 from sae_core.data_processing.texts import read_texts, write_texts  # noqa: E402
@@ -137,7 +138,7 @@ def process(config: ProcessConfig) -> Report:
     found = [
         (config.subject_of(index), file)
         for index, folder in enumerate(config.folders)
-        for file in _chapters(folder)
+        for file in find_chapters(folder, f"--folders {folder}")
     ]
     counts, chapters = _Counts(), []
     seen: set[bytes] = set()
@@ -171,15 +172,6 @@ def _texts_of(
         yield from chunks("\n".join(kept), config.chunk_size, config.chunk_overlap)
     else:
         yield from _keep(_units(paragraphs, config.method), config, dropped, seen)
-
-
-def _chapters(folder: Path) -> list[Path]:
-    if not folder.is_dir():
-        raise SAEError(f"--folders {folder}: no such folder; name folders of Markdown chapters")
-    chapters = sorted(file for file in folder.glob("*.md") if file.is_file())
-    if not chapters:
-        raise SAEError(f"--folders {folder}: holds no .md file; put the chapters there as *.md")
-    return chapters
 
 
 def _read(chapter: Path) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, is_unicode
 from sae_core.files import write_parts
 
 MAKE_IT = "python sae_core/data_processing/textbook_process.py"
@@ -28,7 +28,7 @@ def read_texts(path: Path, option: str = "--data-path") -> list[str]:
                 f"{option} {path}: item {index} (counted from 0) is a JSON {_kind(text)}, not a "
                 "text; make every item of the list a string"
             )
-        if not _is_unicode(text):
+        if not is_unicode(text):
             raise SAEError(
                 f"{option} {path}: item {index} (counted from 0) holds half a surrogate pair, "
                 "which is no character; make the file again"
@@ -79,14 +79,6 @@ def _load(path: Path, option: str) -> Any:
         ) from error
     except ValueError as error:  # a number of thousands of digits
         raise SAEError(f"{where}: not a list of texts; make it again with `{MAKE_IT}`") from error
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _kind(value: Any) -> str:

@@ -14,6 +14,8 @@ if not (ROOT / "sae_core").is_dir():
         f"{workflow.current_basedir}: this workflow brings a Python package along, and has to be on "
         "disk: clone the repository, and name workflow/Snakefile by its path"
     )
+if set("{}") & set(str(ROOT)):
+    raise WorkflowError(f"{ROOT}: Snakemake takes braces for a pattern; rename the folder")
 sys.path.insert(0, str(ROOT))
 
 from sae_core.code_hash import code_hash
@@ -22,6 +24,7 @@ from sae_core.data_processing.sources import sources_path
 from sae_core.errors import SAEError
 from sae_core.model_training.one_run import check_services
 from sae_core.naming import EXPORT_FILES
+from sae_core.preflight import check_inputs
 from sae_core.slurm import wait_for_jobs
 from sae_core.workflow_config import check_run_names, load_plan, save_config
 from sae_core.workflow_lock import record_holder
@@ -61,6 +64,15 @@ def with_torch(family):
     machine on which it makes the environment."""
     build = {"cpu": "-cpu", "cuda": "-cuda"}.get(PLAN.runtime.device, "")
     return f"../../envs/{family}{build}.yaml"
+
+
+def check_before_any_job():
+    """What a dry run finds too: chapters, models, layers that are not there."""
+    record = str(rules.fetch.output.record)  # with the prefix of another workflow
+    try:
+        check_inputs(PLAN, lambda name: Path(record.replace("{model_id}", name)))
+    except SAEError as error:
+        raise WorkflowError(str(error))
 
 
 def begin():

@@ -17,7 +17,8 @@ rule process:
     resources:
         scripts=SCRIPTS,
     params:
-        options=PLAN.process_options(),
+        # A function: braces in a subject's name are no pattern then.
+        options=lambda wildcards: PLAN.process_options(),
         code=code_hash("scripts/process.py"),
     shell:
         "{CONSOLE} exec python"
