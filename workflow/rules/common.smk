@@ -33,7 +33,7 @@ try:
     # Snakemake has read the files too, but takes the second of two equal keys, and `no` for False.
     # Another workflow's `config:` is taken as it is given.
     if not workflow.modifier.skip_configfile:
-        config = read_config(workflow.configfiles, workflow.config_settings.config)
+        config = read_config(map(Path, workflow.configfiles), workflow.config_settings.config)
     PLAN = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
 except SAEError as error:
     raise WorkflowError(str(error))
