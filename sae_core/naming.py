@@ -1,8 +1,11 @@
 """Run names, hook names and paths: every name that appears on disk is made here."""
 
+import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 from sae_core.errors import SAEError
 
@@ -44,6 +47,50 @@ PUNCTUATION = re.compile(r"[ -,/:-@\[-^`{-~]")
 """The space and ASCII's punctuation but for `-`, `.` and `_`."""
 
 REPO_ID = re.compile(r"(?=.{3,96}$)\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
+
+LOCAL_PATH = re.compile(r"(~|/|\.{1,2}([/\\]|$)|\\\\|[A-Za-z]:[\\/]|file:)")
+"""How a path that says where something lies on a machine begins."""
+
+CACHED_REPO = re.compile(r"models--(.+)/snapshots/[^/]+$")
+"""A model's folder in the Hub's cache."""
+
+
+def local_name(path: str) -> str:
+    """What lies at a path, by the path's last part; in the Hub's cache, by the repository's name.
+
+    It is safe as the beginning of a folder's name, and says nothing of where the path leads.
+    """
+    parts = [part for part in re.split(r"[/\\]", path) if part not in ("", ".", "..")]
+    if cached := CACHED_REPO.search("/".join(parts)):
+        return cached[1].replace("--", "/")
+    return (parts[-1] if parts else "").lstrip(".-~") or "model"
+
+
+def own_name(model_name: str) -> str:
+    """The name of a language model wherever others may read it: its Hub id, or, of a local
+    directory, the last part of its path."""
+    path = os.path.expanduser(model_name)
+    return local_name(os.path.abspath(path)) if os.path.isdir(path) else model_name
+
+
+def without_paths(value: Any, renamed: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """A value of JSON in which every path that says where something lies on this machine is
+    replaced by what its last part calls it, and every text in `renamed` by what that says."""
+    if isinstance(value, dict):
+        return {key: without_paths(item, renamed) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(item, renamed) for item in value]
+    if not isinstance(value, str):
+        return value
+    if value in renamed:
+        return renamed[value]
+    return local_name(value) if LOCAL_PATH.match(value) else value
+
+
+def same_name(name: str) -> str:
+    """A form of a name on the Hub, or a part of one, that is equal for names of the same thing:
+    the Hub pays no regard to case."""
+    return name.casefold()
 
 
 def model_id(model_name: str) -> str:
@@ -114,6 +161,21 @@ def check_repo_id(name: str, option: str) -> str:
             f"{option} {name}: not a repository on the Hub; the form is owner/name, of at most 96 "
             "letters, digits, '-', '_' and '.'"
         )
+    return name
+
+
+def check_model_name(name: str, option: str) -> str:
+    """`name`, when others may read it: when it is not a path.
+
+    Raises:
+        SAEError: it is one, or cannot begin the name of a folder.
+    """
+    if LOCAL_PATH.match(name):
+        raise SAEError(
+            f"{option} {name}: a path, which would be published with the SAE; give a name, such as "
+            f"{local_name(name)}"
+        )
+    path_component(model_id(name), option)
     return name
 
 

@@ -9,16 +9,11 @@ started again after an interruption, and so that evaluation and upload, which ma
 processes, can add to its summary.
 """
 
-import http.client
 import json
 import os
 import re
-import subprocess
 import sys
-import threading
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -39,20 +34,15 @@ LOGIN_TIMEOUT = 2
 """Seconds that W&B has to say whether the key is right, as the client wants them, whole; a
 `WANDB_HTTP_TIMEOUT` in the environment goes before. Then the run is stored on disk."""
 
-START_TIMEOUT = 4.9
+START_TIMEOUT = 2.6
 """Seconds that W&B has to log in and to start a run; then the run is stored on disk."""
 
 CLIENT_SECONDS = 2.0
-"""What the client takes above the time limit that it is given for a start."""
+"""What the client takes above the time limit that it is given for a start, when that fails."""
 
-FINISH_TIMEOUT = 2.0
-"""Seconds that sending the rest may take at the end, if W&B does not answer then."""
-
-ANSWER_TIMEOUT = 1.0
-"""Seconds that W&B has at the end to answer at all."""
-
-SYNC_TIMEOUT = 50.0
-"""Seconds more that sending the rest may take, if W&B does answer."""
+FINISH_TIMEOUT = 2.4
+"""Seconds that sending the rest may take at the end, whatever W&B does in them; with those for a
+start, five in all."""
 
 UNREACHABLE = ("did not respond in time", "invalid character")
 """In the client's message when a login gets no answer, or one that is not W&B's; both have no class
@@ -191,7 +181,7 @@ def start(settings: TrackingConfig, note: RunNote, **about: Any) -> Any:
 
 def init_timeout(login_seconds: float) -> float:
     """Seconds that are left to start a run after a login that took so long."""
-    return max(0.5, START_TIMEOUT - CLIENT_SECONDS - login_seconds)
+    return max(0.5, START_TIMEOUT - login_seconds)
 
 
 def _init(mode: str, note: RunNote, **about: Any) -> Any:
@@ -210,6 +200,9 @@ def _init(mode: str, note: RunNote, **about: Any) -> Any:
             console="off",
             silent=True,
             disable_git=True,
+            # By itself the client tells the command line, with its paths, and where all lies.
+            x_disable_meta=True,
+            program=Path(sys.argv[0]).name,
         ),
         **about,
     )
@@ -222,53 +215,13 @@ def _init(mode: str, note: RunNote, **about: Any) -> Any:
 
 
 def finish(run: Any, exit_code: int) -> None:
-    """Send the rest of the run. If that does not end soon, but W&B answers, it is only busy: then
-    it gets more time, with the command that sends what is on disk."""
-    command = ["-m", "wandb", "sync", "--no-skip-online", run.settings.sync_dir]
+    """Send the rest of the run; what is not sent in time is on disk, and a line says how to send
+    it."""
     try:
         run.finish(exit_code=exit_code)
     except Exception as error:  # TimeoutError, or a background process that is gone
-        busy = not run.offline and _answers(run.settings.base_url)
-        if busy and _done([sys.executable, *command]):
-            return
+        command = f"python -m wandb sync --no-skip-online {run.settings.sync_dir}"
         print(
-            f"W&B: not all of the run was sent ({one_line(error)}); send the rest with "
-            f"`python {' '.join(command)}`",
+            f"W&B: not all of the run was sent ({one_line(error)}); send the rest with `{command}`",
             flush=True,
         )
-
-
-def _answers(url: str) -> bool:
-    """Whether a server answers soon, and with no error of its own. A thread, as looking up a name
-    has no time limit."""
-    answers: list[bool] = []
-
-    def ask() -> None:
-        try:
-            urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT).close()
-            answers.append(True)
-        except urllib.error.HTTPError as error:
-            answers.append(error.code < 500)
-        except (OSError, http.client.HTTPException):
-            pass
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(ANSWER_TIMEOUT)
-    return answers == [True]
-
-
-def _done(command: list[str]) -> bool:
-    """Run a command of W&B's in time, apart from this process's own background process."""
-    environment = {k: v for k, v in os.environ.items() if k != "WANDB_SERVICE"}
-    try:
-        done = subprocess.run(
-            command,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=SYNC_TIMEOUT,
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == 0

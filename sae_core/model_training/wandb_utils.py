@@ -13,6 +13,7 @@ from typing import Any
 from sae_core.errors import one_line
 from sae_core.events import EpochRecord, Observer
 from sae_core.model_training.wandb_session import RunNote, finish, is_on, start
+from sae_core.naming import without_paths
 from sae_core.train_config import TrackingConfig
 
 TAG_LENGTH = 64
@@ -26,7 +27,7 @@ class WandbRun(Observer):
         settings: as `log_in` returns them.
         name: the SAE's run name.
         checkpoints: where the run is noted.
-        config: the resolved settings, in groups.
+        config: the resolved settings, in groups; of paths, W&B gets the last part.
         tags: besides those of the settings.
 
     Raises:
@@ -46,7 +47,7 @@ class WandbRun(Observer):
         self._run: Any = None
         if not is_on(settings):
             return
-        config = json.loads(json.dumps(config, default=str))
+        config = without_paths(json.loads(json.dumps(config, default=str)))
         self.note = _note(settings, checkpoints, config)
         self._run = start(
             settings,
@@ -73,8 +74,9 @@ class WandbRun(Observer):
         self._tell(lambda: self._run.summary.update(values))
 
     def exported(self, folder: Path) -> None:
-        """Note where the final SAE directory is, and store it if the settings ask for that."""
-        self.summarise(model_path=str(folder), checkpoint_path=str(self.checkpoints))
+        """Note the final SAE directory, and store it if the settings ask for that."""
+        places = {"model_path": str(folder), "checkpoint_path": str(self.checkpoints)}
+        self.summarise(**without_paths(places))
         if not self.settings.wandb_log_final_artifact:
             return
 

@@ -5,8 +5,8 @@ for to run, resume and sync without artifacts.
         ...
     server.runs["abc123"].history
 
-`server.down` makes every request fail, as an outage does; `server.silent`, that none is answered;
-`server.busy`, that no data of a run is taken until somebody asks whether the server is there.
+`server.down` makes every request fail, as an outage does; `server.silent` is a pattern, and makes
+that no request is answered whose path matches.
 """
 
 import base64
@@ -49,11 +49,12 @@ class MiniWandb(LoopbackServer):
     def __init__(self) -> None:
         self.keys = {KEY, LONG_KEY}
         self.runs: dict[str, StoredRun] = {}
+        self.received: list[bytes] = []
+        """The bodies of all requests."""
         self.down = False
         self.down_after_login = False
         """Let the client see that its key is good, and then fail."""
-        self.silent = False
-        self.busy = False
+        self.silent: str | None = None
         self.bind(Handler, "wandb")
 
     @property
@@ -68,15 +69,13 @@ class Handler(QuietHandler):
 
     def handle_request(self) -> None:
         body, path = self.body(), urlsplit(self.path).path
-        if self.wandb.silent:
+        self.wandb.received.append(body)
+        if self.wandb.silent and re.search(self.wandb.silent, path):
             self.wandb.stopping.wait(SILENCE)
             self.close_connection = True
         elif self.wandb.down:
             self.reply({"error": "down"}, 503)
-        elif self.wandb.busy and path.endswith("/file_stream"):
-            self.reply({"error": "busy"}, 503)
         elif path == "/":
-            self.wandb.busy = False
             self.reply({})
         elif path.startswith("/storage/"):
             self.reply({})

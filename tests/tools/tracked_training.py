@@ -49,9 +49,13 @@ def run(training: Training) -> None:
         sae.mkdir(exist_ok=True)
         (sae / "weights.pt").write_text("the SAE")
         tracking.exported(sae)
+        ended = time.monotonic()
+    print(f"the end took {time.monotonic() - ended:.1f} s", flush=True)
+    told = time.monotonic()
     wandb_session.add_to_summary(
         login, folder, wandb_session.evaluation_summary({"fvu": 0.25, "run_name": "x"})
     )
+    print(f"the evaluation took {time.monotonic() - told:.1f} s", flush=True)
 
 
 def wait(folder: Path) -> None:

@@ -70,7 +70,7 @@ def test_a_single_run_is_tracked_and_uploaded(
     summary = wandb.only.summary
     assert summary["hf_repo"] == "alice/saes" and summary["hf_commit"] == marker["commit"]
     assert summary["eval/fvu"] == pytest.approx(evaluation["fvu"])
-    assert summary["status"] == "completed" and summary["model_path"] == str(tmp_path / "saes/x")
+    assert summary["status"] == "completed" and summary["model_path"] == "x"
     assert {"a", "batch_topk", "layer 1"} <= set(wandb.only.tags)
     assert wandb.only.config["sae"]["topk"] == 4 and wandb.only.config["hook"]["hook_layer"] == 1
     check_no_secret(tmp_path, printed, used=(TOKEN, KEY))
