@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -23,8 +24,10 @@ from sae_core.model_places import (
     is_refused,
     is_whole,
 )
+from sae_core.naming import same_name
 from sae_core.records import read_record
 from sae_core.run_lock import lock
+from sae_core.sae_config import SAESpec
 
 HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
 """What is taken from a Hub repository; Python files only with `trust_remote_code`."""
@@ -37,6 +40,13 @@ CONVERSION_TIMEOUT = 2 * DOWNLOAD_TIMEOUT
 
 CHECKSUMS = "sha256.json"
 """In the folder of a converted model: the SHA-256 of every other file."""
+
+
+IDENTIFYING = (
+    *("config.json", "*.safetensors", "pytorch_model*.bin", "*.py", "*.jinja", "tokenizer*"),
+    *("*.model", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json"),
+)
+"""Files of a model's folder that decide what it computes: configuration, weights and tokenizer."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +104,8 @@ class ModelRecord:
     hook_names: list[str]
     context_length: int | None = None
     """Tokens that it reads at most; None where there is no limit, or an old record has none."""
+    model_sha256: str | None = None
+    """Of its files, where there is no commit."""
 
     def save(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -138,7 +150,50 @@ def fetch(config: FetchConfig) -> ModelRecord:
         d_model=facts.d_model,
         hook_names=list(facts.hook_names),
         context_length=facts.context_length,
+        model_sha256=None if commit else model_sha256(path),
     )
+
+
+def model_sha256(folder: Path) -> str:
+    """What identifies the model in a folder, wherever the folder lies: a hash of the files that
+    decide what it computes."""
+    found = {path for pattern in IDENTIFYING for path in folder.glob(pattern) if path.is_file()}
+    hashes = [f"{path.name} {file_sha256(path)}\n" for path in sorted(found)]
+    return hashlib.sha256("".join(hashes).encode()).hexdigest()
+
+
+def model_of(specs: Sequence[SAESpec], given: str | None) -> str:
+    """The Hub id or directory of the language model that SAEs were trained on.
+
+    Args:
+        given: where it is; by default it is on the Hub, under the name that the SAEs record.
+
+    Raises:
+        SAEError: they record no common one, or one from a directory that is not given, or what is
+            given is another one.
+    """
+    origins = [spec.metadata for spec in specs]
+    recorded = {origin.get("model_sha256") for origin in origins} - {None}
+    if given is None:
+        names = [origin.get("model_name") for origin in origins]
+        if None in names or len(set(map(same_name, names))) > 1:
+            raise SAEError(
+                "--model-name: the SAEs do not record one common language model; name the one to "
+                "use"
+            )
+        if recorded:
+            raise SAEError(
+                f"--model-name: the language model of the SAEs, {names[0]}, was a directory, and "
+                "its path is not recorded; give it"
+            )
+        return names[0]
+    folder = Path(given).expanduser()
+    if recorded and folder.is_dir() and recorded != {model_sha256(folder)}:
+        raise SAEError(
+            f"--model-name {given}: not the language model that the SAEs were trained on; its "
+            "configuration, tokenizer or weights differ"
+        )
+    return given
 
 
 def cache_folder() -> Path:

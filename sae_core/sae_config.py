@@ -116,6 +116,7 @@ class SAEConfig:
 
 METADATA: dict[str, Any] = {
     "model_name": str,
+    "model_sha256": str,
     "max_text_length": int,
     "val_fraction": float,
     "seed": int,

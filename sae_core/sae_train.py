@@ -32,6 +32,7 @@ from sae_core.events import EpochRecord, Observer
 from sae_core.files import bring_back, file_sha256, folder_stamp
 from sae_core.interrupts import Interrupts
 from sae_core.kinds import build
+from sae_core.model_sources import model_sha256
 from sae_core.naming import (
     BEST_CHECKPOINT,
     METRICS_FILE,
@@ -65,6 +66,15 @@ class Origin:
     data_file: str
     data_sha256: str
     prepend_bos: bool
+    model_sha256: str | None = None
+    """Of the model's files, where it has no commit."""
+
+    def as_metadata(self) -> dict[str, Any]:
+        """What `config.json` says of it."""
+        metadata = asdict(self)
+        if self.model_sha256 is None:
+            del metadata["model_sha256"]
+        return metadata
 
 
 class SAETrainer:
@@ -109,7 +119,7 @@ class SAETrainer:
         self.dtype: torch.dtype = getattr(torch, sae.sae_dtype)
         self.told_too_large = False
         device = pick_device(runtime.device)
-        metadata = asdict(origin) | asdict(data) | {"training": asdict(training)}
+        metadata = origin.as_metadata() | asdict(data) | {"training": asdict(training)}
         if end_to_end is not None:
             metadata["end_to_end"] = asdict(end_to_end.config)
         if sae.n_tokens_to_dead:
@@ -381,7 +391,7 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
     target = choose_target(config.hook, hook, facts)
     later_layers(config.end_to_end, target or hook, facts.n_layers)
     config.sae.n_features(facts.d_model)
-    model_name, expansion = config.model.model_name, config.sae.sae_expansion
+    model_name, expansion = config.model.name, config.sae.sae_expansion
     name = path_component(
         config.output.run_name
         or run_name(model_name, hook.layer, config.hook.label, config.sae.tag, expansion),
@@ -433,8 +443,9 @@ def train_checked(
     Raises:
         SAEError: a setting does not fit the model, or the training fails.
     """
-    texts, name = config.output.data_path, config.model.model_name
-    print(f"texts: {len(run.texts)} from {texts}\nmodel: {name} on {run.device}", flush=True)
+    texts, given = config.output.data_path, config.model.model_name
+    print(f"texts: {len(run.texts)} from {texts}\nmodel: {given} on {run.device}", flush=True)
+    folder = None if run.facts.commit else Path(given).expanduser()
     model = LanguageModel.load(replace(config.model, revision=run.facts.commit), run.device)
     for note in text_notes(model.tokenizer, run.texts, config.data):
         print(note, flush=True)
@@ -462,12 +473,13 @@ def train_checked(
             everyone,
         )
     origin = Origin(
-        model_name=name,
+        model_name=config.model.name,
         model_commit=run.facts.commit,
         model_dtype=str(model.dtype).removeprefix("torch."),
         data_file=texts.name,
         data_sha256=file_sha256(texts),
         prepend_bos=windows.bos is not None,
+        model_sha256=folder and model_sha256(folder),
     )
     trainer = SAETrainer(
         source,
@@ -481,7 +493,7 @@ def train_checked(
         checkpoints=run.checkpoints,
         observer=observer,
         end_to_end=end_to_end,
-        model_files=None if run.facts.commit else folder_stamp(Path(name).expanduser()),
+        model_files=folder and folder_stamp(folder),
         target=run.target,
         everyone=everyone,
     )

@@ -14,7 +14,13 @@ from pathlib import Path
 from typing import Literal
 
 from sae_core.errors import SAEError
-from sae_core.naming import MiddleLayerStrategy, check_repo_id, hook_label
+from sae_core.naming import (
+    MiddleLayerStrategy,
+    check_model_name,
+    check_repo_id,
+    hook_label,
+    own_name,
+)
 from sae_core.sae_config import SAEConfig
 
 HOOK_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
@@ -66,6 +72,19 @@ class ModelConfig(LoadConfig):
 
     revision: str | None = None
     """Branch, tag or commit of the model on the Hub."""
+
+    model_id: str | None = None
+    """Name of the model in run names, config.json and model cards; by default its Hub id, or the
+    last part of its directory's path."""
+
+    def __post_init__(self) -> None:
+        if self.model_id is not None:
+            check_model_name(self.model_id, "--model-id")
+
+    @property
+    def name(self) -> str:
+        """The model's name wherever others may read it; never a path."""
+        return self.model_id or own_name(self.model_name)
 
 
 @dataclass(frozen=True)

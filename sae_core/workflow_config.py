@@ -18,7 +18,15 @@ from sae_core.data_processing.textbook_process import ProcessConfig
 from sae_core.errors import SAEError
 from sae_core.files import write_file
 from sae_core.model_sources import FetchConfig, SourceConfig
-from sae_core.naming import hook_spec, middle_layer, model_id, path_component, run_name
+from sae_core.naming import (
+    check_model_name,
+    hook_spec,
+    middle_layer,
+    model_id,
+    path_component,
+    run_name,
+    same_name,
+)
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
@@ -216,7 +224,7 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
     )
     for index, entry in enumerate(config["models"]):
         model = _model(entry, f"models[{index}]", config)
-        if model.model_id in plan.models:
+        if same_name(model.model_id) in map(same_name, plan.models):
             raise SAEError(f"config: models[{index}].name: {model.name!r} stands in the list twice")
         plan.models[model.model_id] = model
     return plan
@@ -265,7 +273,7 @@ def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPl
         own = {key: value for key, value in entry.items() if key in known}
         return _group(kind, where, {**base_values, **own})
 
-    path_component(model_id(entry["name"]), f"config: {where}.name")
+    check_model_name(entry["name"], f"config: {where}.name")
     layers = entry.get("layers", "middle")
     source = dict(entry.get("source", {}))
     if source.get("path"):

@@ -107,9 +107,10 @@ def train(job: Job, login: TrackingConfig) -> None:
         data_file=job.texts.name,
         data_sha256=file_sha256(job.texts),
         prepend_bos=source.bos is not None,
+        model_sha256=record.model_sha256,
     )
     hooks = {"hook_spec": hook.spec, "target_hook_name": job.target_hook_name}
-    settings = resolved(job, model=asdict(origin), hook=hooks)
+    settings = resolved(job, model=origin.as_metadata(), hook=hooks)
     tags = (job.sae.sae_type, f"layer {hook.layer}", record.name)
     with (
         run_lock(job.checkpoints),

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sae_core.naming import without_paths
 from sae_core.sae_config import SAESpec
 
 DENSITY_BINS = 40
@@ -15,7 +16,7 @@ def identity(run_name: str, spec: SAESpec) -> dict[str, Any]:
     """Which SAE a file is about, as its JSON begins."""
     return {
         "run_name": run_name,
-        "model_name": spec.metadata.get("model_name"),
+        "model_name": without_paths(spec.metadata.get("model_name")),
         "hook_spec": spec.site,
         "sae_type": spec.sae_type,
         "d_in": spec.d_in,

@@ -14,6 +14,7 @@ import tyro
 from sae_core import cli
 from sae_core.errors import SAEError, one_line
 from sae_core.model_training.one_run import Trained, check_services, train_one
+from sae_core.naming import model_id, own_name, same_name
 from sae_core.progress import quiet
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
@@ -56,6 +57,7 @@ class BatchModelConfig(ModelConfig):
     """The language models."""
 
     model_name: tyro.conf.Suppress[str] = ""
+    model_id: tyro.conf.Suppress[None] = None
     models: tuple[str, ...] = tuple(PLANS)
     """Hub ids or local directories of the models to train on, one after the other."""
 
@@ -117,8 +119,10 @@ class BatchConfig:
 
     def run(self, model_name: str) -> RunConfig:
         """The single run for one of the models; what was given on the command line wins."""
-        plan = PLANS.get(
-            model_name, MemoryPlan(RuntimeConfig.batch_size, DataConfig.max_text_length)
+        plans = {same_name(name): plan for name, plan in PLANS.items()}
+        plan = plans.get(
+            same_name(model_name),
+            MemoryPlan(RuntimeConfig.batch_size, DataConfig.max_text_length),
         )
         return RunConfig(
             model=_as(ModelConfig, self.model, model_name=model_name),
@@ -154,6 +158,7 @@ def train_all(config: BatchConfig) -> None:
         SAEError: W&B or the Hub will not let the runs in; or some model failed, and the table that
             is printed says which and why.
     """
+    _check_names(config.model.models)
     check_services(config.tracking, config.publishing)
     if config.runtime.gpus > 1:
         raise SAEError("--gpus: here 1; single_sae_training.py and the workflow can use more")
@@ -180,6 +185,22 @@ def train_all(config: BatchConfig) -> None:
 
     for trained in done:
         forget_states(trained.checkpoints)
+
+
+def _check_names(models: tuple[str, ...]) -> None:
+    """Check that no two models would write into one folder.
+
+    Raises:
+        SAEError: they have the same name.
+    """
+    named: dict[str, str] = {}
+    for model in models:
+        other = named.setdefault(same_name(model_id(own_name(model))), model)
+        if other != model:
+            raise SAEError(
+                f"--models: {other} and {model} would have the same name, {own_name(model)}; train "
+                "them one by one with single_sae_training.py, with a --model-id each"
+            )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -43,7 +43,8 @@ class Minibatch:
     """JSON file with a list of texts; the windows that the first SAE held out are used."""
 
     model_name: str | None = None
-    """Hub id or local directory of the language model; by default as the SAE records it."""
+    """Hub id or local directory of the language model; by default the Hub id that the SAE records.
+    The path of a directory is recorded nowhere, and has to be given."""
 
     num_windows: int = 16
     """Windows in the minibatch, at most."""
@@ -68,17 +69,13 @@ def measure(config: Minibatch) -> list[dict[str, Any]]:
     from sae_core.devices import pick_device
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.metrics import evaluate, held_out_windows
+    from sae_core.model_sources import model_of
 
     if not config.sae_dirs:
         raise SAEError("SAE_DIR: name at least one SAE directory")
     texts = read_texts(config.data_path)
     saes = [load_sae(folder) for folder in config.sae_dirs]
-    names = {sae.spec.metadata.get("model_name") for sae in saes}
-    name = config.model_name or (names.pop() if len(names) == 1 else None)
-    if name is None:
-        raise SAEError(
-            "--model-name: the SAEs do not record one common language model; name the one to use"
-        )
+    name = model_of([sae.spec for sae in saes], config.model_name)
     options = {key: getattr(config.load, key) for key in LoadConfig.__dataclass_fields__}
     model = LanguageModel.load(
         ModelConfig(model_name=name, **options),

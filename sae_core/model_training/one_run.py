@@ -61,7 +61,7 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
 
     everyone = join(config.runtime.device)
     run = check_run(config, batch)
-    tags = (config.sae.sae_type, f"layer {run.hook.layer}", config.model.model_name)
+    tags = (config.sae.sae_type, f"layer {run.hook.layer}", config.model.name)
     settings = _resolved(config, run.hook.layer)
     with (
         run_lock(run.checkpoints),
@@ -80,9 +80,11 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
 
 
 def _resolved(config: RunConfig, layer: int) -> dict[str, Any]:
-    """The settings of the training in groups, the middle layer as a number."""
+    """The settings of the training in groups, the middle layer as a number, the model by the name
+    that others may read."""
     groups = {name: group for name, group in asdict(config).items()}
     groups["hook"]["hook_layer"] = layer
+    groups["model"]["model_name"] = config.model.name
     return {k: group for k, group in groups.items() if k not in ("tracking", "publishing")}
 
 

@@ -1,20 +1,26 @@
-"""The Hub's client as this project uses it: with a time limit, with patience where it helps, with
-one line for every failure; and the check that it will let an upload in."""
+"""The Hub's client as this project uses it: with a bound on every wait, with patience where it
+helps, with one line for every failure; and the check that it will let an upload in."""
 
+import math
 import re
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
+import httpcore2
 import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.hf_api import ModelInfo
 from huggingface_hub.utils import disable_progress_bars, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
+from huggingface_hub.utils._xet import abort_xet_session
 
 from sae_core.errors import SAEError, one_line
+from sae_core.naming import same_name
 from sae_core.train_config import RepoConfig
 
 T = TypeVar("T")
@@ -22,19 +28,37 @@ T = TypeVar("T")
 TIMEOUT = 30.0
 """Seconds without a byte after which a request has failed; the client itself waits for ever."""
 
+LEAST_SPEED = 20_000.0
+"""Bytes a second that a transfer has to move, each way, or it has failed."""
+
 WAITS = (1.0, 2.0, 4.0, 8.0)
 """Seconds before each further try of a failed request, unless the Hub asks for more."""
 
 MAX_WAIT = 60.0
-"""Seconds that the Hub may ask for."""
+"""Seconds that the Hub may ask for, of this module or of the client within a try."""
+
+PATIENCE = 300.0
+"""Seconds that all tries of a request may take together, besides what its bytes need at
+`LEAST_SPEED`: whatever waits, the client, its storage's own client, or this module."""
+
+BLOCK = 1 << 16
+"""Bytes that are handed to the network at once."""
+
+_give_up = math.inf
+"""When the request that is being made has taken too long, by the monotonic clock."""
 
 
 def connect() -> HfApi:
-    """The Hub's client, with a time limit on every request."""
+    """The Hub's client, with a bound on every wait."""
 
     def client() -> httpx2.Client:
         made = default_client_factory()
-        made.event_hooks["request"].append(_limit)
+        made.event_hooks["request"].append(_check_time)
+        made.event_hooks["response"].append(_shorten_wait)
+        # The pool takes a network, but neither the client nor its transports hand one on.
+        for transport in (made._transport, *made._mounts.values()):
+            if isinstance(transport, httpx2.HTTPTransport):
+                transport._pool._network_backend = PacedNetwork()
         return made
 
     set_client_factory(client)
@@ -43,13 +67,87 @@ def connect() -> HfApi:
     return HfApi()
 
 
-def _limit(request: httpx2.Request) -> None:
-    """Set the time limits that the client left open; some of its calls open them explicitly."""
-    limits = request.extensions.get("timeout", {})
-    request.extensions["timeout"] = {
-        step: TIMEOUT if limits.get(step) is None else limits[step]
-        for step in ("connect", "read", "write", "pool")
-    }
+class PacedNetwork(httpcore2.SyncBackend):
+    """Connections on which bytes move."""
+
+    def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore2.NetworkStream:
+        return PacedStream(
+            super().connect_tcp(host, port, _seconds(timeout), local_address, socket_options)
+        )
+
+
+class PacedStream(httpcore2.NetworkStream):
+    """A connection that fails when it is silent for `TIMEOUT` seconds, or slower than `LEAST_SPEED`
+    over as long. What counts is the time in which it is waited for."""
+
+    def __init__(self, stream: httpcore2.NetworkStream) -> None:
+        self._stream = stream
+        self._is_reading = False
+        self._waited, self._moved = 0.0, 0
+
+    def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        began = time.monotonic()
+        data = self._stream.read(max_bytes, _seconds(timeout))
+        self._note(True, began, len(data), httpcore2.ReadTimeout)
+        return data
+
+    def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        view = memoryview(buffer)
+        for at in range(0, len(view), BLOCK):
+            began = time.monotonic()
+            self._stream.write(view[at : at + BLOCK], _seconds(timeout))
+            self._note(False, began, len(view[at : at + BLOCK]), httpcore2.WriteTimeout)
+
+    def _note(self, is_reading: bool, began: float, n_bytes: int, failure: type[Exception]) -> None:
+        if is_reading != self._is_reading:  # the next request, or its answer
+            self._is_reading, self._waited, self._moved = is_reading, 0.0, 0
+        self._waited += time.monotonic() - began
+        self._moved += n_bytes
+        if self._waited > TIMEOUT:
+            if self._moved < LEAST_SPEED * self._waited:
+                raise failure(f"{self._moved} bytes in {self._waited:.0f} seconds")
+            self._waited, self._moved = 0.0, 0
+
+    def start_tls(
+        self, ssl_context: Any, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore2.NetworkStream:
+        return PacedStream(self._stream.start_tls(ssl_context, server_hostname, _seconds(timeout)))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def get_extra_info(self, info: str) -> Any:
+        return self._stream.get_extra_info(info)
+
+
+def _seconds(timeout: float | None) -> float:
+    """How long may be waited for the next bytes, if the client has no or a longer limit."""
+    most = min(TIMEOUT, _give_up - time.monotonic())
+    return max(0.01, most if timeout is None else min(timeout, most))
+
+
+def _check_time(request: httpx2.Request) -> None:
+    """Let no request begin after its time, whoever makes it."""
+    if time.monotonic() > _give_up:
+        raise TimeoutError(f"{request.url.host}: given up, it took too long")
+
+
+def _shorten_wait(response: httpx2.Response) -> None:
+    """Let the Hub ask for no longer wait than there is patience for: the client obeys."""
+    most = int(max(0.0, min(MAX_WAIT, _give_up - time.monotonic())))
+    asked = response.headers.get("Retry-After", "").strip()
+    if asked.isdigit():
+        response.headers["Retry-After"] = str(min(int(asked), most))
+    if limits := response.headers.get("RateLimit"):
+        shortened = re.sub(r"\bt=(\d+)", lambda t: f"t={min(int(t[1]), most)}", limits)
+        response.headers["RateLimit"] = shortened
 
 
 def check_access(repo: RepoConfig) -> None:
@@ -73,23 +171,54 @@ def check_access(repo: RepoConfig) -> None:
         # Asking how a file would be uploaded needs the right to write, and writes nothing.
         probe = CommitOperationAdd("README.md", b"-\n")
         patiently(lambda: api.preupload_lfs_files(repo_id, [probe]))
-        if repo.hf_private and not patiently(lambda: api.repo_info(repo_id)).private:
-            raise SAEError(
-                f"--hf-private: {repo_id} exists and is public; make it private in its settings "
-                "on the Hub, or leave the option out"
-            )
+        repo_info(api, repo)
 
 
-def patiently(call: Callable[[], T]) -> T:
-    """`call()`, tried again as long as its failure may pass."""
-    for wait in WAITS:
-        try:
-            return call()
-        except Exception as error:  # the client's failures have no common base class
-            if not _may_pass(error):
-                raise
-            time.sleep(max(wait, _asked_to_wait(error)))
-    return call()
+def repo_info(api: HfApi, repo: RepoConfig) -> ModelInfo:
+    """What the Hub says of a repository that is to be written to.
+
+    Raises:
+        SAEError: it is public, and is not to be.
+    """
+    repo_id = str(repo.hf_repo_id)
+    info = patiently(lambda: api.model_info(repo_id))
+    if repo.hf_private and not info.private:
+        raise SAEError(
+            f"--hf-private: {repo_id} exists and is public; make it private in its settings on the "
+            "Hub, or leave the option out"
+        )
+    return info
+
+
+def patiently(call: Callable[[], T], n_bytes: int = 0) -> T:
+    """`call()`, tried again as long as its failure may pass, and there is time; `n_bytes` is what
+    it has to transfer."""
+    with _limited(PATIENCE + n_bytes / LEAST_SPEED):
+        for wait in WAITS:
+            try:
+                return call()
+            except Exception as error:  # the client's failures have no common base class
+                pause = max(wait, _asked_to_wait(error))
+                if not _may_pass(error) or time.monotonic() + pause > _give_up:
+                    raise
+                time.sleep(pause)
+        return call()
+
+
+@contextmanager
+def _limited(seconds: float) -> Iterator[None]:
+    """Have all that waits for the Hub in the block give up after so many seconds."""
+    global _give_up
+    _give_up = time.monotonic() + seconds
+    # Xet's client has its own network, and no limit that lasts.
+    alarm = threading.Timer(seconds, abort_xet_session)
+    alarm.daemon = True
+    alarm.start()
+    try:
+        yield
+    finally:
+        alarm.cancel()
+        _give_up = math.inf
 
 
 def _check_namespace(account: dict[str, Any], repo_id: str) -> None:
@@ -97,7 +226,7 @@ def _check_namespace(account: dict[str, Any], repo_id: str) -> None:
     owner = repo_id.partition("/")[0]
     writable = [account["name"]]
     writable += [o["name"] for o in account.get("orgs", []) if o.get("roleInOrg") != "read"]
-    if owner not in writable:
+    if same_name(owner) not in map(same_name, writable):
         raise SAEError(
             f"--hf-repo-id {repo_id}: the token may not make a repository under {owner}; it may "
             f"under {', '.join(writable)}"
@@ -109,9 +238,9 @@ def _check_role(account: dict[str, Any], repo_id: str) -> None:
     token = account.get("auth", {}).get("accessToken", {})
     may_write = token.get("role") != "read"
     if token.get("role") == "fineGrained":
-        places = (repo_id, repo_id.partition("/")[0])
+        places = (same_name(repo_id), same_name(repo_id.partition("/")[0]))
         may_write = any(
-            scope.get("entity", {}).get("name") in places
+            same_name(scope.get("entity", {}).get("name", "")) in places
             and any(str(right).startswith("repo.write") for right in scope.get("permissions", ()))
             for scope in token.get("fineGrained", {}).get("scoped", ())
         )
@@ -130,20 +259,53 @@ def _status(error: Exception) -> int | None:
     return int(found[1]) if found else None
 
 
+def _cause(error: Exception) -> Exception:
+    """Why the Hub could not be asked for what the cache does not hold, or the error itself."""
+    is_local = isinstance(error, LocalEntryNotFoundError)
+    return error.__cause__ if is_local and isinstance(error.__cause__, Exception) else error
+
+
 def _may_pass(error: Exception) -> bool:
+    error = _cause(error)
     status = _status(error)
     if status is not None:
         return status in (408, 429) or status >= 500
     # RuntimeError is how Xet's client says that it lost its connection.
-    passing = (httpx2.TransportError, ConnectionError, RuntimeError)
-    return isinstance(error, passing) and not isinstance(error, OfflineModeIsEnabled)
+    passing = (httpx2.TransportError, ConnectionError, TimeoutError, RuntimeError)
+    return isinstance(error, passing) and not isinstance(error, (OfflineModeIsEnabled, *UNSENDABLE))
 
 
 def _asked_to_wait(error: Exception) -> float:
     if isinstance(error, HfHubHTTPError):
         asked = error.response.headers.get("Retry-After", "")
-        return min(float(asked), MAX_WAIT) if asked.isdigit() else 0.0
+        return float(asked) if asked.isdigit() else 0.0
     return 0.0
+
+
+UNSENDABLE = (UnicodeEncodeError, httpx2.LocalProtocolError)
+"""A header that cannot be sent; what is ours in the headers is the token."""
+
+ADVICE = {
+    401: "the token is not valid: run `hf auth login` or set HF_TOKEN anew, then run the same "
+    "again",
+    403: "the token has no right to do this: make one that may write there, then run the same "
+    "again",
+    404: "no such repository, or the token may not see it",
+    413: "a file is larger than the Hub takes; trying again does not help",
+}
+"""What to do about a status of the Hub."""
+
+
+def _advice(error: Exception) -> str:
+    """What to do about a failure."""
+    error = _cause(error)
+    if isinstance(error, OfflineModeIsEnabled):
+        return "HF_HUB_OFFLINE forbids to ask the Hub: unset it"
+    if _status(error) in ADVICE:
+        return ADVICE[_status(error)]
+    if _may_pass(error):
+        return "nothing is lost; run the same again when the Hub can be reached"
+    return "the Hub or its client refuses this; trying again does not help"
 
 
 @contextmanager
@@ -153,12 +315,10 @@ def named(what: str) -> Iterator[None]:
         yield
     except SAEError:
         raise
+    except UNSENDABLE:  # its message may hold the token
+        raise SAEError(
+            f"{what}: the token holds a character that no token has; run `hf auth login` or set "
+            "HF_TOKEN anew"
+        ) from None
     except Exception as error:  # the client's failures have no common base class
-        advice = {
-            401: "the token is not valid: run `hf auth login` or set HF_TOKEN anew, then run the "
-            "same again",
-            403: "the token has no right to do this: make one that may write there, then run the "
-            "same again",
-            404: "no such repository, or the token may not see it",
-        }.get(_status(error), "nothing is lost; run the same again when the Hub can be reached")
-        raise SAEError(f"{what}: {advice} ({one_line(error)})") from error
+        raise SAEError(f"{what}: {_advice(error)} ({one_line(error)})") from error

@@ -9,20 +9,20 @@ import json
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from sae_core.errors import SAEError
 from sae_core.files import file_sha256, write_file
 from sae_core.naming import EVALUATION_FILE, EXPORT_FILES
-from sae_core.publishing.client import connect, named, patiently
+from sae_core.publishing.client import connect, named, patiently, repo_info
 from sae_core.publishing.model_card import CARD, SAEFacts, repo_card, sae_card
-from sae_core.records import read_record
+from sae_core.records import read_json, read_record
 from sae_core.train_config import RepoConfig
 
 Contents = Mapping[str, Path | bytes]
@@ -67,24 +67,30 @@ class Marker:
 def upload(folder: Path, evaluation: Path | None, repo: RepoConfig) -> Marker:
     """Bring an SAE directory, its evaluation and its model card into the repository's folder of
     that name, and its line into the card at the root; all in one commit, or none if the
-    repository holds exactly this already.
+    repository holds exactly this already. Nothing that is sent holds a path of this machine.
 
     Raises:
         SAEError: it cannot be done; what was there before is still there.
     """
     repo_id, api = str(repo.hf_repo_id), connect()
     facts = SAEFacts.read(folder, evaluation, repo)
-    contents = run_files(folder, evaluation, facts)
-    with named(f"upload of {folder.name} to {repo_id}"):
+    run_files(folder, evaluation, facts)  # what is missing is said before a repository is made
+    if facts.run_name != folder.name:
+        print(f"{folder}: its name is made of a local path; published as {facts.run_name}")
+    with named(f"upload of {facts.run_name} to {repo_id}"):
         if not patiently(lambda: api.repo_exists(repo_id)):
             private = True if repo.hf_private else None
             patiently(lambda: api.create_repo(repo_id, private=private, exist_ok=True))
+        # As the Hub spells it, which pays no regard to case.
+        repo_id = repo_info(api, repo).id
+        facts = replace(facts, repo=replace(repo, hf_repo_id=repo_id))
+        contents = run_files(folder, evaluation, facts)
         commit = _commit(api, repo_id, contents, facts)
     return Marker(
-        run_name=folder.name,
+        run_name=facts.run_name,
         repo=repo_id,
         commit=commit,
-        url=f"{api.endpoint}/{repo_id}/tree/{commit}/{folder.name}",
+        url=f"{api.endpoint}/{repo_id}/tree/{commit}/{facts.run_name}",
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         files={name: _sha256(content) for name, content in contents.items()},
     )
@@ -92,16 +98,25 @@ def upload(folder: Path, evaluation: Path | None, repo: RepoConfig) -> Marker:
 
 def run_files(folder: Path, evaluation: Path | None, facts: SAEFacts) -> Contents:
     """What an SAE's folder in the repository holds, by path."""
-    found: dict[str, Path | bytes] = {name: folder / name for name in EXPORT_FILES}
+    sources = {name: folder / name for name in EXPORT_FILES}
     if evaluation is not None:
-        found[EVALUATION_FILE] = evaluation
-    found[CARD] = sae_card(facts).encode()
-    missing = [
-        str(path) for path in found.values() if isinstance(path, Path) and not path.is_file()
-    ]
+        sources[EVALUATION_FILE] = evaluation
+    missing = [str(path) for path in sources.values() if not path.is_file()]
     if missing:
         raise SAEError(f"{missing[0]}: no such file; an upload needs a whole final SAE directory")
-    return {f"{folder.name}/{name}": content for name, content in found.items()}
+    found = {name: _public(path, facts) for name, path in sources.items()}
+    found[CARD] = sae_card(facts).encode()
+    return {f"{facts.run_name}/{name}": content for name, content in found.items()}
+
+
+def _public(path: Path, facts: SAEFacts) -> Path | bytes:
+    """A file as others may read it: itself, unless it is JSON that holds a local path."""
+    if path.suffix != ".json":
+        return path
+    content = facts.public(path)
+    if content == read_json(path, path.stem, "make it again"):
+        return path
+    return (json.dumps(content, indent=2) + "\n").encode()
 
 
 def verify(marker: Marker) -> list[str]:
@@ -115,13 +130,12 @@ def verify(marker: Marker) -> list[str]:
         tempfile.TemporaryDirectory() as scratch,
         named(f"verification of {marker.run_name} in {marker.repo}"),
     ):
+        paths = list(marker.files)
         patiently(
             lambda: api.snapshot_download(
-                marker.repo,
-                revision=marker.commit,
-                allow_patterns=list(marker.files),
-                local_dir=scratch,
-            )
+                marker.repo, revision=marker.commit, allow_patterns=paths, local_dir=scratch
+            ),
+            _n_bytes(api, marker.repo, paths, marker.commit),
         )
         found = {path: Path(scratch, path) for path in marker.files}
         return [
@@ -154,7 +168,8 @@ def fetch_folder(
     wanted = [f"{folder}/{name}" for name in names]
     with named(f"{repo_id}/{folder}"):
         root = patiently(
-            lambda: api.snapshot_download(repo_id, revision=revision, allow_patterns=wanted)
+            lambda: api.snapshot_download(repo_id, revision=revision, allow_patterns=wanted),
+            _n_bytes(api, repo_id, wanted, revision),
         )
     found = Path(root) / folder
     if not found.is_dir():
@@ -168,7 +183,7 @@ def _commit(api: HfApi, repo_id: str, contents: Contents, facts: SAEFacts) -> st
     commit came first."""
     sent = {name: CommitOperationAdd(name, content) for name, content in contents.items()}
     for conflict in range(CONFLICTS):
-        head = str(patiently(lambda: api.repo_info(repo_id)).sha)
+        head = str(repo_info(api, facts.repo).sha)
         card = repo_card(_root_card(api, repo_id, head), facts, repo_id).encode()
         missing = _missing(api, repo_id, head, {**contents, CARD: card})
         if not missing:
@@ -176,13 +191,17 @@ def _commit(api: HfApi, repo_id: str, contents: Contents, facts: SAEFacts) -> st
         operations = [sent.get(name) or CommitOperationAdd(name, card) for name in missing]
         try:
             # The large files first, so that each further try sends the commit alone.
+            n_bytes = sum(operation.upload_info.size for operation in operations)
             patiently(
-                lambda ops=operations: api.preupload_lfs_files(repo_id, ops, free_memory=False)
+                lambda ops=operations: api.preupload_lfs_files(repo_id, ops, free_memory=False),
+                n_bytes,
             )
+            repo_info(api, facts.repo)  # it may have become public in the meantime
             commit = patiently(
                 lambda head=head, ops=operations: api.create_commit(
                     repo_id, ops, commit_message=f"Upload {facts.run_name}", parent_commit=head
-                )
+                ),
+                n_bytes,
             )
             return commit.oid
         except HfHubHTTPError as error:
@@ -190,6 +209,16 @@ def _commit(api: HfApi, repo_id: str, contents: Contents, facts: SAEFacts) -> st
                 raise
             time.sleep(min(0.1 * 2**conflict, 2.0))
     raise SAEError(f"{repo_id}: other commits came first {CONFLICTS} times; run it again")
+
+
+def _n_bytes(api: HfApi, repo_id: str, paths: Sequence[str], revision: str | None) -> int:
+    """The size of files that are to be downloaded, as far as the Hub can be asked: without it, they
+    are in the cache, or the download itself says what is wrong."""
+    try:
+        found = patiently(lambda: api.get_paths_info(repo_id, list(paths), revision=revision))
+    except Exception:  # the client's failures have no common base class
+        return 0
+    return sum(info.size for info in found if isinstance(info, RepoFile))
 
 
 def _missing(api: HfApi, repo_id: str, commit: str, contents: Contents) -> list[str]:
@@ -214,7 +243,7 @@ def _root_card(api: HfApi, repo_id: str, commit: str | None) -> str | None:
 
     try:
         return patiently(read)
-    except EntryNotFoundError:
+    except RemoteEntryNotFoundError:  # a Hub that cannot be asked is no repository without a card
         return None
 
 

@@ -3,17 +3,18 @@
 Both are pure functions of what they describe, so that an unchanged SAE gives an unchanged card.
 """
 
-import json
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from sae_core.errors import SAEError
+from sae_core.errors import SAEError, one_line
 from sae_core.files import file_sha256
-from sae_core.naming import REPO_ID
+from sae_core.naming import LOCAL_PATH, REPO_ID, local_name, model_id, same_name, without_paths
+from sae_core.records import read_json
 from sae_core.reporting.summary import COLUMNS, reading_order, show
 from sae_core.sae_config import SAESpec
 from sae_core.train_config import RepoConfig
@@ -33,17 +34,22 @@ LISTED = ("l0", "fvu", "loss_recovered", "dead_fraction")
 
 @dataclass(frozen=True)
 class SAEFacts:
-    """What the cards say about one SAE."""
+    """What the cards say about one SAE; no paths of the machine that it was made on."""
 
     run_name: str
     spec: SAESpec
     evaluation: dict[str, Any] | None
     repo: RepoConfig
     weights_sha256: str
+    renamed: Mapping[str, str]
+    """What others read in place of a name that was made of a path."""
 
     @classmethod
     def read(cls, folder: Path, evaluation: Path | None, repo: RepoConfig) -> "SAEFacts":
         """The facts of a final SAE directory and, if there is one, of its evaluation.
+
+        A directory from before models had names of their own may be called after a path; it gets
+        the name that it would have now.
 
         Raises:
             SAEError: a file is missing or not what it should be.
@@ -51,14 +57,25 @@ class SAEFacts:
         weights = folder / "weights.pt"
         if not weights.is_file():
             raise SAEError(f"{folder}: not an SAE directory, it has no weights.pt")
-        figures = None
-        if evaluation is not None:
-            try:
-                figures = dict(json.loads(evaluation.read_text(encoding="utf-8")))
-            except (OSError, ValueError) as error:
-                raise SAEError(f"{evaluation}: not a readable evaluation ({error})") from error
         spec = SAESpec.load(folder / "config.json")
-        return cls(folder.name, spec, figures, repo, file_sha256(weights))
+        recorded = spec.metadata.get("model_name", "")
+        renamed = {}
+        if LOCAL_PATH.match(recorded) or recorded.count("/") > 1:
+            old, new = model_id(recorded), model_id(local_name(recorded))
+            renamed = {recorded: local_name(recorded), folder.name: folder.name.replace(old, new)}
+        spec.metadata = without_paths(spec.metadata, renamed)
+        name = renamed.get(folder.name, folder.name)
+        facts = cls(name, spec, None, repo, file_sha256(weights), renamed)
+        if evaluation is None:
+            return facts
+        figures = facts.public(evaluation)
+        if not isinstance(figures, dict):
+            raise SAEError(f"{evaluation}: not a readable evaluation; evaluate the SAE again")
+        return replace(facts, evaluation=figures)
+
+    def public(self, path: Path) -> Any:
+        """The contents of a file of JSON as others may read them."""
+        return without_paths(read_json(path, path.stem, "make it again"), self.renamed)
 
     @property
     def model_name(self) -> str:
@@ -109,19 +126,40 @@ def repo_card(old: str | None, facts: SAEFacts, repo_id: str) -> str:
             end=END,
         )
     else:
-        card = ModelCard(old)
+        try:
+            card = ModelCard(old)
+        except Exception as error:  # the client's YAML parser has errors of its own
+            raise SAEError(
+                f"{CARD} of {repo_id}: its metadata cannot be read ({one_line(error)}); mend it on "
+                "the Hub"
+            ) from error
     _extend(card.data, _metadata(facts))
-    rows = _rows(card.text) | {facts.run_name: _row(facts)}
+    before, block, after = _around_block(card.text)
+    rows = _rows(block) | {facts.run_name: _row(facts)}
     ordered = [rows[name] for name in sorted(rows, key=reading_order)]
     headings = ["SAE", "language model", "hook", "kind", "features"]
     headings += [COLUMNS[key].heading for key in LISTED]
     rule = ["---"] * 5 + ["---:"] * len(LISTED)
     table = "\n".join([_line(headings), _line(rule), *ordered])
-    block = f"{BEGIN}\n{table}\n{END}"
-    before, begin, rest = card.text.partition(BEGIN)
-    after = rest.partition(END)[2]
-    card.text = f"{before}{block}{after}" if begin else f"{card.text.rstrip()}\n\n{block}\n"
+    card.text = f"{before}{BEGIN}\n{table}\n{END}{after}"
     return _text(card)
+
+
+def _around_block(text: str) -> tuple[str, list[str], str]:
+    """A repository's card in three: what is before the list, the list's lines, and what is after
+    it. People may have deleted a mark, or written something between the two; that is after it."""
+    whole = re.search(f"{BEGIN}((?:(?!{BEGIN}).)*?){END}", text, re.DOTALL)
+    lone = re.search(f"{BEGIN}((?:\\s*\\|.*)*)", text)
+    found = whole or lone
+    if found is None:
+        return f"{text.rstrip()}\n\n", [], "\n"
+    lines = found[1].split("\n")
+    own = [line for line in lines if line.lstrip().startswith("|")]
+    others = "\n".join(line for line in lines if line not in own).strip()
+    after = text[found.end() :]
+    if others or not whole:
+        after = "\n\n".join(["", *filter(None, [others, after.lstrip("\n")])])
+    return text[: found.start()], own, after
 
 
 def _metadata(facts: SAEFacts) -> ModelCardData:
@@ -138,7 +176,8 @@ def _extend(data: Any, new: ModelCardData) -> None:
     """Add what is new to a card's metadata, and leave what is there."""
     for key in ("base_model", "datasets", "tags"):
         there, more = getattr(data, key, None), getattr(new, key)
-        both = [*_listed(there), *(value for value in _listed(more) if value not in _listed(there))]
+        known = set(map(same_name, _listed(there)))
+        both = [*_listed(there), *(v for v in _listed(more) if same_name(v) not in known)]
         if both:
             setattr(data, key, both)
     for key in ("library_name", "license"):
@@ -150,10 +189,9 @@ def _listed(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else list(value or ())
 
 
-def _rows(text: str) -> dict[str, str]:
+def _rows(lines: list[str]) -> dict[str, str]:
     """The lines of a card's list, by run name."""
-    block = text.partition(BEGIN)[2].partition(END)[0]
-    found = (re.match(r"\| \[([^\]]+)\]", line) for line in block.splitlines())
+    found = (re.match(r"\| \[([^\]]+)\]", line) for line in lines)
     return {row[1]: row.string for row in found if row}
 
 
@@ -171,7 +209,7 @@ def _row(facts: SAEFacts) -> str:
 
 
 def _line(cells: list[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(' '.join(cell.replace('|', chr(92) + '|').split()) for cell in cells)} |"
 
 
 def _text(card: ModelCard) -> str:

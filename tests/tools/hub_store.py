@@ -107,9 +107,15 @@ class HubStore:
                 group.start_download_file(wanted, str(path))
         return path
 
+    def spelled(self, repo_id: str) -> str:
+        """The name of a repository as it was made; the Hub pays no regard to case."""
+        same = (name for name in self.repositories if name.lower() == repo_id.lower())
+        return next(same, repo_id)
+
     def repository(self, repo_id: str, user: dict | None, write: bool = False) -> Repository:
+        repo_id = self.spelled(repo_id)
         found = self.repositories.get(repo_id)
-        owner = repo_id.split("/")[0]
+        owner = repo_id.split("/")[0].lower()
         role = (
             "write" if user and owner == user["name"] else (user or {"orgs": {}})["orgs"].get(owner)
         )

@@ -12,9 +12,12 @@ repository, commit to it and download from it; Xet's storage is hf_xet's own `lo
 import base64
 import fnmatch
 import hashlib
+import io
 import json
 import re
 import secrets
+import socket
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -43,6 +46,8 @@ class Fault:
     """Seconds without a word, before all else."""
     lose_answer: bool = False
     """Do what was asked, and cut the connection instead of saying so."""
+    drip: float = 0.0
+    """Seconds between two bytes of the answer, its headers included."""
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
 
@@ -60,11 +65,30 @@ class MiniHub(HubStore, LoopbackServer):
         super().__init__(root, xet)
         self.faults: list[Fault] = []
         self.requests: list[Request] = []
+        self.received: list[bytes] = []
+        """Lines, headers and bodies of all requests, in pieces."""
         self.bind(Handler, "hub")
 
     def fail(self, pattern: str, **how: Any) -> None:
         """Let the next requests that match fail; see `Fault`."""
         self.faults.append(Fault(pattern, **how))
+
+
+class Dripping(io.RawIOBase):
+    """A connection on which a byte is sent every so many seconds."""
+
+    def __init__(self, connection: socket.socket, seconds: float, stopping: threading.Event):
+        self.connection, self.seconds, self.stopping = connection, seconds, stopping
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        for byte in bytes(data):
+            if self.stopping.wait(self.seconds):
+                raise ConnectionError("the test has ended")
+            self.connection.sendall(bytes([byte]))
+        return len(data)
 
 
 class Handler(QuietHandler):
@@ -78,6 +102,7 @@ class Handler(QuietHandler):
         self.route = urlsplit(self.path).path
         self.body_is_read = False
         line = f"{self.command} {self.route}"
+        self.hub.received.append(f"{self.requestline}\n{self.headers}".encode())
         with self.hub.lock:
             matching = (f for f in self.hub.faults if f.times > 0 and re.search(f.pattern, line))
             self.fault = next(matching, None)
@@ -134,6 +159,7 @@ class Handler(QuietHandler):
             block = self.rfile.read(min(left, 1 << 16))
             if not block:
                 raise ConnectionError("the client went away")
+            self.hub.received.append(block)
             yield block
             left -= len(block)
             if chunked and left == 0:
@@ -164,6 +190,8 @@ class Handler(QuietHandler):
         if answer is not None:
             data = json.dumps(answer).encode()
         self.hub.requests.append(Request(self.command, self.route, status))
+        if self.fault and self.fault.drip:
+            self.wfile = Dripping(self.connection, self.fault.drip, self.hub.stopping)
         self.send_response(status)
         kind = "application/octet-stream" if answer is None else "application/json"
         sent = {"Content-Type": kind, "Content-Length": str(len(data)), **(headers or {})}
@@ -203,11 +231,11 @@ class Handler(QuietHandler):
         wanted, user = self.json(), self.user()
         if user is None:
             raise HubError(401, "Invalid username or password.")
-        owner = wanted.get("organization") or user["name"]
+        owner = (wanted.get("organization") or user["name"]).lower()
         roles = {user["name"]: "write", **user["orgs"]}
         if user["role"] == "read" or roles.get(owner) != "write":
             raise HubError(403, f"You may not create a model under {owner}")
-        repo_id = f"{owner}/{wanted['name']}"
+        repo_id = self.hub.spelled(f"{owner}/{wanted['name']}")
         with self.hub.lock:
             if repo_id in self.hub.repositories:
                 url = f"{self.hub.url}/{repo_id}"
@@ -227,6 +255,7 @@ class Handler(QuietHandler):
         repository = self.hub.repository(repo, self.user())
         sha, files = self.at(repository, revision)
         siblings = [{"rfilename": path} for path in sorted(files)]
+        repo = self.hub.spelled(repo)
         described = {"id": repo, "modelId": repo, "sha": sha, "private": repository.private}
         self.reply(200, described | {"siblings": siblings, "tags": []})
 

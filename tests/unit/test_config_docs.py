@@ -57,7 +57,7 @@ SECTIONS: dict[str, type] = {
 OWN_KEYS = {"name", "source", "layers", "saes"}
 """Keys of a model that are no field of a settings dataclass."""
 
-RENAMED = {"model_name", "hook_layer"}
+RENAMED = {"model_name", "model_id", "hook_layer"}
 """Fields whose place in a model's entry is taken by `name` and `layers`."""
 
 OVERRIDES = {

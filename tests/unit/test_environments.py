@@ -20,7 +20,11 @@ TOOLS = {"python", "pip"}
 OPTIONAL = {"bitsandbytes"}
 """Imported for `load_in_4bit` alone; its users install it."""
 
-BROUGHT_ALONG = {"markupsafe": "jinja2", "httpx2": "huggingface-hub"}
+BROUGHT_ALONG = {
+    "markupsafe": "jinja2",
+    "httpx2": "huggingface-hub",
+    "httpcore2": "huggingface-hub",
+}
 """Imported, and a dependency of what is listed."""
 
 NOT_IMPORTED = {

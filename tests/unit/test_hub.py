@@ -9,8 +9,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
+import httpcore2
 import pytest
 import torch
 from minihub import MiniHub
@@ -102,6 +104,56 @@ def test_a_private_repository_is_made_private(server: MiniHub, made: Made) -> No
     server.repositories["alice/saes"].private = False
     with pytest.raises(SAEError, match="alice/saes exists and is public"):
         client.check_access(private)
+
+
+@pytest.mark.parametrize("when", ["before", "between", "unchanged"])
+def test_a_private_upload_never_lands_in_a_public_repository(
+    when: str, server: MiniHub, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whether it was public all along, or became so while the large files were on their way."""
+    private = RepoConfig(hf_repo_id="alice/saes", hf_private=True)
+    hub.upload(made.folder, None, private)
+    repository, n_commits = server.repositories["alice/saes"], commits(server)
+    preupload = client.HfApi.preupload_lfs_files
+
+    def becomes_public(*args: object, **options: object) -> None:
+        preupload(*args, **options)
+        repository.private = False
+
+    if when == "between":
+        monkeypatch.setattr(client.HfApi, "preupload_lfs_files", becomes_public)
+    else:
+        repository.private = False
+    evaluation = None if when == "unchanged" else made.evaluation
+    with pytest.raises(SAEError, match="alice/saes exists and is public"):
+        hub.upload(made.folder, evaluation, private)
+    assert commits(server) == n_commits
+
+
+def test_names_on_the_hub_are_the_same_in_any_case(
+    server: MiniHub, made: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for token in ("hf_alice", "hf_bob"):  # a new repository, and one that is there
+        monkeypatch.setenv("HF_TOKEN", token)
+        client.check_access(RepoConfig(hf_repo_id="Acme/New"))
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    client.check_access(RepoConfig(hf_repo_id="ALICE/new"))
+    first = hub.upload(made.folder, made.evaluation, REPO)
+    shouted = RepoConfig(hf_repo_id="Alice/SAEs", hf_license="mit", hf_dataset="Alice/Texts")
+    for token in ("hf_alice", "hf_fine"):
+        monkeypatch.setenv("HF_TOKEN", token)
+        client.check_access(shouted)
+    monkeypatch.setenv("HF_TOKEN", "hf_alice")
+    again = hub.upload(made.folder, made.evaluation, replace(shouted, hf_dataset="alice/texts"))
+    assert (again.repo, again.commit, again.files) == ("alice/saes", first.commit, first.files)
+    other = make_sae_directory(made.folder.with_name("other"), seed=1)
+    marker = hub.upload(other.folder, None, shouted)
+    assert list(server.repositories) == ["alice/saes"] and marker.repo == "alice/saes"
+    card = server.files("alice/saes")["README.md"].decode()
+    assert card.count("/texts") == 1, "one dataset"
+    assert hub.verify(hub.Marker(**{**marker.__dict__, "repo": "ALICE/saes"})) == []
+    assert list_pretrained("Alice/SAES") == [NAME, "other"]
+    assert torch.equal(load_pretrained("Alice/SAES/other").W_dec, other.sae.W_dec)
 
 
 def test_verify_names_what_differs(server: MiniHub, made: Made) -> None:
@@ -269,6 +321,180 @@ def test_uploads_at_once_lose_no_line_of_the_list(
     card = server.files("alice/saes")["README.md"].decode()
     listed = [line.split("](")[0][3:] for line in card.splitlines() if line.startswith("| [")]
     assert listed == names
+
+
+def slow(monkeypatch: pytest.MonkeyPatch, patience: float = 1.5) -> None:
+    """Let a second do for a minute."""
+    monkeypatch.undo()
+    monkeypatch.setattr(client, "TIMEOUT", 0.3)
+    monkeypatch.setattr(client, "PATIENCE", patience)
+    monkeypatch.setattr(client, "WAITS", (0.05,))
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        f"GET {API}$",
+        "POST .*/objects/batch",
+        "PUT /_lfs",
+    ],
+)
+def test_an_answer_that_drips_is_given_up(
+    pattern: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half a second a byte, in the headers or behind them: each byte comes in time."""
+    slow(monkeypatch)
+    with hub_here(tmp_path, monkeypatch, xet=False) as server:
+        hub.upload(make_sae_directory(tmp_path / "other", seed=1).folder, None, REPO)
+        server.fail(pattern, drip=0.1, times=99)
+        began = time.monotonic()
+        with pytest.raises(SAEError, match="run the same again when the Hub can be reached"):
+            hub.upload(made.folder, None, REPO)
+        assert time.monotonic() - began < 8 and server.faults[0].times < 99
+
+
+@pytest.mark.parametrize("pattern", ["GET /_cdn", "HEAD .*/resolve/"])
+def test_a_download_that_drips_is_given_up(
+    pattern: str, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(monkeypatch)
+    with hub_here(tmp_path, monkeypatch, xet=False) as server:
+        hub.upload(made.folder, None, REPO)
+        server.fail(pattern, drip=0.1, times=99)
+        began = time.monotonic()
+        with pytest.raises(SAEError, match="run the same again when the Hub can be reached"):
+            load_pretrained(f"alice/saes/{NAME}")
+        assert time.monotonic() - began < 8 and server.faults[0].times < 99
+
+
+def test_a_connection_has_a_least_speed_each_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over the time that it is waited for: a slow reader or a slow start is no slow connection."""
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+
+    class Stream:
+        seconds = 1.0
+
+        def read(self, most: int, timeout: float) -> bytes:
+            now[0] += self.seconds
+            return b"x" * min(most, 25_000)
+
+        def write(self, data: memoryview, timeout: float) -> None:
+            now[0] += self.seconds
+
+    stream = Stream()
+    paced = client.PacedStream(stream)
+    for _ in range(100):
+        assert len(paced.read(1 << 16)) == 25_000
+        now[0] += 60  # what is done with it
+    stream.seconds = client.TIMEOUT - 1  # the server thinks
+    paced.write(b"a request")
+    paced.read(1 << 16)
+    stream.seconds = 1
+    assert len(paced.read(1 << 16)) == 25_000
+    with pytest.raises(httpcore2.ReadTimeout):
+        for _ in range(40):
+            paced.read(10_000)
+    paced.write(b"x" * 40 * client.BLOCK)
+    stream.seconds = 5
+    with pytest.raises(httpcore2.WriteTimeout):
+        paced.write(b"x" * 40 * client.BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "headers"),
+    [
+        ("POST .*/objects/batch", {"Retry-After": "3600"}),
+        ("PUT /_lfs", {"Retry-After": "3600"}),
+        (f"POST {API}/commit", {"Retry-After": "3600"}),
+        ("POST .*/objects/batch", {"RateLimit": '"api";r=0;t=3600'}),
+        ("POST .*/objects/batch", {"Retry-After": "99999999999999999999"}),
+    ],
+)
+def test_the_hub_may_ask_for_a_minute_and_no_more(
+    pattern: str, headers: dict, server: MiniHub, made: Made, no_waiting: list[float]
+) -> None:
+    server.fail(pattern, status=429, headers=headers)
+    hub.upload(made.folder, None, REPO)
+    assert 50 <= max(no_waiting) <= client.MAX_WAIT + 1
+    assert server.faults[0].times == 0
+
+
+def test_all_waits_together_have_a_bound(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The client's, which waits within a try, and those between tries."""
+    slow(monkeypatch, patience=1.5)
+    with hub_here(tmp_path, monkeypatch, xet=False) as server:
+        hub.upload(make_sae_directory(tmp_path / "other", seed=1).folder, None, REPO)
+        server.fail("POST .*/objects/batch", status=503, headers={"Retry-After": "1"}, times=99)
+        began = time.monotonic()
+        with pytest.raises(SAEError, match="when the Hub can be reached"):
+            hub.upload(made.folder, None, REPO)
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.parametrize("fault", [{"silence": 30}, {"drip": 0.1, "status": 503}])
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_xets_own_client_has_a_bound_too(
+    way: str, fault: dict, made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow(monkeypatch, patience=2)
+    with hub_here(tmp_path, monkeypatch) as server:
+        hub.upload(make_sae_directory(tmp_path / "other", seed=1).folder, None, REPO)
+        if way == "down":
+            hub.upload(made.folder, None, REPO)
+        monkeypatch.setattr(type(server), "cas_url", f"{server.url}/_cas")
+        server.fail("/_cas", times=999, **fault)
+        began = time.monotonic()
+        with pytest.raises(SAEError, match="when the Hub can be reached"):
+            if way == "down":
+                load_pretrained(f"alice/saes/{NAME}")
+            else:
+                hub.upload(made.folder, None, REPO)
+        assert time.monotonic() - began < 8 and server.faults[0].times < 999
+
+
+def test_a_hub_that_cannot_be_asked_for_its_card_is_not_given_a_new_one(
+    server: MiniHub, made: Made
+) -> None:
+    hub.upload(made.folder, None, REPO)
+    server.commit("alice/saes", {"README.md": b"# Ours\n\nBy hand.\n"})
+    server.fail("HEAD .*/resolve/.*/README.md", cut_after=0, times=999)
+    with pytest.raises(SAEError, match="when the Hub can be reached"):
+        hub.upload(made.folder, made.evaluation, REPO)
+    assert server.files("alice/saes")["README.md"] == b"# Ours\n\nBy hand.\n"
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_trying_again_does_not_mend_says_so(
+    status: int, server: MiniHub, made: Made, no_waiting: list[float]
+) -> None:
+    hub.upload(made.folder, None, REPO)
+    server.fail(f"POST {API}/commit", status=status, times=99)
+    with pytest.raises(SAEError, match="trying again does not help") as error:
+        hub.upload(made.folder, made.evaluation, REPO)
+    assert "run the same again" not in str(error.value)
+    assert server.faults[0].times == 98 and not no_waiting
+
+
+@pytest.mark.parametrize("token", ["hf_\xe4lice", "hf_al\u200bice", "hf_alice\x00"])
+def test_a_token_that_cannot_be_sent_is_named(
+    token: str,
+    server: MiniHub,
+    made: Made,
+    no_waiting: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from huggingface_hub import hf_api, utils
+
+    for module in (client, hf_api, utils._headers):
+        monkeypatch.setattr(module, "get_token", lambda: token, raising=False)
+    for call in (lambda: hub.upload(made.folder, None, REPO), lambda: client.check_access(REPO)):
+        with pytest.raises(SAEError, match="hf auth login") as error:
+            call()
+        said = str(error.value).replace("alice/saes", "")
+        assert "again" not in said and "alice" not in said and not no_waiting
 
 
 # Rights, before anything is trained

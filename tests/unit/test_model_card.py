@@ -8,7 +8,8 @@ import yaml
 from published import FIGURES, METADATA, make_sae_directory
 from synthetic import KINDS
 
-from sae_core.publishing.model_card import SAEFacts, repo_card, sae_card
+from sae_core.errors import SAEError
+from sae_core.publishing.model_card import BEGIN, END, SAEFacts, repo_card, sae_card
 from sae_core.train_config import RepoConfig
 
 NAME = "Qwen_Qwen3-0.6B.blocks.13.hook_resid_post.btop3sae.exp4"
@@ -100,3 +101,34 @@ def test_what_others_wrote_stays(tmp_path: Path) -> None:
     assert metadata(card)["license"] == "apache-2.0" and "physics" in metadata(card)["tags"]
     assert "saelens" in metadata(card)["tags"] and set(rows(card)) == {NAME, "another"}
     assert rows(repo_card("just text", facts(tmp_path), "alice/saes")) == [NAME]
+
+
+HEADING = "| SAE | language model |\n| --- | --- |\n"
+
+
+@pytest.mark.parametrize(
+    "old",
+    [
+        f"# Ours\n\nBefore.\n\n{BEGIN}\n\nThe end.\n",
+        f"# Ours\n\nBefore.\n\n{BEGIN}\n{HEADING}| [one](./one) | a |\n\nThe end.\n",
+        f"# Ours\n\nBefore.\n\n{END}\n\nThe end.\n",
+        f"# Ours\n\nBefore.\n\n{END}\n{BEGIN}\n\nThe end.\n",
+        f"Before.\n\n{BEGIN}\nThe end.\n{BEGIN}\n{HEADING}| [one](./one) | a |\n{END}\n",
+        f"Before.\n\n{BEGIN}\n{HEADING}| [one](./one) | a |\n\nThe end.\n{END}\n",
+    ],
+)
+def test_what_others_wrote_stays_whatever_became_of_the_marks(old: str, tmp_path: Path) -> None:
+    card = repo_card(old, facts(tmp_path), "alice/saes")
+    for words in ("Before.", "The end."):
+        assert card.count(words) == 1
+    assert set(rows(card)) == {NAME} | ({"one"} if "one" in old else set())
+    again = repo_card(card, facts(tmp_path), "alice/saes")
+    assert again == card, "nothing new, nothing changed"
+    more = repo_card(card, facts(tmp_path, "another"), "alice/saes")
+    assert set(rows(more)) == {*rows(card), "another"}
+    assert all(more.count(words) == 1 for words in ("Before.", "The end."))
+
+
+def test_a_card_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    with pytest.raises(SAEError, match="README.md of alice/saes: .* mend it on the Hub"):
+        repo_card("---\na: [\n---\n", facts(tmp_path), "alice/saes")
