@@ -22,6 +22,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
 	  'error: Python 3.11 or newer is needed: make PYTHON=python3.11')"
+	@echo "Installing the pinned dependencies into $(VENV); this takes some minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
@@ -32,7 +33,8 @@ $(PEERS)/.installed: tests/tools/peers-requirements.txt
 	touch $@
 
 run: setup
-	python scripts/unlock.py
+	@echo "The workflow of config/demo.yaml: Snakemake starts, then each job has a line, and a log in results/logs/"
+	@python scripts/unlock.py
 	snakemake --configfile config/demo.yaml --cores $(CORES)
 	@cat results/logs/summarise.log
 	@echo "SAEs: results/saes/    evaluations: results/evaluations/    table: results/summary.csv"

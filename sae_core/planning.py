@@ -64,6 +64,11 @@ LIGHT_GB, LIGHT_SECONDS = 0.2, 1.5
 MODEL_BYTES = 2
 """A parameter of the language model, a stored activation: bfloat16 or float16."""
 
+ENOUGH_TOKENS = 1e6
+"""Of a corpus for SAEs that are worth a look at their features: about as many as in the table of
+docs/benchmarks.md on quality, where they suffice for 4,608 features of a model of 135 million
+parameters. Larger SAEs want more."""
+
 
 @dataclass(frozen=True)
 class ModelShape:
@@ -229,6 +234,41 @@ def corpus_tokens(plan: Plan) -> float:
 def light(rule: str, name: str) -> Cost:
     """A job that neither has a model nor trains one."""
     return Cost(rule, name, 0, 0, 0, LIGHT_GB * 1e9, LIGHT_SECONDS)
+
+
+def downloads(plan: Plan, tables: Tables, records: Path) -> str | None:
+    """What the Hub has to send before the first SAE; None if all models are here.
+
+    Args:
+        records: folder of what `fetch` wrote of the models that are here.
+    """
+    missing = [
+        model.name
+        for model in plan.models.values()
+        if not (model.source.path or model.source.wheel)
+        and not (records / f"{model.model_id}.json").is_file()
+    ]
+    if not missing:
+        return None
+    known = {name: tables.shapes[name].parameters for name in missing if name in tables.shapes}
+    size = f"{MODEL_BYTES * sum(known.values()) / 1e9:,.1f} GB" if known else "of unknown size"
+    if known and len(known) < len(missing):
+        size += f" and {len(missing) - len(known)} of unknown size"
+    return (
+        f"To download from the Hub, but for what its cache has: {size} ({', '.join(missing)}). "
+        "What every job costs: python scripts/plan.py --help"
+    )
+
+
+def sufficiency(tokens: float) -> str:
+    """What a corpus of so many tokens is enough for."""
+    if tokens >= ENOUGH_TOKENS:
+        return f"A corpus of {tokens:,.0f} tokens."
+    megabytes = ENOUGH_TOKENS * BYTES_PER_TOKEN / 1e6
+    return (
+        f"A corpus of {tokens:,.0f} tokens: enough to try the workflow, too little for SAEs to "
+        f"study, which want {ENOUGH_TOKENS:,.0f} or more ({megabytes:g} MB of text)."
+    )
 
 
 class Planner:

@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.config_files import read_file
-from sae_core.planning import Planner, Tables, corpus_tokens, light, table
+from sae_core.planning import Planner, Tables, corpus_tokens, light, sufficiency, table
 from sae_core.workflow_config import load_plan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -49,7 +49,7 @@ def plan(options: Options) -> None:
         costs += Planner(resolved, model, shape, machine, tokens).costs()
     costs.append(light("summarise", "all SAEs"))
     print(table(costs, machine), end="")
-    print(f"{options.machine}: {machine.basis}. A corpus of {tokens:,.0f} tokens.")
+    print(f"{options.machine}: {machine.basis}. {sufficiency(tokens)}")
 
 
 if __name__ == "__main__":

@@ -13,7 +13,15 @@ from tiny_model import configuration
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_core.code_hash import ROOT
-from sae_core.planning import Machine, ModelShape, Planner, Tables
+from sae_core.planning import (
+    Machine,
+    ModelShape,
+    Planner,
+    Tables,
+    corpus_tokens,
+    downloads,
+    sufficiency,
+)
 from sae_core.workflow_config import Plan, load_plan
 
 TABLES = Tables.load(ROOT / "config/planning.yaml")
@@ -191,3 +199,56 @@ def test_what_is_not_known_is_named(run: Callable[..., Any], tmp_path: Path) -> 
     assert "--machine tpu: the tables have cpu, a100, h100" in run(
         *command, "--machine", "tpu", ok=False
     ).stderr  # fmt: skip
+
+
+SHIPPED = load_plan(
+    yaml.safe_load((ROOT / "config/config.yaml").read_text(encoding="utf-8")),
+    ROOT / "workflow/schemas/config.schema.yaml",
+)
+
+
+def test_what_the_shipped_configuration_downloads_is_said_where_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(ROOT)
+    gigabytes = sum(2 * TABLES.shapes[name].parameters for name in NAMES) / 1e9
+    said = downloads(SHIPPED, TABLES, tmp_path)
+    assert said and f"{gigabytes:,.1f} GB" in said and all(name in said for name in NAMES)
+    tokens = f"{corpus_tokens(SHIPPED):,.0f} tokens"
+    assert tokens in sufficiency(corpus_tokens(SHIPPED))
+    for page in ("config/config.yaml", "README.md"):
+        text = " ".join((ROOT / page).read_text(encoding="utf-8").replace("\n#", "").split())
+        assert f"{gigabytes:.0f} GB" in text and tokens in text, page
+
+
+NAMES = [model.name for model in SHIPPED.models.values()]
+
+
+def test_what_is_here_is_not_downloaded(tmp_path: Path) -> None:
+    for model in list(SHIPPED.models.values())[1:]:
+        (tmp_path / f"{model.model_id}.json").write_text("{}")
+    said = downloads(SHIPPED, TABLES, tmp_path)
+    assert said and ": 1.2 GB (Qwen/Qwen3-0.6B)" in said
+    (tmp_path / "Qwen_Qwen3-0.6B.json").write_text("{}")
+    assert downloads(SHIPPED, TABLES, tmp_path) is None
+
+
+@pytest.mark.parametrize(
+    ("models", "size"),
+    [
+        ([{"name": "a/b"}], "of unknown size (a/b)"),
+        ([{"name": "a/b"}, {"name": "Qwen/Qwen3-0.6B"}], "1.2 GB and 1 of unknown size (a/b, "),
+        ([{"name": "a", "source": {"path": "/a"}}], None),
+        ([{"name": "a", "source": {"wheel": "a==1", "sha256": "0" * 64, "gguf": "a"}}], None),
+    ],
+)
+def test_models_of_other_origins(
+    models: list[dict[str, Any]], size: str | None, tmp_path: Path
+) -> None:
+    said = downloads(planned({"models": models}), TABLES, tmp_path)
+    assert (said is None) if size is None else (said is not None and size in said)
+
+
+@pytest.mark.parametrize(("tokens", "enough"), [(3e4, False), (999_999, False), (1e6, True)])
+def test_whether_the_text_is_enough(tokens: float, enough: bool) -> None:
+    assert ("too little" in sufficiency(tokens)) != enough

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
+from snakemake.logging import logger
 
 # Of this repository, wherever Snakemake runs, and also when another workflow uses this one.
 ROOT = Path(str(workflow.current_basedir)).parents[1]
@@ -22,8 +23,10 @@ from sae_core.code_hash import code_hash
 from sae_core.config_files import read_config
 from sae_core.data_processing.sources import sources_path
 from sae_core.errors import SAEError
+from sae_core.job_lines import JobLines
 from sae_core.model_training.one_run import check_services
 from sae_core.naming import EXPORT_FILES
+from sae_core.planning import Tables, corpus_tokens, downloads, sufficiency
 from sae_core.preflight import check_inputs
 from sae_core.slurm import wait_for_jobs
 from sae_core.workflow_config import check_run_names, load_plan, save_config
@@ -50,6 +53,8 @@ UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
 FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html")]
 PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg"]
 
+job_lines = None  # Snakemake's console as lines, from `begin` on
+
 
 wildcard_constraints:
     model_id="|".join(map(re.escape, PLAN.models)),
@@ -75,8 +80,21 @@ def check_before_any_job():
         raise WorkflowError(str(error))
 
 
+def say_costs():
+    """On the console, also of a dry run, while models are to be downloaded."""
+    download = downloads(PLAN, Tables.load(ROOT / "config/planning.yaml"), Path(MODEL).parent)
+    if download:
+        logger.info(f"{download}\n{sufficiency(corpus_tokens(PLAN))}")
+
+
 def begin():
     """Before the first job: what may still go wrong without one, and which process this is."""
+    global job_lines
+    settings = workflow.output_settings
+    if not (settings.verbose or settings.printshellcmds):
+        job_lines = JobLines.take_over(
+            logger, lambda: (workflow.scheduler.finished_jobs, len(workflow.dag))
+        )
     try:
         record_holder()
         # That W&B and the Hub will let in what the jobs are to send.
@@ -87,6 +105,12 @@ def begin():
         save_config(PLAN.config, Path(CONFIG))
     except SAEError as error:
         raise WorkflowError(str(error))
+
+
+def end(logs):
+    """After the last job, or a failure."""
+    if job_lines:
+        job_lines.end(logs)
 
 
 def depth(model):
