@@ -29,7 +29,7 @@ rule harvest:
         jobs=PLAN.harvest.harvest_jobs,
         code=code_hash("scripts/harvest.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/harvest.py --texts {input.texts} --record {input.record}"
         " --hooks {params.hooks} {params.options} --shard {wildcards.shard} --shards {params.jobs}"
         " --batch-size {resources.batch_size} --device {resources.device}"

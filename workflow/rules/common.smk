@@ -1,4 +1,8 @@
 # The configuration, resolved by sae_core.workflow_config, and what the rules ask of it.
+#
+# In all rules a job's error stream is its log, and its stream 3 is Snakemake's, which cli.py needs
+# where the log takes no line. `exec` puts it in the shell's place: it gets signals, and learns of
+# Snakemake's death.
 
 import json
 import sys
@@ -45,9 +49,6 @@ TEXTS = "results/data/processed_textbooks_all.json"
 SOURCES = str(sources_path(Path(TEXTS)))
 MODEL = "results/models/{model_id}.json"
 CONFIG = "results/config.yaml"
-# A job's error stream is its log, and 3 that of Snakemake: cli.py needs it where a log takes no line.
-# `exec` puts the job in the shell's place: it gets signals, and learns of Snakemake's death.
-CONSOLE = "SAE_CORE_CONSOLE=/proc/$$/fd/3"
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
 FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html")]

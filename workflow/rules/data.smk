@@ -21,6 +21,6 @@ rule process:
         options=lambda wildcards: PLAN.process_options(),
         code=code_hash("scripts/process.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/process.py {params.options} --output {output.texts}"
         " 3>&2 > {log} 2>&1"

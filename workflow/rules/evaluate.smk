@@ -29,7 +29,7 @@ rule evaluate:
         options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
         code=code_of_run("scripts/evaluate.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/evaluate.py --sae {params.folder} --texts {input.texts}"
         " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
         " {resources.tracking} --checkpoints {params.results}/checkpoints/{wildcards.run}"
@@ -66,7 +66,7 @@ rule features:
         options=lambda wildcards: PLAN.features_options(model_plan(wildcards)),
         code=code_of_run("scripts/features.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/features.py --sae {params.folder} --texts {input.texts}"
         " --record {input.record} {params.options} --batch-size {resources.batch_size}"
         " --device {resources.device} --entries {output.entries} --table {output.table}"
@@ -96,7 +96,7 @@ rule browse:
     params:
         code=code_hash("scripts/browse.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/browse.py --entries {input.entries} --corpus {input.corpus}"
         " --page {output.page}"
         " 3>&2 > {log} 2>&1"
@@ -130,7 +130,7 @@ rule plot:
     params:
         code=code_hash("scripts/plot.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/plot.py --evaluation {input.evaluation} --history {input.history}"
         " --loss-curves {output.loss_curves} --density {output.density}"
         " 3>&2 > {log} 2>&1"
@@ -199,7 +199,7 @@ rule summarise:
         results=subpath(output.page, parent=True),
         code=code_hash("scripts/summarise.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/summarise.py --runs {input.runs} --results {params.results}"
         " --texts {input.texts} --records {input.records} --summary {output.summary}"
         " --loss-recovered {output.loss_recovered} --fvu {output.fvu} --report {output.page}"

@@ -18,6 +18,6 @@ checkpoint fetch:
         options=lambda wildcards: PLAN.fetch_options(model_plan(wildcards)),
         code=code_hash("scripts/fetch.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/fetch.py {params.options} --output {output.record}"
         " 3>&2 > {log} 2>&1"

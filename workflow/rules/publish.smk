@@ -25,7 +25,7 @@ rule upload:
         options=lambda wildcards: PLAN.upload_options(model_plan(wildcards)),
         code=code_of_run("scripts/upload.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/upload.py --sae {params.folder} --evaluation {input.evaluation}"
         " {params.options} {resources.tracking}"
         " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker}"

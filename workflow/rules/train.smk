@@ -33,7 +33,7 @@ rule train:
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
         code=code_of_run("scripts/train.py"),
     shell:
-        "{CONSOLE} exec python"
+        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
         " {resources.scripts:q}/train.py --texts {input.texts} --record {input.record}"
         " --shards {input.shards} {params.options} --device {resources.device} --gpus {resources.gpu}"
         " --batch-size {resources.batch_size}"
