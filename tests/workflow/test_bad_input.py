@@ -2,9 +2,7 @@
 not 0, and earlier outputs as they were."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from full_disks import filled, small_disk
