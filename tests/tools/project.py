@@ -96,7 +96,7 @@ class Project:
                 rule = found[1]
                 jobs.rules[rule] += 1
             elif rule and (found := re.match(r"    wildcards: .*run=(\S+?)(,|$)", line)):
-                layer, k = re.search(r"blocks\.(\d+)\..*btop(\d+)sae", found[1]).groups()
+                layer, k = re.search(r"blocks\.(\d+)\..*top(\d+)sae", found[1]).groups()
                 jobs.runs.setdefault(rule, set()).add(f"{layer}.k{k}")
         return jobs
 
