@@ -89,9 +89,12 @@ def hub_commit(name: str, revision: str | None) -> str:
     One request, with a time limit, finds out whether the Hub answers: the client would try again
     and again.
     """
-    from huggingface_hub import HfApi, hf_hub_download
+    from huggingface_hub import hf_hub_download
 
-    HfApi().model_info(name, revision=revision or "main", timeout=PATIENCE)
+    from sae_core.publishing.client import connect
+
+    # From here on transformers' downloads too are made by a client with a bound on every wait.
+    connect().model_info(name, revision=revision or "main", timeout=PATIENCE)
     return Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
 
 

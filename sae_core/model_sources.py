@@ -205,8 +205,9 @@ def cache_folder() -> Path:
 def _from_hub(config: FetchConfig) -> Path:
     """The folder of a revision in the Hub's cache. A branch or tag is looked up on the Hub, which
     is asked once; a commit that the cache has whole needs nobody."""
-    from huggingface_hub import snapshot_download
+    from sae_core.publishing.client import connect, patiently
 
+    api = connect()
     name, revision = config.name, config.revision
     cached = cached_snapshot(name, revision)
     whole = cached is not None and is_whole(cached)
@@ -219,7 +220,12 @@ def _from_hub(config: FetchConfig) -> Path:
             return found
         if found is not None:
             forget_damaged(found)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=patterns))
+        files = api.model_info(name, revision=revision, files_metadata=True).siblings or []
+        folder = patiently(
+            lambda: api.snapshot_download(name, revision=revision, allow_patterns=patterns),
+            sum(file.size or 0 for file in files),
+        )
+        return Path(folder)
     except Exception as error:  # the client's failures have no common base class
         if cached is not None and whole and not is_refused(error):
             print(f"the Hub cannot be asked ({one_line(error)}): {cached.name} is in its cache")

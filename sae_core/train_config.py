@@ -397,7 +397,7 @@ class RepoConfig:
     """Repository to upload to, `owner/name` (default: $SAE_HF_REPO_ID)."""
 
     hf_private: bool = False
-    """Make the repository private when it is created."""
+    """Upload to a private repository alone: a new one is made private, a public one is refused."""
 
     hf_license: str | None = None
     """License of the SAEs, as the Hub names it (mit, apache-2.0), for the model card."""

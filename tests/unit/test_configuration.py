@@ -225,6 +225,20 @@ def test_a_key_that_stands_twice_in_json_is_refused(refused: Callable[..., str])
     assert "the key lr stands here twice" in refused('{"training": {"lr": 1, "lr": 2}}')
 
 
+@pytest.mark.parametrize("name", ["/home/somebody/llama", "~/llama", "./llama", "../llama", ".."])
+def test_a_path_is_no_name_of_a_model(refused: Callable[..., str], name: str) -> None:
+    """It would be published with the SAEs; a path belongs under `source`."""
+    said = refused(f"{CHAPTERS}models:\n- {{name: {name}, source: {{path: {name}}}}}\n")
+    assert "models[0].name" in said and "a path" in said
+
+
+def test_a_model_of_the_hub_stands_in_the_list_once_in_any_case(
+    refused: Callable[..., str],
+) -> None:
+    models = "models:\n- {name: Qwen/Qwen3-0.6B}\n- {name: qwen/qwen3-0.6b}\n"
+    assert "models[1].name" in refused(CHAPTERS + models)
+
+
 def test_anchors_and_merge_keys_work(load: Callable[..., Plan]) -> None:
     plan = load(
         f"{CHAPTERS}models:\n- &first {{name: m, layers: &l [1, 2], gpus: 2}}\n"

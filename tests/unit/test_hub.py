@@ -20,8 +20,9 @@ from published import Made, environment, hub_here, make_sae_directory
 from running import ROOT, Run
 from synthetic import OLD_KEYS
 
-from sae_core import list_pretrained, load_pretrained
+from sae_core import list_pretrained, load_pretrained, model_sources
 from sae_core.errors import SAEError
+from sae_core.model_sources import FetchConfig
 from sae_core.publishing import client, hub
 from sae_core.train_config import RepoConfig
 
@@ -364,6 +365,18 @@ def test_a_download_that_drips_is_given_up(
         began = time.monotonic()
         with pytest.raises(SAEError, match="run the same again when the Hub can be reached"):
             load_pretrained(f"alice/saes/{NAME}")
+        assert time.monotonic() - began < 8 and server.faults[0].times < 99
+
+
+def test_a_model_that_drips_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow(monkeypatch)
+    with hub_here(tmp_path, monkeypatch, xet=False) as server:
+        hub.upload(make_sae_directory(tmp_path / "other").folder, None, REPO)
+        server.commit("alice/saes", {"config.json": b"{}", "tokenizer.json": b"{}" * 50})
+        server.fail("GET .*/resolve/", drip=0.1, times=99)
+        began = time.monotonic()
+        with pytest.raises(SAEError, match="cannot be fetched from the Hub"):
+            model_sources._from_hub(FetchConfig("alice/saes"))
         assert time.monotonic() - began < 8 and server.faults[0].times < 99
 
 
