@@ -3,19 +3,25 @@
 What `clean` does, in this order:
 
 1.  Project Gutenberg's header and footer go, the modern and the "small print" ones.
-2.  HTML: tables, scripts and comments go whole, other tags leave their content, entities become
+2.  HTML: scripts and comments go whole, tables too but for cells that are prose (eight words or
+    more, a sentence or nearly all in lower case), other tags leave their content, entities become
     characters. A table glued to a paragraph leaves the paragraph.
 3.  Characters: line ends become newlines, form feeds paragraph ends; byte-order marks, zero-width
     characters, soft hyphens and control characters go; ligatures become letters. Nothing else is
     normalised: m² stays m².
-4.  Images go, and Markdown tables; links are reduced to their text.
-5.  A heading glued to the end of a paragraph ("... works.# Summary") becomes a line of its own.
+4.  Images go, Markdown tables as those of HTML, and pointers to media ("Click to view content
+    (https://...)"); links are reduced to their text.
+5.  A heading glued to the end of a paragraph ("... works.# Summary", "... works.Key Terms") becomes
+    a line of its own; the kind of an exercise goes from behind its number ("39. Professional
+    Application A car ...").
 6.  Line by line, what is not prose goes: headings, rules, code fences, link definitions, lines
-    without a letter or digit, page numbers, entries of a table of contents ("1.1 Something"), and
-    running headers, that is, short lines found three times or more in the chapter.
+    without a letter or digit, page numbers, entries of a table of contents ("1.1 Something"),
+    captions of no more than "FIGURE 1.2", and running headers, that is, short lines found three
+    times or more in the chapter.
 7.  A heading that is glued to the start of a paragraph goes, the paragraph's words stay: words in
-    capitals before the start of a sentence. A heading that is a caption, or a sentence of eight
-    words or more with its full stop, stays as prose.
+    capitals before the start of a sentence. A heading that is a caption, a sentence of eight words
+    or more with its full stop, or mostly words in lower case from the first on, as the entry of a
+    glossary is, stays as prose.
 8.  The lines of a paragraph (up to a blank line) become one; only a hard line break (two spaces or
     a backslash at the end) and list items keep their line. Words hyphenated over a line break are
     joined if the second part begins in lower case; the hyphen stays if the chapter elsewhere has
@@ -50,6 +56,7 @@ Line = list[str]
 
 LICENCE, TABLE, IMAGE, HEADING = "Gutenberg licence", "table", "image", "heading"
 OUTLINE, RUNNING, PAGE, MARKUP = "outline entry", "running header", "page number", "markup only"
+BARE, MEDIA = "bare caption", "pointer to media"
 
 LICENCE_END = re.compile(
     r"^[*\\ ]*START OF (?:THE|THIS) PROJECT GUTENBERG[^*\n]*(?:\n[^*\n]+){0,3}\*[*\\ ]*$"
@@ -61,6 +68,9 @@ BOOK_END = re.compile(
 )
 
 TABLE_TAG = re.compile(r"(<table\b)|</table\s*>", re.IGNORECASE)
+HTML_CELL = re.compile(r"(</?t[dhr]\b[^<>]*>)", re.IGNORECASE)
+MARKDOWN_CELL = re.compile(r"([|\n])")
+TAG = re.compile(r"</?[A-Za-z][^<>]*>")
 OPEN_TABLE = re.compile(r"<table\b.*?(?=\n[ \t]*\n|\Z)", re.DOTALL | re.IGNORECASE)
 HTML_HIDDEN = [
     (re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
@@ -115,10 +125,31 @@ HEADING_LINE = re.compile(r"#{1,6}(?:\s+((?:.*[^\s#])?))?[\s#]*$")
 GLUED_HEADING = re.compile(
     r"(?<=[^\s#])(?<!\b[CF])[ \t]*(#{1,6} +(?:[A-Z]|\d+\.\d).{0,120})$", re.MULTILINE
 )
+GLUED_SECTION = re.compile(
+    r"(?<=[.!?)\]”])(Key (?:Terms|Equations|Concepts)|Glossary|(?:(?:Section|Chapter) )?Summary|"
+    r"Chapter Review|(?:Conceptual|(?:Visual|Art) Connection|Review|Critical Thinking) Questions|"
+    r"Problems (?:&|and) Exercises|Exercises|Learning Objectives|Further Reading|References)"
+    r"[ \t]*$",
+    re.MULTILINE,
+)
+EXERCISE_KIND = re.compile(
+    r"^(\d{1,3}[.)][ \t]+)(Professional Application|Integrated Concepts|Unreasonable Results|"
+    r"Construct Your Own Problem|Critical Thinking|Challenge Problem)"
+    r":?[ \t]*(?:($)|(?<=[ \t])(?=[A-Z“\"(]))",
+    re.MULTILINE,
+)
+MEDIA_POINTER = re.compile(
+    r"\b(?:Access multimedia content|Click to view content)"
+    r"(?:[ \t]*\n?[ \t]*\([^()]{0,500}\)\.?|[.:]?[ \t]*$)",
+    re.IGNORECASE | re.MULTILINE,
+)
 UNDERLINE = re.compile(r"(?:={3,}|-{3,})$")
 FENCE = re.compile(r"(?:`{3,}|~{3,})[^`]*$")
 CAPTION = re.compile(
     r"[*_]*(?:FIGURE|TABLE|FIG\.|(?:Figure|Table|Fig\.)(?=\s+[\d.-]+[.:]?[*_]*\s*(?:[A-Z(“\"]|$)))\s+\d"
+)
+BARE_CAPTION = re.compile(
+    r"[*_]*(?:FIGURE|TABLE|Figure|Table|F[Ii][Gg]\.)\s+\d+(?:[.-]\d+)*[.:]?[*_]*$"
 )
 OUTLINE_ENTRY = re.compile(r"\d+(?:\.\d+)+\.?\s+[A-Z“\"].{0,120}(?<![.!?,;:])$")
 LEADERS = re.compile(r"(?:\. ?){4}\d+$")
@@ -166,7 +197,9 @@ def clean(text: str, dropped: Dropped) -> list[Paragraph]:
     text = _without_licence(text.replace("\r\n", "\n").replace("\r", "\n"), dropped)
     text = ENTITY.sub(lambda entity: html.unescape(entity[0]), _without_html(text, dropped))
     text = _without_links(_take_out(IMAGES, IMAGE, text.translate(CHARACTERS), dropped, ""))
-    text = INNER_BULLET.sub("  \n• ", GLUED_HEADING.sub(r"\n\n\1", text))
+    text = _take_out(MEDIA_POINTER, MEDIA, text, dropped, "")
+    text = GLUED_SECTION.sub(r"\n\n# \1", GLUED_HEADING.sub(r"\n\n\1", text))
+    text = INNER_BULLET.sub("  \n• ", _without_kinds(text, dropped))
     assembly = _Assembly(text, dropped)
     tidied = ([_tidy("".join(line)) for line in lines] for lines in assembly.paragraphs)
     return [lines for paragraph in tidied if (lines := [line for line in paragraph if line])]
@@ -180,6 +213,15 @@ def _take_out(pattern: re.Pattern, reason: str, text: str, dropped: Dropped, lef
     return pattern.sub(note, text)
 
 
+def _without_kinds(text: str, dropped: Dropped) -> str:
+    def number(match: re.Match) -> str:
+        alone = match[3] is not None
+        dropped[HEADING].append(match[0] if alone else match[2])
+        return "" if alone else match[1]
+
+    return EXERCISE_KIND.sub(number, text)
+
+
 def _without_licence(text: str, dropped: Dropped) -> str:
     end = BOOK_END.search(text)
     stop = end.start() if end else len(text)
@@ -191,11 +233,13 @@ def _without_licence(text: str, dropped: Dropped) -> str:
 
 def _without_html(text: str, dropped: Dropped) -> str:
     for opening, closing in HTML_HIDDEN:
-        text = _replace_regions(text, _regions(text, opening, closing), "")
+        text = _replace(text, ((r.start, r.end, "") for r in _regions(text, opening, closing)))
     text = _without_closed_tables(text, dropped)
-    text = HTML_BREAK.sub("  \n", _take_out(OPEN_TABLE, TABLE, text, dropped, "\n\n"))
+    text = OPEN_TABLE.sub(lambda table: _prose_of_table(HTML_CELL.split(table[0]), dropped), text)
+    text = HTML_BREAK.sub("  \n", text)
     for opening, closing in HTML_HEADINGS:
-        text = _replace_regions(text, _regions(text, opening, closing, "\n"), "\n\n# {}\n\n")
+        found = _regions(text, opening, closing, "\n")
+        text = _replace(text, ((r.start, r.end, f"\n\n# {r.inner}\n\n") for r in found))
     return HTML_INLINE.sub("", HTML_BLOCK.sub("\n\n", text))
 
 
@@ -203,8 +247,7 @@ class _Region(NamedTuple):
     """A piece of a text between two tags, and where it begins and ends with them."""
 
     start: int
-    inner_start: int
-    inner_end: int
+    inner: str
     end: int
 
 
@@ -218,34 +261,43 @@ def _regions(
         end = len(text) if end < 0 else end
         closed = closing.search(text, opened.end(), end)
         if closed:
-            yield _Region(opened.start(), opened.end(), closed.start(), closed.end())
+            yield _Region(opened.start(), text[opened.end() : closed.start()], closed.end())
         at = closed.end() if closed else end  # without a closing tag, none after it has one
 
 
-def _replace_regions(text: str, regions: Iterable[_Region], form: str) -> str:
-    """Put `form` in the place of each, with what is between the tags for its `{}`."""
+def _replace(text: str, pieces: Iterable[tuple[int, int, str]]) -> str:
+    """Put other words in the place of pieces of a text, given by where they begin and end."""
     parts, at = [], 0
-    for region in regions:
-        parts += [text[at : region.start], form.format(text[region.inner_start : region.inner_end])]
-        at = region.end
+    for start, end, instead in pieces:
+        parts += [text[at:start], instead]
+        at = end
     return "".join([*parts, text[at:]])
 
 
 def _without_closed_tables(text: str, dropped: Dropped) -> str:
-    opened: list[re.Match] = []
-    tables: list[_Region] = []
+    opened: list[int] = []
+    tables: list[tuple[int, int]] = []
     for tag in TABLE_TAG.finditer(text):
         if tag[1]:
-            opened.append(tag)
+            opened.append(tag.start())
         elif opened:
-            first = opened.pop()
-            while tables and tables[-1].start > first.start():
+            start = opened.pop()
+            while tables and tables[-1][0] > start:
                 tables.pop()  # within this one
-            tables.append(_Region(first.start(), first.end(), tag.start(), tag.end()))
-    dropped_tables = [text[table.start : table.end] for table in tables]
-    if dropped_tables:
-        dropped[TABLE] += dropped_tables
-    return _replace_regions(text, tables, "\n\n")
+            tables.append((start, tag.end()))
+    found = ((a, b, _prose_of_table(HTML_CELL.split(text[a:b]), dropped)) for a, b in tables)
+    return _replace(text, found)
+
+
+def _prose_of_table(cells: list[str], dropped: Dropped) -> str:
+    """The cells of a table that are prose, a paragraph each; the rest is dropped."""
+    texts = [" ".join(TAG.sub(" ", cell).split()) for cell in cells]
+    prose = list(map(_is_prose_cell, texts))
+    dropped[TABLE].append(
+        "".join(cell for cell, kept in zip(cells, prose, strict=True) if not kept)
+    )
+    kept = [text for text, kept in zip(texts, prose, strict=True) if kept]
+    return "\n\n".join(["", *kept, ""]) if kept else "\n\n"
 
 
 def _without_links(text: str) -> str:
@@ -261,8 +313,8 @@ def _without_tables(lines: list[str], dropped: Dropped) -> Iterator[str]:
     for piped, run in groupby(lines, key=lambda line: "|" in line):
         rows = list(run)
         if piped and (any(map(_is_rule, rows)) or all(map(_is_row, rows))):
-            dropped[TABLE].append("\n".join(rows))
-            yield ""
+            cells = MARKDOWN_CELL.split("\n".join(rows))
+            yield from _prose_of_table(cells, dropped).split("\n")
         else:
             yield from rows
 
@@ -300,7 +352,7 @@ class _Assembly:
             self._head(heading[1] or "", number)
         elif UNDERLINE.match(line) and self._is_underlined():
             self._head("".join(self.paragraphs.pop()[0]), number)
-        elif reason := self._furniture(line):
+        elif reason := self._furniture(line, number):
             self._dropped[reason].append(line)
         else:
             self._add(line)
@@ -316,7 +368,7 @@ class _Assembly:
             return False
         return _is_open(line[-1]) and len("".join(line).split()) <= 12
 
-    def _furniture(self, line: str) -> str | None:
+    def _furniture(self, line: str, number: int) -> str | None:
         """Why the line is no prose; None if it is."""
         if not any(map(str.isalnum, line)) or FENCE.match(line) or DEFINITION.match(line):
             return MARKUP
@@ -326,7 +378,13 @@ class _Assembly:
             return RUNNING
         if (OUTLINE_ENTRY.match(line) or LEADERS.search(line)) and not self._runs_on():
             return OUTLINE
+        if BARE_CAPTION.match(line) and not self._runs_on() and self._is_last(number):
+            return BARE
         return None
+
+    def _is_last(self, number: int) -> bool:
+        """Whether no line of the same paragraph follows."""
+        return not any(map(str.strip, self._lines[number + 1 : number + 2]))
 
     def _runs_on(self) -> bool:
         """Whether the next line is in the middle of a sentence."""
@@ -386,6 +444,10 @@ class _Assembly:
         line.append(left[-TAIL:] + right)  # the last piece has the whole word
 
 
+def _is_sentence(text: str) -> bool:
+    return text.endswith(".") and len(text.split()) >= 8
+
+
 def _running_headers(lines: list[str]) -> set[str]:
     counts = Counter(_without_page(line) for line in lines if _may_run(line.strip()))
     return {line for line, count in counts.items() if count >= 3}
@@ -403,11 +465,28 @@ def _without_page(line: str) -> str:
 def _prose_in_heading(heading: str, following: str) -> str:
     """The part of a heading that is prose: all, its end, or nothing."""
     words = heading.split()
-    if CAPTION.match(heading) or (heading.endswith(".") and len(words) >= 8):
+    if BARE_CAPTION.match(heading):
+        return ""
+    if CAPTION.match(heading) or _is_sentence(heading) or _is_entry(words):
         return heading
     _, rest = _split_capitals(heading)
     is_sentence = len(rest.split()) >= 5 and TERMINATED.search(rest)
     return rest if is_sentence or following[:1].islower() else ""
+
+
+def _is_entry(words: list[str]) -> bool:
+    """Whether the words are those of a glossary's entry, not of a heading."""
+    return len(words) >= 5 and words[0][0].islower() and _lower_share(words) > 0.6
+
+
+def _is_prose_cell(text: str) -> bool:
+    words = text.split()
+    return len(words) >= 8 and (text.endswith(".") or _lower_share(words) >= 0.8)
+
+
+def _lower_share(words: list[str]) -> float:
+    """The share of words that begin in lower case."""
+    return sum(word[0].islower() for word in words) / len(words)
 
 
 def _split_capitals(line: str) -> tuple[str, str]:

@@ -14,7 +14,7 @@ from sae_core.data_processing.cleaning import clean
 from sae_core.data_processing.textbook_process import sentences
 
 AT_START = {
-    *("CAPTION", "FENCE", "HEADING_LINE", "LIST_ITEM", "NUMBERED", "OUTLINE_ENTRY"),
+    *("BARE_CAPTION", "CAPTION", "FENCE", "HEADING_LINE", "LIST_ITEM", "NUMBERED", "OUTLINE_ENTRY"),
     *("PAGE_NUMBER", "QUOTATION", "TABLE_RULE", "UNDERLINE"),
 }
 """Patterns that are matched with the start of a line, and not looked for in it."""

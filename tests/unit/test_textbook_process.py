@@ -174,6 +174,40 @@ CLEANING = {
     "escapes": (r"5 \* 3 and x\_1", ["5 * 3 and x_1"]),
     "quotation": ("> It shines\n> and sets.", ["It shines and sets."]),
     "bullets": ("Say:\n• one\n- two  • three\n* four", ["Say: one two three four"]),
+    "section's name glued to the end": (
+        "It shines.Key Terms  \n\nsun a star (here).Summary\n\nSee (1).Key Term\n\nIt.Key Termsof",
+        ["It shines.", "sun a star (here).", "See (1).Key Term", "It.Key Termsof"],
+    ),
+    "kind of an exercise": (
+        "38. Professional Application Dr. No saw it.\n\n39. Professional Application:\n\nIt sets."
+        "\n\n4. Critical Thinking (a) Why?\n\n5. Critical Thinking is hard.",
+        ["38. Dr. No saw it.", "It sets.", "4. (a) Why?", "5. Critical Thinking is hard."],
+    ),
+    "bare captions": (
+        "It shines.\n\nFIGURE 1.2   \n\n# TABLE 3\n\nFig. 4.\n\nIt is in\nFigure 1.2\n\nFIGURE 5\n"
+        "Moons",
+        ["It shines.", "It is in Figure 1.2", "FIGURE 5 Moons"],
+    ),
+    "pointers to media": (
+        "It shines. Click to view content (http://x.y/a)# Moons\n\nAccess multimedia content "
+        "(http://x.y/a-b).\n\nClick to view content\n\nClick to view content now.",
+        ["It shines.", "Click to view content now."],
+    ),
+    "prose in an HTML table": (
+        "<table><tr><td>Sun</td><td colspan=2>The <b>Sun</b> is a star that shines by fusion.</td>"
+        "<td>a rock that goes round the Earth&#x27;s middle</td><td>On Stars and Moons of the Sky, "
+        "One Two</td></tr></table>",
+        ["The Sun is a star that shines by fusion.", "a rock that goes round the Earth's middle"],
+    ),
+    "prose in a Markdown table": (
+        "| Sun | is |\n|---|---|\n| The Sun is a star that shines by fusion. | big |\nSo it is.",
+        ["The Sun is a star that shines by fusion.", "So it is."],
+    ),
+    "entry of a glossary as a heading": (
+        "# anion a charged atom or molecule\n\n# pH, Buffers, Acids, and Bases\n\n"
+        "moon a rock of the sky\n---\n\nIt sets.",
+        ["anion a charged atom or molecule", "moon a rock of the sky", "It sets."],
+    ),
     "page break": ("The Sun is a big\n\nstar.", ["The Sun is a big star."]),
     "page break within a word": ("The Sun is bril-\n\nliant.", ["The Sun is brilliant."]),
     "page break with a caption": (
