@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sae_core.errors import SAEError
-from sae_core.naming import hook_label, hook_spec
+from sae_core.naming import hook_label, hook_spec, without_paths
 from sae_core.records import fits, read_json
 
 FloatType = Literal["float32", "float16", "bfloat16"]
@@ -172,8 +172,8 @@ class SAESpec:
         return hook_spec(self.hook_layer, hook_label(self.hook_name, self.target_hook_name))
 
     def to_json(self) -> str:
-        """The contents of `config.json`."""
-        return json.dumps(asdict(self), indent=2) + "\n"
+        """The contents of `config.json`; no path of this machine, whatever the origin says."""
+        return json.dumps(without_paths(asdict(self)), indent=2) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> "SAESpec":

@@ -12,6 +12,7 @@ from typing import Any
 
 from safetensors.torch import save
 
+from sae_core.naming import without_paths
 from sae_core.sae_base import SparseAutoencoder
 
 SAELENS_VERSION = "6.0.0"
@@ -24,7 +25,7 @@ TRANSCODERS = {"jumprelu": "jumprelu_transcoder", "standard": "transcoder"}
 
 def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
     """The two files that `SAE.load_from_disk` of SAELens reads."""
-    spec, origin = sae.spec, sae.spec.metadata
+    spec, origin = sae.spec, without_paths(sae.spec.metadata)
     tensors = {name: t.detach().contiguous() for name, t in sae.saelens_tensors().items()}
     config: dict[str, Any] = sae.saelens_config() | {
         "d_in": spec.d_in,

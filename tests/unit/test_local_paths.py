@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from published import hub_here, make_sae_directory
+from published import METADATA, hub_here, make_sae_directory
+from synthetic import random_sae
 
+from sae_core.checkpoint import sae_files
 from sae_core.cli import parse
 from sae_core.errors import SAEError
 from sae_core.evaluation.identity import identity
@@ -19,6 +21,7 @@ from sae_core.model_training.Qwen3_all_sae_training import PLANS, BatchConfig, t
 from sae_core.naming import own_name, without_paths
 from sae_core.publishing import hub
 from sae_core.publishing.model_card import SAEFacts
+from sae_core.publishing.saelens import saelens_files
 from sae_core.sae_config import SAESpec
 from sae_core.sae_train import train_from_model
 from sae_core.train_config import ModelConfig, RepoConfig, RunConfig
@@ -118,6 +121,17 @@ def test_a_training_on_a_directory_tells_its_path_to_nobody(
         held = server.files("alice/saes")
     assert b"llama-7" in sent and not holds(sent) and not any(map(holds, held.values()))
     assert f"{sae.name}/weights.pt" in held and b"base_model" not in held["README.md"]
+
+
+def test_no_way_of_writing_an_sae_writes_a_path(tmp_path: Path) -> None:
+    """As one that is imported, whose makers may have recorded theirs."""
+    origin = METADATA | {"model_name": f"/{PLANTED}/llama", "data_file": f"~/{PLANTED}/texts.json"}
+    sae = random_sae(metadata=origin)
+    files = sae_files(sae, {}) | saelens_files(sae)
+    assert not any(map(holds, files.values()))
+    config, cfg = (json.loads(files[name])["metadata"] for name in ("config.json", "cfg.json"))
+    assert config["model_name"] == cfg["model_name"] == "llama"
+    assert config["data_file"] == cfg["dataset_path"] == "texts.json"
 
 
 def test_w_and_b_is_told_no_path_of_the_model(model: Path) -> None:
