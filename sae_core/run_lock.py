@@ -3,12 +3,14 @@
 The lock is the kernel's, on a file beside the work, and ends with the process that holds it,
 however that ends: what a killed process leaves behind is a file, and locks nobody out. Between the
 nodes of a cluster it works where the shared file system passes locks on, as NFS does, and Lustre
-if it is mounted with `flock`.
+if it is mounted with `flock`. Where it does not, and the file is of a process of another machine,
+nobody can know whether that process lives: then the lock is refused, until the file is deleted.
 """
 
 import fcntl
 import json
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -22,6 +24,14 @@ from sae_core.ranks import is_follower
 
 POLL = 0.5
 """Seconds between two looks at a lock that another process holds."""
+
+MOUNTS = Path("/proc/self/mountinfo")
+
+OWN_LOCKS = ("fuse", "9p", "virtiofs")
+"""Kinds of file systems that may be shared, but whose locks are not."""
+
+OWN_LOCK_OPTIONS = {"localflock", "nolock", "local_lock=flock", "local_lock=all"}
+"""Of Lustre and NFS."""
 
 
 def run_lock(checkpoints: Path) -> AbstractContextManager[None]:
@@ -78,6 +88,7 @@ def _acquired(path: Path, deadline: float) -> TextIO:
                 time.sleep(POLL)
                 continue
             if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                _check_earlier(path)
                 file.truncate(0)
                 file.write(Holder.here().text)
                 file.flush()
@@ -86,6 +97,43 @@ def _acquired(path: Path, deadline: float) -> TextIO:
             file.close()
             raise
         file.close()
+
+
+def _check_earlier(path: Path) -> None:
+    """Of a lock file that was left behind: that its holder cannot be at work elsewhere.
+
+    Raises:
+        SAEError: it is of another machine, whose locks do not reach this one.
+    """
+    earlier = Holder.parse(path.read_text(encoding="utf-8"))
+    here = Holder.here()
+    if earlier is None or earlier.boot == here.boot:  # one kernel, which knows of all its locks
+        return
+    if earlier.state() == "unknown" and has_own_locks(path, MOUNTS.read_text(encoding="utf-8")):
+        raise SAEError(
+            f"{path}: {earlier} may be at work, and this file system does not tell one machine of "
+            "the locks of another; if it is not, delete the file"
+        )
+
+
+def has_own_locks(path: Path, mounts: str) -> bool:
+    """Whether each machine has locks of its own on the file system of a file.
+
+    Args:
+        mounts: as Linux lists them in `MOUNTS`.
+    """
+    own = False
+    place = ""
+    for line in mounts.split("\n"):
+        mount, _, system = line.partition(" - ")
+        if len(fields := mount.split()) < 5 or not system:
+            continue
+        point = re.sub(r"\\(\d{3})", lambda octal: chr(int(octal[1], 8)), fields[4])
+        if path.resolve().is_relative_to(point) and len(point) >= len(place):
+            place, (kind, *rest) = point, system.split()
+            options = set(",".join(rest[1:]).split(","))
+            own = kind.startswith(OWN_LOCKS) or bool(options & OWN_LOCK_OPTIONS)
+    return own
 
 
 def _holder(path: Path) -> str:

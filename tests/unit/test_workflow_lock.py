@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
-from sae_core import holders, workflow_lock
+from sae_core import holders, run_lock, workflow_lock
 from sae_core.errors import SAEError
 from sae_core.holders import Holder
 
@@ -201,3 +201,41 @@ def test_a_holder_outside_the_container_is_not_taken_for_dead(lock: Callable[...
     )
     assert done.returncode == 1 and f"process {os.getpid()} on" in done.stderr
     assert workflow_lock.is_locked()
+
+
+# The lock of a training
+
+
+LOCAL = "22 1 8:1 / / rw - ext4 /dev/sda rw\n"
+OTHERS = {
+    "nfs": "30 22 0:9 / {} rw - nfs4 server:/a rw,vers=4.2,local_lock=none\n",
+    "nfs with own locks": "30 22 0:9 / {} rw - nfs server:/a rw,vers=3,local_lock=all\n",
+    "lustre": "30 22 0:9 / {} rw - lustre server:/a rw,flock\n",
+    "lustre with own locks": "30 22 0:9 / {} rw - lustre server:/a rw,localflock\n",
+    "sshfs": "30 22 0:9 / {} rw shared:1 - fuse.sshfs host:/a rw,user_id=0\n",
+}
+
+
+@pytest.mark.parametrize("system", [None, *OTHERS])
+@pytest.mark.parametrize("holder", [DEAD, HERE, replace(HERE, namespace="pid:[1]"), OTHER_MACHINE])
+def test_a_training_is_not_taken_over_where_locks_do_not_reach_its_machine(
+    holder: Holder, system: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "with späce"
+    folder.mkdir()
+    mounts = tmp_path / "mountinfo"
+    escaped = str(folder).replace(" ", r"\040")
+    mounts.write_text(LOCAL + (OTHERS[system].format(escaped) if system else ""))
+    monkeypatch.setattr(run_lock, "MOUNTS", mounts)
+    path = folder / "training.lock"
+    path.write_text(holder.text)
+    if holder == OTHER_MACHINE and system and (system == "sshfs" or "own" in system):
+        with pytest.raises(SAEError, match="process 1 on node7.*delete the file"):
+            with run_lock.lock(path, "trains"):
+                pass
+        assert Holder.parse(path.read_text()) == holder
+        path.unlink()
+    with run_lock.lock(path, "trains"):
+        found = Holder.parse(path.read_text())
+        assert found and replace(found, since=HERE.since) == HERE
+    assert not path.exists()
