@@ -4,6 +4,8 @@ import hashlib
 import io
 import json
 import os
+import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +28,11 @@ NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
 """Formats that a file of tensors may hold."""
 
-OPTIONAL_TENSORS = {"ever_fired", "num_batches_not_active"}
+COUNTERS = ("ever_fired", "num_batches_not_active")
+"""Tensors that a directory need not have, in whatever format they are."""
+
+OLDER_KINDS = ("batch_topk", "standard")
+"""Kinds that the trainer before this one had; it stored no threshold with either."""
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
@@ -72,36 +78,60 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     path, config = folder / "weights.pt", folder / "config.json"
     spec, stored = SAESpec.load(config), read_tensors(path)
     # First, so that a wrong size is found before anything of that size is made.
-    _check_tensor(path, stored, "W_dec", torch.empty(spec.d_sae, spec.d_in, device="meta"))
+    _check_shape(path, stored, "W_dec", (spec.d_sae, spec.d_in))
     try:
         sae = build(spec)
     except SAEError as error:
         raise SAEError(f"{config}: {error}") from error
-    expected = sae.state_dict()
-    for name, tensor in expected.items():
-        if name not in stored and name in OPTIONAL_TENSORS:
+    has_no_threshold = spec.is_older_form and "threshold" not in stored
+    for name, tensor in sae.state_dict().items():
+        if name in COUNTERS:
+            stored[name] = stored.get(name, tensor)
+        if name == "threshold" and has_no_threshold and spec.sae_type in OLDER_KINDS:
             stored[name] = tensor
         _check_tensor(path, stored, name, tensor)
     if spec.weights_sha256 not in ("", file_sha256(path)):
         raise SAEError(f"{path}: not the weights that config.json was written with")
     sae = sae.to(stored["W_dec"].dtype)
-    sae.load_state_dict({name: stored[name] for name in expected})
+    sae.load_state_dict({name: stored[name] for name in sae.state_dict()})
+    if has_no_threshold and spec.sae_type == "batch_topk":
+        _encode_as_older_trainer(sae, folder)
     return sae.eval().requires_grad_(False)
 
 
-def _check_tensor(path: Path, stored: dict[str, Tensor], name: str, like: Tensor) -> None:
-    if name not in stored:
-        raise SAEError(f"{path}: has no tensor {name}; the file is not a whole SAE")
-    tensor = stored[name]
-    if tensor.shape != like.shape:
-        raise SAEError(
-            f"{path}: {name} has shape {tuple(tensor.shape)}, but config.json says "
-            f"{tuple(like.shape)}"
+@torch.no_grad()
+def _encode_as_older_trainer(sae: SparseAutoencoder, folder: Path) -> None:
+    """Make a BatchTopK SAE of the trainer before this one encode as it did there: by
+    `relu((x - b_dec) @ W_enc)`, to which its `b_enc` was never added. Its features were the N*k
+    largest of a batch even at inference; here it needs a threshold."""
+    sae.threshold = None
+    if sae.b_enc.any():
+        print(
+            f"{folder}: b_enc is left out, as the trainer that wrote this SAE never added it",
+            file=sys.stderr,
         )
-    if tensor.is_floating_point() != like.is_floating_point():
+        sae.b_enc.zero_()
+        sae.spec.metadata["left_out"] = "b_enc, which the trainer that wrote this SAE never added"
+
+
+def _check_tensor(path: Path, stored: dict[str, Tensor], name: str, like: Tensor) -> None:
+    tensor = _check_shape(path, stored, name, tuple(like.shape))
+    if tensor.is_floating_point() != like.is_floating_point() and name not in COUNTERS:
         raise SAEError(f"{path}: {name} holds numbers of type {tensor.dtype}")
     if not torch.isfinite(tensor).all():
         raise SAEError(f"{path}: {name} holds NaN or infinite values")
+
+
+def _check_shape(
+    path: Path, stored: dict[str, Tensor], name: str, shape: tuple[int, ...]
+) -> Tensor:
+    if name not in stored:
+        raise SAEError(f"{path}: has no tensor {name}; the file is not a whole SAE")
+    if stored[name].shape != shape:
+        raise SAEError(
+            f"{path}: {name} has shape {tuple(stored[name].shape)}, but config.json says {shape}"
+        )
+    return stored[name]
 
 
 def load_history(folder: Path) -> History:
@@ -134,7 +164,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         SAEError: it is missing, damaged, or holds anything else.
     """
     try:
+        _check_size(path)
         stored: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except SAEError:
+        raise
     except FileNotFoundError as error:
         raise SAEError(f"{path}: no such file; the SAE directory is not whole") from error
     except Exception as error:  # an unpickler that is fed garbage may raise anything
@@ -147,6 +180,22 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if not _is_plain(tensor):
             raise SAEError(f"{path}: {name} is not a plain tensor; fetch or train it again")
     return stored
+
+
+def _check_size(path: Path) -> None:
+    """Check that an archive of tensors unpacks to no more than it holds, before it is unpacked:
+    PyTorch writes them without compression."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return  # PyTorch's older form, which is no archive
+        with zipfile.ZipFile(file) as archive:
+            unpacked = sum(entry.file_size for entry in archive.infolist())
+    held = path.stat().st_size
+    if unpacked > held:
+        raise SAEError(
+            f"{path}: unpacks to {unpacked:,} bytes from {held:,}; PyTorch does not compress "
+            "tensors, so that this is no file of its; fetch or train it again"
+        )
 
 
 def _is_plain(tensor: Tensor) -> bool:

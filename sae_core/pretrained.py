@@ -27,14 +27,26 @@ class Pretrained(NamedTuple):
 
 @overload
 def load_pretrained(
-    name: str | Path, *, revision: str | None = None, with_history: Literal[False] = False
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    threshold: float | None = None,
+    with_history: Literal[False] = False,
 ) -> SparseAutoencoder: ...
 @overload
 def load_pretrained(
-    name: str | Path, *, revision: str | None = None, with_history: Literal[True]
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    threshold: float | None = None,
+    with_history: Literal[True],
 ) -> Pretrained: ...
 def load_pretrained(
-    name: str | Path, *, revision: str | None = None, with_history: bool = False
+    name: str | Path,
+    *,
+    revision: str | None = None,
+    threshold: float | None = None,
+    with_history: bool = False,
 ) -> SparseAutoencoder | Pretrained:
     """Load an SAE onto the CPU, its kind as its `config.json` says; nothing but tensors is
     unpickled.
@@ -43,6 +55,9 @@ def load_pretrained(
         name: an SAE directory; the run name of one in `sae_core/pretrained_models` or
             `results/saes`; or `owner/repository/run_name` on the Hub, which is downloaded once.
         revision: branch, tag or commit on the Hub.
+        threshold: the inference threshold of a BatchTopK SAE. Those of the trainer before this
+            one were stored without; they encode once they have this, or `sae.calibrate` has found
+            one from activations.
         with_history: return the training history too, as `Pretrained(sae, history)`.
 
     Raises:
@@ -50,6 +65,8 @@ def load_pretrained(
     """
     folder = _folder(str(name), revision)
     sae = load_sae(folder)
+    if threshold is not None:
+        sae.set_threshold(threshold)
     return Pretrained(sae, load_history(folder)) if with_history else sae
 
 

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sae_core import losses, sparse_ops
+from sae_core.errors import SAEError
 from sae_core.parallel import ALONE, Everyone
 from sae_core.sae_config import SAESpec
 
@@ -52,6 +53,13 @@ class Reconstruction(NamedTuple):
         )
 
 
+def as_rows(activations: Tensor | Iterable[Tensor], like: Tensor) -> Tensor:
+    """(N, D) all of the activations (..., D), in the format and on the device of `like`."""
+    if not isinstance(activations, Tensor):
+        activations = torch.cat(list(activations))
+    return activations.flatten(0, -2).to(like.device, like.dtype)
+
+
 class SparseAutoencoder(nn.Module, ABC):
     """`x_hat = encode(x) @ W_dec + b_dec`, with rows of `W_dec` of unit norm.
 
@@ -62,7 +70,9 @@ class SparseAutoencoder(nn.Module, ABC):
 
     ever_fired: Tensor
     num_batches_not_active: Tensor
-    threshold: Tensor
+    threshold: Tensor | None
+    """None while it is not known: the trainer before this one stored none with its BatchTopK
+    SAEs."""
 
     encoder_scale: ClassVar[float] = 1.0
     """Length of the encoder's directions at the start; the decoder's have length 1."""
@@ -113,6 +123,29 @@ class SparseAutoencoder(nn.Module, ABC):
 
     # Inference
 
+    @property
+    def known_threshold(self) -> Tensor:
+        """The threshold.
+
+        Raises:
+            SAEError: there is none.
+        """
+        if self.threshold is None:
+            raise SAEError(
+                f"the {self.spec.sae_type} SAE at {self.spec.site} was stored without a threshold, "
+                "and needs one: give it with load_pretrained(..., threshold=...), or find it with "
+                "sae.calibrate(activations)"
+            )
+        return self.threshold
+
+    def set_threshold(self, threshold: float) -> None:
+        """Set the inference threshold of a kind that has one for all features.
+
+        Raises:
+            SAEError: the kind has none, or the number cannot be one.
+        """
+        raise SAEError(f"threshold {threshold}: a {self.spec.sae_type} SAE has none to set")
+
     def pre_activations(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., F): `(x - b_dec) @ W_enc + b_enc`; a transcoder's without `b_dec`."""
         return (x.to(self.W_enc.dtype) - self.input_bias) @ self.W_enc + self.b_enc
@@ -123,12 +156,12 @@ class SparseAutoencoder(nn.Module, ABC):
         A token's features depend on that token alone.
         """
         pre = self.pre_activations(x)
-        return torch.relu(pre) * (pre > self.threshold)
+        return torch.relu(pre) * (pre > self.known_threshold)
 
     def encode_sparse(self, x: Tensor) -> sparse_ops.SparseCode:
         """(N, D) -> the features of `encode` as pairs, without the dense code where it can be."""
         x = x.to(self.W_enc.dtype)
-        return sparse_ops.above(x, self.encoder, self.threshold, self.precision)
+        return sparse_ops.above(x, self.encoder, self.known_threshold, self.precision)
 
     def _encode_densely(self, x: Tensor) -> sparse_ops.SparseCode:
         """`encode_sparse` for kinds with an `encode` of their own: few tokens at once."""
@@ -163,8 +196,9 @@ class SparseAutoencoder(nn.Module, ABC):
         """The same for the code of `encode`, for validation; most kinds train with that code."""
         return self.reconstruct(x, row_block, target)
 
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set the inference threshold from held-out activations, where the kind needs one."""
+    def calibrate(self, activations: Tensor | Iterable[Tensor]) -> None:
+        """Set the inference threshold from held-out activations (..., D), in one tensor or
+        several, where the kind needs one."""
 
     def auxiliary_loss(self, x: Tensor, x_hat: Tensor, target: Tensor | None = None) -> Tensor:
         """How badly the dead features explain what the live ones left over.
@@ -235,11 +269,11 @@ class SparseAutoencoder(nn.Module, ABC):
     @contextmanager
     def undone_on_failure(self) -> Iterator[None]:
         """What raises inside leaves threshold and bounds as they were, and no gradients."""
-        threshold, bounds = self.threshold.detach().clone(), self.bounds()
+        threshold, bounds = self.known_threshold.detach().clone(), self.bounds()
         try:
             yield
         except BaseException:
-            self.threshold.data.copy_(threshold)
+            self.known_threshold.data.copy_(threshold)
             self.set_bounds(bounds)
             self._dead = None
             self.zero_grad()
@@ -295,7 +329,12 @@ class SparseAutoencoder(nn.Module, ABC):
         self.b_enc.add_(shift)
 
     def tensors(self) -> dict[str, Tensor]:
-        """The state as contiguous tensors, as `weights.pt` holds it."""
+        """The state as contiguous tensors, as `weights.pt` holds it.
+
+        Raises:
+            SAEError: its threshold is not known.
+        """
+        self.known_threshold  # noqa: B018
         return {name: value.detach().contiguous() for name, value in self.state_dict().items()}
 
     def saelens_config(self) -> dict[str, Any]:
@@ -304,4 +343,4 @@ class SparseAutoencoder(nn.Module, ABC):
 
     def saelens_tensors(self) -> dict[str, Tensor]:
         """The tensors of SAELens's file, under its names."""
-        return self.weights._asdict() | {"threshold": self.threshold.expand(self.spec.d_sae)}
+        return self.weights._asdict() | {"threshold": self.known_threshold.expand(self.spec.d_sae)}

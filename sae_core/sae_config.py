@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
@@ -120,16 +121,25 @@ METADATA: dict[str, Any] = {
     "max_text_length": int,
     "val_fraction": float,
     "seed": int,
+    "outlier_norm": float,
+    "prepend_bos": bool,
 }
-"""What the evaluation reads of an SAE's origin."""
+"""What is read of an SAE's origin."""
+
+DTYPES = ("float32", "float16", "bfloat16", "float64")
+"""Number formats that weights may have."""
+
+NONE_IS_ZERO = ("top_k", "top_k_aux")
+"""Keys that the trainer before this one wrote as null for an SAE of the standard kind."""
 
 
 @dataclass
 class SAESpec:
     """`config.json` of an SAE directory: what is needed to use the weights, and their origin.
 
-    Directories that were written before `sae_type`, `metadata` and `weights_sha256` existed load
-    too: their kind follows from `top_k`. Those without `target_hook_name` are SAEs.
+    Directories of the older form load too. They have the keys without a default and no others,
+    and were written by the trainer before this one or by its first version; their kind follows
+    from `top_k`. Those without `target_hook_name` are SAEs.
     """
 
     d_in: int
@@ -157,6 +167,11 @@ class SAESpec:
             self.sae_type = "batch_topk" if self.top_k > 0 else "standard"
 
     @property
+    def is_older_form(self) -> bool:
+        """Whether the directory says nothing of what its weights are."""
+        return not self.weights_sha256
+
+    @property
     def target_hook_spec(self) -> str:
         """Full name of the hook that the output belongs to."""
         return hook_spec(self.hook_layer, self.target_hook_name or self.hook_name)
@@ -180,7 +195,8 @@ class SAESpec:
         """Read a `config.json`; keys that this version does not know are left out.
 
         Raises:
-            SAEError: the file is missing, not JSON, or lacks a key.
+            SAEError: the file is missing, not JSON, lacks a key, or a value is not what it has
+                to be.
         """
         stored = read_json(path, "SAE configuration", "fetch or train the SAE again")
         known = {f.name for f in fields(cls)}
@@ -189,6 +205,7 @@ class SAESpec:
         if not isinstance(stored, dict) or required - set(stored):
             missing = sorted(required - set(stored if isinstance(stored, dict) else ()))
             raise SAEError(f"{path}: not an SAE configuration; missing {', '.join(missing)}")
+        stored = _as_written_today(stored)
         for f in fields(cls):
             if f.name in stored and not fits(stored[f.name], f.type):
                 raise SAEError(f"{path}: {f.name} is {stored[f.name]!r:.80}, which is no {f.type}")
@@ -196,8 +213,46 @@ class SAESpec:
             value = stored.get("metadata", {}).get(name)
             if value is not None and not fits(value, kind):
                 raise SAEError(f"{path}: metadata: {name} is {value!r:.80}, which is no {kind}")
-        if min(stored["d_in"], stored["d_sae"]) < 1:
+        spec = cls(**{key: value for key, value in stored.items() if key in known})
+        spec.check(path)
+        return spec
+
+    def check(self, path: Path) -> None:
+        """Check that the values, which have the right types, make sense.
+
+        Raises:
+            SAEError: one does not.
+        """
+        if min(self.d_in, self.d_sae) < 1:
             raise SAEError(f"{path}: d_in and d_sae must be at least 1")
-        if min(stored["hook_layer"], stored["top_k"]) < 0:
-            raise SAEError(f"{path}: hook_layer and top_k must be at least 0")
-        return cls(**{key: value for key, value in stored.items() if key in known})
+        for name in ("hook_layer", "top_k", "top_k_aux", "n_batches_to_dead"):
+            if getattr(self, name) < 0:
+                raise SAEError(f"{path}: {name} is {getattr(self, name)}, and has to be at least 0")
+        for name in ("l1_coefficient", "aux_penalty"):
+            if not math.isfinite(getattr(self, name)):
+                raise SAEError(f"{path}: {name} is {getattr(self, name)}, which is no number")
+        if self.dtype not in DTYPES:
+            raise SAEError(f"{path}: dtype is {self.dtype!r:.80}; it has to be {', '.join(DTYPES)}")
+        check_sizes(path, "matryoshka_sizes", self.matryoshka_sizes, self.d_sae)
+
+
+def check_sizes(path: Path, key: str, sizes: list[int], d_sae: int) -> None:
+    """Check the sizes of nested SAEs, of which there may be none.
+
+    Raises:
+        SAEError: they do not rise to that of the whole.
+    """
+    if sizes and not (sizes[-1] == d_sae and all(a < b for a, b in pairwise((0, *sizes)))):
+        raise SAEError(f"{path}: {key} is {sizes!r:.80}, and has to rise to {d_sae}, the whole SAE")
+
+
+def _as_written_today(stored: dict[str, Any]) -> dict[str, Any]:
+    """The values of a `config.json`, those that the trainer before this one wrote otherwise as
+    they are written now: a layer as text, a format with its module, null for no k."""
+    stored = dict(stored)
+    layer, dtype = stored["hook_layer"], stored["dtype"]
+    if isinstance(layer, str) and re.fullmatch("[0-9]{1,9}", layer):
+        stored["hook_layer"] = int(layer)
+    if isinstance(dtype, str):
+        stored["dtype"] = dtype.removeprefix("torch.")
+    return stored | {key: 0 for key in NONE_IS_ZERO if stored[key] is None}

@@ -56,7 +56,9 @@ def run(job: Job) -> None:
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.device), sae.spec.window)
     windows = held_out_windows(sae.spec, model.tokenizer, texts, job.evaluation.max_windows)
-    figures = identity(job.sae.name, sae.spec) | evaluate(model, sae, windows, job.batch_size)
+    figures = identity(job.sae.name, sae.spec, record.name) | evaluate(
+        model, sae, windows, job.batch_size
+    )
     write_file(job.output, json.dumps(figures, indent=1) + "\n")
     for name in ("l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction"):
         print(f"{name:>15} {figures[name]:.4f}")

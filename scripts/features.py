@@ -37,11 +37,14 @@ class Job:
 
 
 def run(job: Job) -> None:
+    import torch
+
     from sae_core.activations.language_model import LanguageModel
     from sae_core.checkpoint import load_sae
     from sae_core.data_processing.sources import Sources
     from sae_core.data_processing.texts import read_texts
     from sae_core.devices import pick_device, pick_precision
+    from sae_core.evaluation.calibration import calibrated
     from sae_core.evaluation.feature_files import Writer
     from sae_core.evaluation.features import Corpus, choose, feature_table, tally_features
     from sae_core.evaluation.identity import identity
@@ -49,21 +52,27 @@ def run(job: Job) -> None:
     from sae_core.progress import progress_bar
 
     sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
-    config = ModelConfig(model_name=ModelRecord.load(job.record).path, **asdict(job.load))
+    record = ModelRecord.load(job.record)
+    config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.device), sae.spec.window)
     corpus = Corpus.read(
         model.tokenizer, texts, Sources.load(job.texts), sae.spec, job.features.corpus_windows
     )
     sae.precision = pick_precision("float32", model.device)
-    n_windows = len(corpus.windows.tokens)
-    with progress_bar("features", "window", n_windows) as bar:
+    windows = corpus.windows.tokens
+    n_windows = len(windows)
+    sae = sae.to(model.device, torch.float32)
+    with (
+        calibrated(model, sae, windows, job.batch_size) as calibration,
+        progress_bar("features", "window", n_windows) as bar,
+    ):
         for tally in tally_features(model, sae, corpus, job.features, job.batch_size):
             bar.update(tally.n_windows - bar.n)
     table = feature_table(sae, tally)
-    chosen = choose(table, corpus.subjects, job.features, sae.spec.metadata.get("seed", 0))
+    chosen = choose(table, corpus.subjects, job.features, sae.spec.metadata.get("seed") or 0)
     writer = Writer(model, sae, corpus, table)
     entries = [json.dumps(entry, ensure_ascii=False) for entry in writer.entries(chosen)]
-    figures = identity(job.sae.name, sae.spec) | writer.corpus_figures()
+    figures = identity(job.sae.name, sae.spec, record.name) | writer.corpus_figures() | calibration
     write_file(job.entries, "".join(f"{entry}\n" for entry in entries))
     write_file(job.table, writer.rows())
     write_file(job.corpus, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")

@@ -63,7 +63,7 @@ class Corpus(NamedTuple):
         cls, tokenizer: Any, texts: list[str], sources: Sources | None, spec: SAESpec, most: int
     ) -> "Corpus":
         """In windows as long as those that the SAE was trained with, `most` at most."""
-        length = spec.metadata.get("max_text_length", DataConfig.max_text_length)
+        length = spec.metadata.get("max_text_length") or DataConfig.max_text_length
         tokens = Tokens(tokenizer)
         windows = corpus_windows(tokens, texts, length, most)
         return cls(texts, windows, sources, tokens.end_of_text)

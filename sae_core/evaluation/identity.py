@@ -12,11 +12,12 @@ DENSITY_BINS = 40
 """Bins of the histogram of log10 densities, from one in a million to one."""
 
 
-def identity(run_name: str, spec: SAESpec) -> dict[str, Any]:
-    """Which SAE a file is about, as its JSON begins."""
+def identity(run_name: str, spec: SAESpec, model_name: str | None = None) -> dict[str, Any]:
+    """Which SAE a file is about, as its JSON begins; `model_name` is for an SAE that does not
+    record the model."""
     return {
         "run_name": run_name,
-        "model_name": without_paths(spec.metadata.get("model_name")),
+        "model_name": without_paths(spec.metadata.get("model_name") or model_name),
         "hook_spec": spec.site,
         "sae_type": spec.sae_type,
         "d_in": spec.d_in,

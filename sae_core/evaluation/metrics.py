@@ -23,6 +23,9 @@ tokens it is active on; `dead_fraction`, the share of features active on no eval
 `block_mse`, per layer behind the hook, the mean squared difference a dimension between the
 residuals of the clean and the spliced model, outliers left out.
 
+An SAE that was stored without a threshold is calibrated on the evaluated tokens, to an L0 of k;
+`calibration`, which no other SAE has, says what its threshold was.
+
 Of a transcoder, x and the activation that is replaced are those at its target, and a token is an
 outlier if its norm there or at the hook exceeds ten times the median.
 """
@@ -37,6 +40,7 @@ from torch import Tensor
 from sae_core.activations.language_model import Hook, LanguageModel, resume_point
 from sae_core.activations.token_windows import read_windows
 from sae_core.errors import SAEError
+from sae_core.evaluation.calibration import calibrated
 from sae_core.evaluation.identity import density_histogram
 from sae_core.losses import fraction_of_variance_unexplained
 from sae_core.memory import WorkingUnit
@@ -99,7 +103,7 @@ def held_out_windows(spec: SAESpec, tokenizer: Any, texts: list[str], most: int)
     Raises:
         SAEError: there are none.
     """
-    known = {key: spec.metadata[key] for key in DATA_KEYS if key in spec.metadata}
+    known = {key: value for key in DATA_KEYS if (value := spec.metadata.get(key)) is not None}
     windows = read_windows(tokenizer, texts, DataConfig(**known)).evaluation()[:most]
     if len(windows) == 0:
         raise SAEError(
@@ -137,10 +141,12 @@ def evaluate(
         return _measured(model, sae, reference, batch)
 
     sums, l0 = _Sums(), []
-    for found, active in unit.parts(len(windows), measure):
-        sums.add(**found.values)
-        l0.append(active)
-    return _figures(sums, torch.cat(l0), [point.layer for point in later], windows, sae)
+    with calibrated(model, sae, windows, batch_size) as calibration:
+        for found, active in unit.parts(len(windows), measure):
+            sums.add(**found.values)
+            l0.append(active)
+    figures = _figures(sums, torch.cat(l0), [point.layer for point in later], windows, sae)
+    return figures | calibration
 
 
 def _sites(spec: SAESpec) -> tuple[Hook, Hook]:

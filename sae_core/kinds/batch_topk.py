@@ -5,13 +5,15 @@ or fewer than k features. Inference replaces the batch by one threshold, so that
 features do not depend on its neighbours.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
 from sae_core import sparse_ops
-from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.errors import SAEError
+from sae_core.sae_base import Reconstruction, SparseAutoencoder, as_rows
 from sae_core.sae_config import SAESpec
 
 
@@ -44,7 +46,7 @@ class BatchTopKSAE(SparseAutoencoder):
     def reconstruct_at_inference(
         self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
     ) -> Reconstruction:
-        bound = self.threshold.clamp(min=0.0)
+        bound = self.known_threshold.clamp(min=0.0)
         code = sparse_ops.select(x, self.encoder, lambda pre: pre > bound, row_block=row_block)
         return self._decoded(x if target is None else target, code)
 
@@ -52,15 +54,25 @@ class BatchTopKSAE(SparseAutoencoder):
         return Reconstruction.of_code(code, sparse_ops.decode(code, self.weights))
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Set the threshold so that `batches` have `top_k` active features a token on average."""
-        x = torch.cat(list(batches))
+    def set_threshold(self, threshold: float) -> None:
+        if not 0 <= threshold < math.inf:
+            raise SAEError(f"threshold {threshold}: it has to be a number of at least 0")
+        self.threshold = self.W_enc.new_tensor(threshold)
+
+    @torch.no_grad()
+    def calibrate(self, activations: Tensor | Iterable[Tensor]) -> None:
+        """Set the threshold so that `activations` have `top_k` active features per token on
+        average."""
+        x = as_rows(activations, self.W_enc)
+        guess = 0.0 if self.threshold is None else float(self.threshold)
         total = x.shape[0] * self.spec.top_k
         # One more than are wanted. The threshold lies halfway between the two smallest of them, so
         # that `encode`, which rounds in another order, finds the same `total` above it.
         code = sparse_ops.batch_topk(
-            x, self.encoder, total + 1, lower_bound=sparse_ops.BOUND_MARGIN * float(self.threshold)
+            x, self.encoder, total + 1, lower_bound=sparse_ops.BOUND_MARGIN * guess
         )
         enough = code.value.numel() > total
         least = code.value.topk(2, largest=False).values.mean() if enough else torch.zeros(())
+        if self.threshold is None:
+            self.threshold = self.W_enc.new_zeros(())
         self.threshold.copy_(least)

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from sae_core import sparse_ops
-from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.sae_base import Reconstruction, SparseAutoencoder, as_rows
 from sae_core.sae_config import SAESpec
 
 BANDWIDTH = 0.1
@@ -79,10 +79,10 @@ class JumpReLUSAE(SparseAutoencoder):
         )
 
     @torch.no_grad()
-    def calibrate(self, batches: Iterable[Tensor]) -> None:
-        """Shift all thresholds by one amount, at most half a bandwidth down, so that `batches`
-        have `top_k` active features a token on average."""
-        x = torch.cat(list(batches))
+    def calibrate(self, activations: Tensor | Iterable[Tensor]) -> None:
+        """Shift all thresholds by one amount, at most half a bandwidth down, so that `activations`
+        have `top_k` active features per token on average."""
+        x = as_rows(activations, self.W_enc)
         total = x.shape[0] * self.spec.top_k
         least = (self.threshold - BANDWIDTH / 2).clamp(min=0.0)
         near = sparse_ops.select(x, self.encoder, lambda pre: pre > least)

@@ -84,7 +84,7 @@ def measure(config: Minibatch) -> list[dict[str, Any]]:
     )
     windows = held_out_windows(saes[0].spec, model.tokenizer, texts, config.num_windows)
     return [
-        identity(folder.name, sae.spec) | evaluate(model, sae, windows, config.batch_size)
+        identity(folder.name, sae.spec, name) | evaluate(model, sae, windows, config.batch_size)
         for folder, sae in zip(config.sae_dirs, saes, strict=True)
     ]
 

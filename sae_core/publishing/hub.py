@@ -19,7 +19,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from sae_core.errors import SAEError
 from sae_core.files import file_sha256, write_file
-from sae_core.naming import EVALUATION_FILE, EXPORT_FILES
+from sae_core.naming import EVALUATION_FILE
 from sae_core.publishing.client import connect, named, patiently, repo_info
 from sae_core.publishing.model_card import CARD, SAEFacts, repo_card, sae_card
 from sae_core.records import read_json, read_record
@@ -98,7 +98,7 @@ def upload(folder: Path, evaluation: Path | None, repo: RepoConfig) -> Marker:
 
 def run_files(folder: Path, evaluation: Path | None, facts: SAEFacts) -> Contents:
     """What an SAE's folder in the repository holds, by path."""
-    sources = {name: folder / name for name in EXPORT_FILES}
+    sources = dict(facts.files)
     if evaluation is not None:
         sources[EVALUATION_FILE] = evaluation
     missing = [str(path) for path in sources.values() if not path.is_file()]

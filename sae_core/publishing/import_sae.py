@@ -1,4 +1,5 @@
-"""Turn an SAE directory of SAELens or dictionary_learning into one of ours."""
+"""Turn an SAE directory of SAELens, dictionary_learning or the trainer before this one into one of
+ours."""
 
 import sys
 from collections.abc import Sequence
@@ -12,6 +13,7 @@ if not __package__:  # run as a file: import the package from the repository it 
 import tyro
 
 from sae_core import cli
+from sae_core.errors import SAEError
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,8 @@ class Import:
     """The SAE to import."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """Directory of SAELens (cfg.json) or of dictionary_learning (ae.pt)."""
+    """Directory of SAELens (cfg.json), of dictionary_learning (ae.pt), or with weights.pt and
+    config.json, as the trainer before this one wrote them."""
 
     output: Annotated[Path, tyro.conf.Positional]
     """SAE directory to write; its name is the SAE's name."""
@@ -27,27 +30,44 @@ class Import:
     model_name: str | None = None
     """Hub id or local directory of the language model; by default as the directory records it."""
 
+    threshold: float | None = None
+    """Threshold of a BatchTopK SAE; for one that was stored without, such as the calibration that
+    its evaluation records."""
+
 
 def import_(config: Import) -> None:
     """Write the SAE directory, SAELens's files among the others."""
-    from sae_core.checkpoint import sae_files, write_files
+    from sae_core.checkpoint import load_history, sae_files, write_files
+    from sae_core.naming import SAE_FILES
     from sae_core.publishing.foreign import import_sae
     from sae_core.publishing.saelens import saelens_files
 
     sae = import_sae(config.source)
+    if config.threshold is not None:
+        sae.set_threshold(config.threshold)
+    if sae.threshold is None:
+        raise SAEError(
+            f"--threshold: the SAE in {config.source} was stored without one; evaluate it, and "
+            "give the threshold that the evaluation was calibrated to"
+        )
     if config.model_name:
         sae.spec.metadata["model_name"] = config.model_name
-    write_files(config.output, sae_files(sae, {}) | saelens_files(sae))
+    history = load_history(config.source) if (config.source / SAE_FILES[2]).is_file() else {}
+    write_files(config.output, sae_files(sae, history) | saelens_files(sae))
     spec = sae.spec
     print(
-        f"SAE: {config.output}, {spec.sae_type} with {spec.d_sae} features at {spec.hook_spec} of "
-        f"{spec.metadata['model_name']}"
+        f"SAE: {config.output}, {spec.sae_type} with {spec.d_sae} features at {spec.site} of "
+        f"{spec.metadata.get('model_name', 'an unnamed language model')}"
     )
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     cli.run(
-        import_, Import, "Turn an SAE of SAELens or dictionary_learning into one of ours.", argv
+        import_,
+        Import,
+        "Turn an SAE of SAELens, dictionary_learning or the trainer before this one into one of "
+        "ours.",
+        argv,
     )
 
 

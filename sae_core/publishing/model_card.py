@@ -13,7 +13,15 @@ from huggingface_hub import ModelCard, ModelCardData
 
 from sae_core.errors import SAEError, one_line
 from sae_core.files import file_sha256
-from sae_core.naming import LOCAL_PATH, REPO_ID, local_name, model_id, same_name, without_paths
+from sae_core.naming import (
+    EXPORT_FILES,
+    LOCAL_PATH,
+    REPO_ID,
+    local_name,
+    model_id,
+    same_name,
+    without_paths,
+)
 from sae_core.records import read_json
 from sae_core.reporting.summary import COLUMNS, reading_order, show
 from sae_core.sae_config import SAESpec
@@ -43,13 +51,16 @@ class SAEFacts:
     weights_sha256: str
     renamed: Mapping[str, str]
     """What others read in place of a name that was made of a path."""
+    files: Mapping[str, Path]
+    """The directory's files by name, whether they are there or not."""
 
     @classmethod
     def read(cls, folder: Path, evaluation: Path | None, repo: RepoConfig) -> "SAEFacts":
         """The facts of a final SAE directory and, if there is one, of its evaluation.
 
         A directory from before models had names of their own may be called after a path; it gets
-        the name that it would have now.
+        the name that it would have now. One of the older form need have no more than weights and
+        configuration.
 
         Raises:
             SAEError: a file is missing or not what it should be.
@@ -58,14 +69,17 @@ class SAEFacts:
         if not weights.is_file():
             raise SAEError(f"{folder}: not an SAE directory, it has no weights.pt")
         spec = SAESpec.load(folder / "config.json")
-        recorded = spec.metadata.get("model_name", "")
+        recorded = spec.metadata.get("model_name") or ""
         renamed = {}
         if LOCAL_PATH.match(recorded) or recorded.count("/") > 1:
             old, new = model_id(recorded), model_id(local_name(recorded))
             renamed = {recorded: local_name(recorded), folder.name: folder.name.replace(old, new)}
         spec.metadata = without_paths(spec.metadata, renamed)
         name = renamed.get(folder.name, folder.name)
-        facts = cls(name, spec, None, repo, file_sha256(weights), renamed)
+        files = {name: folder / name for name in EXPORT_FILES}
+        if spec.is_older_form:
+            files = {name: path for name, path in files.items() if path.exists()}
+        facts = cls(name, spec, None, repo, file_sha256(weights), renamed, files)
         if evaluation is None:
             return facts
         figures = facts.public(evaluation)
@@ -79,7 +93,12 @@ class SAEFacts:
 
     @property
     def model_name(self) -> str:
-        return str(self.spec.metadata.get("model_name", "an unnamed language model"))
+        return str(self.spec.metadata.get("model_name") or "an unnamed language model")
+
+    @property
+    def threshold(self) -> float | None:
+        """Of an SAE that was stored without, the one that it was evaluated with."""
+        return (self.evaluation or {}).get("calibration", {}).get("threshold")
 
     @property
     def base_model(self) -> str | None:

@@ -23,8 +23,22 @@ TRANSCODERS = {"jumprelu": "jumprelu_transcoder", "standard": "transcoder"}
 """SAELens's transcoders by the architecture of the SAE that encodes likewise."""
 
 
+ORIGIN = {
+    "model_name": "model_name",
+    "context_size": "max_text_length",
+    "prepend_bos": "prepend_bos",
+    "dataset_path": "data_file",
+}
+"""Our names of what an SAE was made from, by SAELens's."""
+
+
 def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
-    """The two files that `SAE.load_from_disk` of SAELens reads."""
+    """The two files that `SAE.load_from_disk` of SAELens reads. What is not known of the SAE's
+    origin is left out, as SAELens takes a key that is missing for one that is not known.
+
+    Raises:
+        SAEError: its threshold is not known.
+    """
     spec, origin = sae.spec, without_paths(sae.spec.metadata)
     tensors = {name: t.detach().contiguous() for name, t in sae.saelens_tensors().items()}
     config: dict[str, Any] = sae.saelens_config() | {
@@ -37,13 +51,10 @@ def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
         "reshape_activations": "none",
         "metadata": {
             "sae_lens_version": SAELENS_VERSION,
-            "model_name": origin["model_name"],
             "hook_name": spec.hook_spec,
             "hook_head_index": None,
-            "context_size": origin["max_text_length"],
-            "prepend_bos": origin["prepend_bos"],
-            "dataset_path": origin["data_file"],
             "model_from_pretrained_kwargs": {},
+            **{theirs: origin[ours] for theirs, ours in ORIGIN.items() if ours in origin},
         },
     }
     if spec.target_hook_name:

@@ -16,11 +16,12 @@ from sae_core.reporting.provenance import Environment, Job
 from sae_core.reporting.summary import (
     COLUMNS,
     EVALUATION_KEYS,
-    HISTORY_KEYS,
     Evaluation,
     History,
+    read_histories,
     read_object,
     reading_order,
+    whole_history,
 )
 
 NAMED = 3
@@ -55,7 +56,7 @@ class Run(NamedTuple):
 
     @property
     def origin(self) -> dict[str, Any]:
-        return self.config["metadata"]
+        return self.config.get("metadata", {})
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,14 @@ def read_run(evaluation: Path, folder: Path, features: Path) -> Run:
     Raises:
         SAEError: a file is missing, not JSON, or lacks a key.
     """
+    config = read_object(folder / "config.json", "SAE configuration", ())
+    history = folder / "history.json"
+    # Directories of the trainer before this one may have none, and do not name their weights.
+    is_there = history.exists() or "weights_sha256" in config
     return Run(
         read_object(evaluation, "evaluation", EVALUATION_KEYS),
-        read_object(folder / "history.json", "training history", HISTORY_KEYS),
-        read_object(folder / "config.json", "SAE configuration", ("metadata",)),
+        read_histories([history])[0] if is_there else whole_history({}),
+        config,
         file_sha256(folder / HASHED),
         read_object(features, "analysis of features", ("active", "position")),
     )

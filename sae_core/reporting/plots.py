@@ -99,7 +99,8 @@ def loss_curves(history: History, title: str) -> bytes:
     for axes in (l0, dead):
         _from_zero(axes)
     _end_to_end_phase(loss, history)
-    loss.legend(loc="upper right", ncols=3)
+    if history["epoch"]:
+        loss.legend(loc="upper right", ncols=3)
     return _svg(figure)
 
 
@@ -230,11 +231,15 @@ def _note(axes: Axes, note: str) -> None:
 
 def _from_zero(axes: Axes) -> None:
     """Let the y axis begin at zero, with room above the data."""
-    axes.set_ylim(0, 1.15 * axes.dataLim.ymax if axes.dataLim.ymax > 0 else 1)
+    top = axes.dataLim.ymax  # infinite where nothing is drawn
+    axes.set_ylim(0, 1.15 * top if 0 < top < math.inf else 1)
 
 
 def _over_epochs(axes: Axes, history: History, key: str) -> None:
     epochs = history["epoch"]
+    if not epochs:  # trained elsewhere
+        _note(axes, "not recorded")
+        return
     series = (("training", key, TRAINING, "-o"), ("validation", f"val_{key}", VALIDATION, "--s"))
     for label, name, colour, form in series:
         if name in history:

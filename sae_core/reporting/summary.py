@@ -51,7 +51,8 @@ EVALUATION_KEYS = (
     "n_outlier_tokens",
 )
 
-HISTORY_KEYS = ("epoch", "loss", "sparsity", "dead_feature_percentage")
+HISTORY_KEYS = ("loss", "sparsity", "dead_feature_percentage")
+"""What is drawn of a training; its epochs are counted where they are not numbered."""
 
 TABLE_WIDTH = 120
 TABLE_KEYS = ("l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction")
@@ -105,12 +106,25 @@ def read_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
 
 
 def read_histories(paths: Iterable[Path]) -> list[History]:
-    """Read training histories, in the order of `paths`.
+    """Read training histories, in the order of `paths`; that of an SAE from elsewhere is empty.
 
     Raises:
         SAEError: a file is missing, not JSON, or lacks a key.
     """
-    return [read_object(path, "training history", HISTORY_KEYS) for path in paths]
+    found = []
+    for path in paths:
+        history = read_object(path, "training history", ())
+        if history:
+            check_keys(path, history, "training history", HISTORY_KEYS)
+        found.append(whole_history(history))
+    return found
+
+
+def whole_history(history: History) -> History:
+    """The history with its epochs numbered, which the trainer before this one did not do; with
+    empty lists if there is nothing in it."""
+    epochs = range(1, len(history.get("loss", ())) + 1)
+    return {"epoch": list(epochs), **dict.fromkeys(HISTORY_KEYS, []), **history}
 
 
 def summary_csv(evaluations: Iterable[Evaluation]) -> str:
@@ -157,10 +171,20 @@ def read_object(path: Path, what: str, keys: Sequence[str]) -> dict[str, Any]:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SAEError(f"{path}: not a readable {what} ({error}); make it again") from error
-    missing = [key for key in keys if not isinstance(stored, dict) or key not in stored]
-    if missing:
-        raise SAEError(f"{path}: not a whole {what}, it lacks {', '.join(missing)}; make it again")
+    check_keys(path, stored, what, keys)
     return stored
+
+
+def check_keys(path: Path, stored: Any, what: str, keys: Sequence[str]) -> None:
+    """Check that what was read is an object that has these keys.
+
+    Raises:
+        SAEError: it is not, or lacks one.
+    """
+    if not isinstance(stored, dict):
+        raise SAEError(f"{path}: not a whole {what}, it lacks all keys; make it again")
+    if missing := [key for key in keys if key not in stored]:
+        raise SAEError(f"{path}: not a whole {what}, it lacks {', '.join(missing)}; make it again")
 
 
 def _line(row: list[str], name_width: int, widths: list[int]) -> str:
