@@ -26,6 +26,7 @@ from sae_core.kinds import build
 from sae_core.naming import hook_spec
 from sae_core.publishing.saelens import TRANSCODERS
 from sae_core.publishing.settings import Settings
+from sae_core.records import fits
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec, check_sizes
 from sae_core.train_config import HookConfig
@@ -198,7 +199,7 @@ def _read_k(config: Settings, kind: str) -> int:
 def _read_widths(config: Settings, tensors: dict[str, Tensor]) -> list[int]:
     """The sizes of the nested SAEs, the whole last."""
     widths, d_sae = config.values.get("matryoshka_widths"), len(tensors.get("W_dec", ()))
-    if not isinstance(widths, list) or not all(isinstance(width, int) for width in widths):
+    if not fits(widths, list[int]):
         raise config.error("matryoshka_widths", "a list of whole numbers")
     widths = widths if d_sae in widths else [*widths, d_sae]
     check_sizes(config.path, "matryoshka_widths", widths, d_sae)

@@ -32,6 +32,10 @@ TIMEOUT = 300
 """Seconds for both libraries to start and answer."""
 
 THEIRS = [
+    *(
+        f"checkpoint {name}"
+        for name in ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk")
+    ),
     *(f"saelens {name}" for name in ("standard", "gated", "jumprelu", "topk")),
     *(
         f"dictionary_learning {name}"

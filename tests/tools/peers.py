@@ -31,6 +31,8 @@ from dictionary_learning.trainers.matryoshka_batch_top_k import MatryoshkaBatchT
 from dictionary_learning.trainers.top_k import AutoEncoderTopK  # noqa: E402
 from dictionary_learning.utils import load_dictionary  # noqa: E402
 from sae_lens import SAE  # noqa: E402
+from sae_lens.registry import get_sae_training_class  # noqa: E402
+from sae_lens.saes.sae import SAEMetadata  # noqa: E402
 
 D_SAE, K = 24, 3
 
@@ -40,6 +42,18 @@ SAELENS = {
     "jumprelu": {"architecture": "jumprelu", "apply_b_dec_to_input": False},
     "topk": {"architecture": "topk", "k": K, "rescale_acts_by_decoder_norm": True},
 }
+
+TRAINED: dict[str, dict[str, Any]] = {
+    "standard": {},
+    "gated": {},
+    "jumprelu": {},
+    "topk": {"k": K},
+    "batchtopk": {"k": K},
+    "matryoshka_batchtopk": {"k": K, "matryoshka_widths": [8, 16, D_SAE]},
+}
+"""SAEs as SAELens trains them; their checkpoints have other settings and tensors."""
+
+METADATA = {"model_name": "gpt2", "hook_name": "blocks.3.hook_resid_post"}
 
 
 def answer(sae: Any, x: Tensor, path: Path) -> None:
@@ -66,13 +80,27 @@ def randomise(sae: torch.nn.Module) -> None:
 
 def make_saelens(theirs: Path, x: Tensor) -> None:
     for name, options in SAELENS.items():
-        metadata = {"model_name": "gpt2", "hook_name": "blocks.3.hook_resid_post"}
         shape = {"d_in": x.shape[1], "d_sae": D_SAE}
-        sae = SAE.from_dict(shape | {"dtype": "float32", "metadata": metadata} | options)
+        sae = SAE.from_dict(shape | {"dtype": "float32", "metadata": METADATA} | options)
         randomise(sae)
         folder = theirs / f"saelens {name}"
         sae.save_model(folder)
         answer(SAE.load_from_disk(folder), x, folder / "answer.safetensors")
+
+
+def make_checkpoints(theirs: Path, x: Tensor) -> None:
+    """Checkpoints of SAELens's training, and the answers of what it exports of them."""
+    for name, options in TRAINED.items():
+        kind, settings = get_sae_training_class(name)
+        about = SAEMetadata(**METADATA)
+        sae = kind(settings(d_in=x.shape[1], d_sae=D_SAE, metadata=about, **options))
+        randomise(sae)
+        if hasattr(sae, "topk_threshold"):
+            sae.topk_threshold.fill_(1.5)
+        folder = theirs / f"checkpoint {name}"
+        sae.save_model(folder)
+        sae.save_inference_model(folder / "export")
+        answer(SAE.load_from_disk(folder / "export"), x, folder / "answer.safetensors")
 
 
 def make_dictionaries(theirs: Path, x: Tensor) -> None:
@@ -100,6 +128,7 @@ def main(ours: Path, theirs: Path, repo: str) -> None:
     x = load_file(ours / "x.safetensors")["x"]
     read_ours(ours, x, repo)
     make_saelens(theirs, x)
+    make_checkpoints(theirs, x)
     make_dictionaries(theirs, x)
 
 

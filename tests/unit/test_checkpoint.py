@@ -1,8 +1,10 @@
 """SAE directories: what is read back, what an old one needs, what a damaged one is answered."""
 
+import copy
 import json
 import os
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -183,6 +185,37 @@ def test_configuration_is_read_back(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(spec.to_json())
     assert SAESpec.load(tmp_path / "config.json") == spec
     assert set(OLD_KEYS) < set(json.loads(spec.to_json()))
+
+
+@pytest.mark.parametrize("kind", ["compressed", "entries that share their bytes"])
+def test_an_archive_that_unpacks_to_more_is_not_unpacked(
+    kind: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = folder / "weights.pt"
+    with zipfile.ZipFile(path) as archive:
+        files = {name: archive.read(name) for name in archive.namelist()}
+    if kind == "compressed":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for name, content in files.items():
+                archive.writestr(name, content + bytes(10**6))
+    else:
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("archive/data/0", bytes(10**6))
+            for number in range(1, 9):
+                again = copy.copy(archive.infolist()[0])
+                again.filename = f"archive/data/{number}"
+                archive.filelist.append(again)
+    assert path.stat().st_size < 2 * 10**6
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("unpacked"))
+    with pytest.raises(SAEError, match="weights.pt: unpacks to [0-9,]{9,} bytes from"):
+        load_sae(folder)
+
+
+@pytest.mark.parametrize("size", [10**9, 2**62])
+def test_sizes_are_compared_before_anything_is_made(size: int, folder: Path) -> None:
+    change_config(folder, d_in=size, d_sae=size)
+    with pytest.raises(SAEError, match=r"W_dec has shape \(20, 6\), but config.json says"):
+        load_sae(folder)
 
 
 # Writing

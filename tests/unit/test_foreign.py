@@ -131,6 +131,183 @@ def test_one_threshold_and_rows_of_other_norms_make_a_jumprelu(tmp_path: Path) -
     assert sae.spec.sae_type == "jumprelu" and sae.spec.hook_spec == "blocks.8.hook_resid_post"
 
 
+@pytest.mark.parametrize("by_norm", [True, False])
+@pytest.mark.parametrize("of_x", [True, False])
+@pytest.mark.parametrize("theirs", ["batchtopk", "matryoshka_batchtopk"])
+def test_a_checkpoint_of_saelens_training(
+    theirs: str, of_x: bool, by_norm: bool, tmp_path: Path
+) -> None:
+    """The threshold is in double precision, and compared before or after the decoder's norms."""
+    t, norms = weights(), torch.linspace(0.5, 2, F)
+    t["W_dec"] = t["W_dec"] * norms[:, None]
+    options = {"architecture": theirs, "k": K + 0.25, "rescale_acts_by_decoder_norm": by_norm,
+               "apply_b_dec_to_input": not of_x, "topk_threshold_lr": 0.01}  # fmt: skip
+    if theirs.startswith("matryoshka"):
+        options["matryoshka_widths"] = [5, 10]
+    threshold = {"topk_threshold": torch.tensor(0.7, dtype=torch.float64)}
+    sae = import_sae(saelens(tmp_path / "x", t | threshold, **options))
+    pre = (X if of_x else X - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
+    features = pre.relu() * ((pre * norms if by_norm else pre) > 0.7)
+    torch.testing.assert_close(sae(X), features @ t["W_dec"] + t["b_dec"], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(sae.encode(X), features * norms, rtol=1e-4, atol=1e-4)
+    assert sae.W_dec.dtype == torch.float32 and sae.spec.top_k == K
+    if by_norm:
+        nested = theirs.startswith("matryoshka")
+        assert sae.spec.sae_type == ("matryoshka_batch_topk" if nested else "batch_topk")
+        assert sae.spec.matryoshka_sizes == ([5, 10, F] if nested else [])
+    else:  # one threshold for each feature
+        assert sae.spec.sae_type == "jumprelu"
+
+
+def test_a_checkpoint_of_an_older_jumprelu_training(tmp_path: Path) -> None:
+    t = weights()
+    log = {"log_threshold": torch.linspace(-1, 0, F)}
+    sae = import_sae(saelens(tmp_path / "x", t | log, architecture="jumprelu"))
+    pre = (X - t["b_dec"]) @ t["W_enc"] + t["b_enc"]
+    torch.testing.assert_close(sae.encode(X), pre.relu() * (pre > log["log_threshold"].exp()))
+
+
+def test_a_decoder_row_of_zeros_stays_one(tmp_path: Path) -> None:
+    t = weights(norm=2.0)
+    t["W_dec"][3] = 0
+    sae = import_sae(saelens(tmp_path / "x", t))
+    pre = ((X - t["b_dec"]) @ t["W_enc"] + t["b_enc"]).relu()
+    torch.testing.assert_close(sae(X), pre @ t["W_dec"] + t["b_dec"], rtol=1e-4, atol=1e-4)
+
+
+def test_tensors_of_several_formats(tmp_path: Path) -> None:
+    t = weights()
+    mixed = t | {"W_enc": t["W_enc"].bfloat16(), "b_enc": t["b_enc"].half()}
+    sae = import_sae(saelens(tmp_path / "x", mixed, apply_b_dec_to_input=False))
+    torch.testing.assert_close(sae(X), import_sae(saelens(tmp_path / "y", t, apply_b_dec_to_input=
+                               False))(X), rtol=0.1, atol=0.1)  # fmt: skip
+
+
+ODD = ["x", -5, 0, 2.5, True, [1], {"a": 1}, float("nan"), float("inf"), "9" * 5000]
+
+ODD_SETTINGS: list[tuple[str, dict[str, Any], list[Any]]] = [
+    # the key, the rest of the configuration, values that it cannot have
+    ("k", {"architecture": "topk"}, [*ODD, None]),
+    ("k", {"architecture": "batchtopk"}, [v for v in ODD if v not in (0, 2.5) or v is True]),
+    (
+        "matryoshka_widths",
+        {"architecture": "matryoshka_batchtopk"},
+        ["x", 5, [5, 3], [0, 5], [-5], [5, F + 1], [2.5], [True, 5], ["5"], {"a": 1}, None],
+    ),
+    ("architecture", {}, ["x", "", 5, True, ["topk"], {"a": 1}]),
+    ("d_in", {}, [*ODD, D + 1]),
+    ("d_sae", {}, [*ODD, D]),
+    ("apply_b_dec_to_input", {}, ["x", 1, 0, [True]]),
+    ("rescale_acts_by_decoder_norm", {}, ["x", 1, 0, [True]]),
+    ("normalize_activations", {}, ["expected_average_only_in", 5, ["none"]]),
+    ("activation_fn", {}, [5, ["topk"]]),
+    ("activation_fn_kwargs", {"activation_fn": "topk"}, [5, "k", [1]]),
+    ("metadata", {}, ["x", 5, [1]]),
+]
+
+ODD_ORIGINS: list[tuple[str, list[Any]]] = [
+    ("hook_name", ["x", 5, ["blocks.1.hook_resid_post"], "blocks.-1.hook_resid_post", "blocks..x",
+                   "blocks.1.attn.hook_z", "blocks.\u0669.hook_resid_post",
+                   f"blocks.{'1' * 5000}.x"]),
+    ("model_name", [5, ["a"], True]),
+    ("context_size", ODD),
+    ("prepend_bos", ["x", 1, 0]),
+    ("dataset_path", [5, ["a"]]),
+    ("sae_lens_version", [6, ["6"]]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("key", "rest", "value"),
+    [(key, rest, value) for key, rest, values in ODD_SETTINGS for value in values],
+)
+def test_an_odd_setting_of_saelens(
+    key: str, rest: dict[str, Any], value: Any, tmp_path: Path
+) -> None:
+    tensors = weights() | {"topk_threshold": torch.tensor(0.7)}
+    says_what_is_odd(saelens(tmp_path / "x", tensors, **rest, **{key: value}) / "cfg.json", key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in ODD_ORIGINS for value in values]
+)
+def test_an_odd_origin_of_saelens(key: str, value: Any, tmp_path: Path) -> None:
+    about = {"model_name": "gpt2", "hook_name": "blocks.8.hook_resid_pre", key: value}
+    says_what_is_odd(saelens(tmp_path / "x", weights(), metadata=about) / "cfg.json", key)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *(("k", value) for value in [*ODD, None]),
+        *(("layer", value) for value in [*(v for v in ODD if v is True or v != 0), None]),
+        *(("dict_class", value) for value in ["x", 5, None, ["AutoEncoder"], {"a": 1}]),
+        *(("lm_name", value) for value in [5, ["a"]]),
+        *(("submodule_name", value) for value in [5, ["a"]]),
+        *(("activation_dim", value) for value in [*ODD, D + 1]),
+        *(("dict_size", value) for value in [*ODD, D]),
+    ],
+)
+def test_an_odd_setting_of_dictionary_learning(key: str, value: Any, tmp_path: Path) -> None:
+    folder = dictionary(tmp_path / "x", "AutoEncoderTopK", stored_topk(), **{"k": K, key: value})
+    says_what_is_odd(folder / "config.json", key)
+
+
+@pytest.mark.parametrize("value", [5, "x", [1]])
+@pytest.mark.parametrize("key", ["trainer", "buffer"])
+def test_an_odd_part_of_dictionary_learning(key: str, value: Any, tmp_path: Path) -> None:
+    folder = dictionary(tmp_path / "x", "AutoEncoderTopK", stored_topk(), k=K)
+    config = json.loads((folder / "config.json").read_text()) | {key: value}
+    (folder / "config.json").write_text(json.dumps(config))
+    says_what_is_odd(folder / "config.json", key)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("k", torch.tensor(-5)), ("k", torch.tensor(2.5)), ("k", torch.tensor([1, 2])),
+        ("group_sizes", torch.tensor([5, -5, F])), ("group_sizes", torch.tensor([5, 5])),
+        ("group_sizes", torch.tensor([[5, F - 5]])), ("group_sizes", torch.tensor([2.5, 17.5])),
+    ],
+)  # fmt: skip
+def test_an_odd_tensor_of_dictionary_learning(name: str, value: Tensor, tmp_path: Path) -> None:
+    stored = stored_topk() | {"threshold": torch.tensor(0.7), name: value}
+    kind = "AutoEncoderTopK" if name == "k" else "MatryoshkaBatchTopKSAE"
+    says_what_is_odd(dictionary(tmp_path / "x", kind, stored, k=K) / "ae.pt", name)
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [torch.ones(F, D, dtype=torch.long), torch.ones(F), torch.ones(0, D), torch.ones(F, D, 1),
+     torch.full((F, D), torch.nan), torch.ones(D, F)],
+)  # fmt: skip
+def test_an_odd_matrix(tensor: Tensor, tmp_path: Path) -> None:
+    says_what_is_odd(saelens(tmp_path / "x", weights() | {"W_dec": tensor}), "")
+    stored = stored_topk() | {"decoder.weight": tensor.T if tensor.ndim == 2 else tensor}
+    says_what_is_odd(dictionary(tmp_path / "y", "AutoEncoderTopK", stored, k=K), "")
+
+
+def test_weights_that_overflow_with_unit_rows(tmp_path: Path) -> None:
+    tensors = weights() | {"W_dec": torch.full((F, D), 3e38)}
+    with pytest.raises(SAEError, match="x: its numbers overflow with unit decoder rows"):
+        import_sae(saelens(tmp_path / "x", tensors))
+
+
+def stored_topk() -> dict[str, Tensor]:
+    t = weights()
+    return {"encoder.weight": t["W_enc"].T, "encoder.bias": t["b_enc"], "b_dec": t["b_dec"],
+            "decoder.weight": t["W_dec"].T}  # fmt: skip
+
+
+def says_what_is_odd(path: Path, key: str) -> None:
+    """The import of a directory, or of the directory of a file, ends in a line that names it."""
+    with pytest.raises(SAEError) as error:
+        import_sae(path if path.is_dir() else path.parent)
+    message = str(error.value)
+    assert message.startswith(str(path)) and key in message[len(str(path)) :]
+    assert "\n" not in message and len(message) < len(str(path)) + 400
+
+
 @pytest.mark.parametrize(
     ("config", "words"),
     [
