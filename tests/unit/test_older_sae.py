@@ -226,7 +226,7 @@ def test_side_by_side(
     assert f"{older['calibration']['threshold']:.6g} gives these texts 5 active" in said.err
     assert said.err.count("without a threshold") == 1
     assert "calibration" not in standard and "calibration" not in new_figures
-    assert standard["model_name"] == str(tiny_model)
+    assert standard["model_name"] == tiny_model.name
 
 
 def test_no_model_is_asked_for_by_an_option(tmp_path: Path, data_path: Path) -> None:
