@@ -169,8 +169,7 @@ def model_of(specs: Sequence[SAESpec], given: str | None) -> str:
         given: where it is; by default it is on the Hub, under the name that the SAEs record.
 
     Raises:
-        SAEError: they record no common one, or one from a directory that is not given, or what is
-            given is another one.
+        SAEError: they record no common one, or one from a directory that is not given.
     """
     origins = [spec.metadata for spec in specs]
     recorded = {origin.get("model_sha256") for origin in origins} - {None}
@@ -187,12 +186,6 @@ def model_of(specs: Sequence[SAESpec], given: str | None) -> str:
                 "its path is not recorded; give it"
             )
         return names[0]
-    folder = Path(given).expanduser()
-    if recorded and folder.is_dir() and recorded != {model_sha256(folder)}:
-        raise SAEError(
-            f"--model-name {given}: not the language model that the SAEs were trained on; its "
-            "configuration, tokenizer or weights differ"
-        )
     return given
 
 

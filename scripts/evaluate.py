@@ -48,11 +48,14 @@ def run(job: Job) -> None:
     from sae_core.devices import pick_device
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.metrics import evaluate, held_out_windows
+    from sae_core.evaluation.unseen import ModelIdentity, check_model, check_texts
     from sae_core.model_sources import ModelRecord
     from sae_core.model_training.wandb_session import add_to_summary, evaluation_summary
 
     sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
     record = ModelRecord.load(job.record)
+    check_texts(job.sae.name, sae.spec, job.texts, "--texts")
+    check_model(job.sae.name, sae.spec, ModelIdentity.of(record), "--record")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.device), sae.spec.window)
     windows = held_out_windows(sae.spec, model.tokenizer, texts, job.evaluation.max_windows)

@@ -48,11 +48,13 @@ def run(job: Job) -> None:
     from sae_core.evaluation.feature_files import Writer
     from sae_core.evaluation.features import Corpus, choose, feature_table, tally_features
     from sae_core.evaluation.identity import identity
+    from sae_core.evaluation.unseen import ModelIdentity, check_model
     from sae_core.model_sources import ModelRecord
     from sae_core.progress import progress_bar
 
     sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
     record = ModelRecord.load(job.record)
+    check_model(job.sae.name, sae.spec, ModelIdentity.of(record), "--record")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.device), sae.spec.window)
     corpus = Corpus.read(

@@ -1,9 +1,11 @@
 """The figures of one SAE on held-out windows, each with its formula.
 
-Cross-entropies (nats a token, over the predictions of every token but a window's first), of the
-model as it is (`ce_clean`) and with the activation at the hook replaced, at every position, by
-the SAE's reconstruction (`ce_sae`), by its mean over the evaluated windows (`ce_mean_ablation`)
-and by zero (`ce_zero_ablation`).
+Cross-entropies (nats per token, over the predictions of every token but a window's first): of the
+model as it is (`ce_clean`), and with the activation at the hook replaced by the SAE's
+reconstruction (`ce_sae`), by its mean over the evaluated windows (`ce_mean_ablation`) or by zero
+(`ce_zero_ablation`). The ablations replace it at every position. The SAE replaces it where it was
+trained to: everywhere but at a window's first position, which never trains an SAE. There the model
+has its BOS token or, without one, an attention sink in most models.
 
     loss_recovered = (ce_zero_ablation - ce_sae) / (ce_zero_ablation - ce_clean)
 
@@ -11,16 +13,22 @@ and by zero (`ce_zero_ablation`).
 
     kl = mean over the same predictions of KL(p_clean || p_sae), in nats
 
-from the clean to the spliced model. On the SAE's own activations, position 0 left out:
+from the clean to the spliced model. `ce_sae`, `loss_recovered` and `kl` are given three times:
+without a suffix as above; with `_all_spliced` when the SAE replaces every activation, the first
+one too; with `_sinks_kept` when attention sinks (outliers, see below) keep their activation as
+well, so that the SAE replaces exactly the activations that can train it. `n_left_alone` counts the
+tokens that keep their activation, with the same suffixes.
+
+On the SAE's own activations, position 0 left out:
 
     fvu = sum ||x - x_hat||^2 / sum ||x - mean(x)||^2
 
 pooled over tokens and dimensions (not a mean of per-token ratios), once without the tokens whose
 norm exceeds ten times the median (`fvu`) and once with them (`fvu_with_outliers`); `mse`, the mean
-squared error a dimension, without them; `l0`, the
-mean number of active features a token, and its quantiles; a feature's density, the share of
+squared error per dimension, without them; `l0`, the
+mean number of active features per token, and its quantiles; a feature's density, the share of
 tokens it is active on; `dead_fraction`, the share of features active on no evaluated token;
-`block_mse`, per layer behind the hook, the mean squared difference a dimension between the
+`block_mse`, per layer after the hook, the mean squared difference per dimension between the
 residuals of the clean and the spliced model, outliers left out.
 
 An SAE that was stored without a threshold is calibrated on the evaluated tokens, to an L0 of k;
@@ -55,6 +63,9 @@ LOGIT_ROWS = 512
 """Predictions whose probabilities are in memory at once."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+
+HEADLINE, ALL_SPLICED, SINKS_KEPT = SPLICES = ("", "_all_spliced", "_sinks_kept")
+"""Suffixes of the figures of a spliced model, by which tokens keep their activation."""
 
 
 class Reference(NamedTuple):
@@ -95,6 +106,12 @@ class _Sums:
         return self.values[name]
 
 
+def data_config(spec: SAESpec) -> DataConfig:
+    """How the SAE's texts were split and cut into windows; the defaults for what is not known."""
+    known = {key: value for key in DATA_KEYS if (value := spec.metadata.get(key)) is not None}
+    return DataConfig(**known)
+
+
 def held_out_windows(spec: SAESpec, tokenizer: Any, texts: list[str], most: int) -> Tensor:
     """(W, L) the windows of `texts` that neither trained nor validated this SAE, `most` at most.
 
@@ -103,8 +120,7 @@ def held_out_windows(spec: SAESpec, tokenizer: Any, texts: list[str], most: int)
     Raises:
         SAEError: there are none.
     """
-    known = {key: value for key in DATA_KEYS if (value := spec.metadata.get(key)) is not None}
-    windows = read_windows(tokenizer, texts, DataConfig(**known)).evaluation()[:most]
+    windows = read_windows(tokenizer, texts, data_config(spec)).evaluation()[:most]
     if len(windows) == 0:
         raise SAEError(
             "--val-fraction: the held-out texts give less than two windows, and the evaluation "
@@ -163,17 +179,37 @@ def _measured(
     x_hat, features = _reconstruct(sae, batch.x[hook])
     counted = _counted(batch, reference)
     _add_own_figures(sums, batch.x[target], x_hat, features, counted)
-    logits, spliced = model.resume(batch.tokens, batch.residual, target, x_hat, list(batch.later))
-    _add_predictions(sums, "sae", batch, logits)
-    for point, clean in batch.later.items():
-        error = (spliced[point].float() - clean.float())[counted]
-        sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
+    _add_splices(sums, model, target, batch, x_hat, counted)
     mean = reference.mean.expand_as(x_hat)
     for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(x_hat))):
         logits, _ = model.resume(batch.tokens, batch.residual, target, value)
-        _add_predictions(sums, name, batch, logits)
-    _add_predictions(sums, "clean", batch, batch.logits)
+        sums.add(**{f"ce_{name}": _predictions(batch, logits)["ce"]})
+    sums.add(ce_clean=_predictions(batch, batch.logits)["ce"])
     return sums, (features > 0).sum(-1)[counted]
+
+
+def _add_splices(
+    sums: _Sums, model: LanguageModel, target: Hook, batch: Batch, x_hat: Tensor, counted: Tensor
+) -> None:
+    """What the model makes of the reconstructions, with each choice of tokens left alone."""
+    none = torch.zeros_like(counted)
+    first = none.clone()
+    first[:, 0] = True
+    left_alone = {HEADLINE: first, ALL_SPLICED: none, SINKS_KEPT: ~counted}
+    found: dict[str, _Sums] = {}
+    for suffix, alone in left_alone.items():
+        if suffix == SINKS_KEPT and torch.equal(alone, first):  # no sink in this batch
+            found[suffix] = found[HEADLINE]
+        else:
+            value = torch.where(alone[..., None], batch.x[target], x_hat)
+            later = list(batch.later) if suffix == HEADLINE else []
+            logits, spliced = model.resume(batch.tokens, batch.residual, target, value, later)
+            found[suffix] = _predictions(batch, logits, with_kl=True)
+            for point in later:
+                error = (spliced[point].float() - batch.later[point].float())[counted]
+                sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
+        sums.add(**{f"n_left_alone{suffix}": alone.sum()})
+        sums.add(**{f"{name}_sae{suffix}": value for name, value in found[suffix].values.items()})
 
 
 def _reference(
@@ -232,17 +268,18 @@ def _add_own_figures(
     sums.add(active=(features > 0)[counted].sum(0))
 
 
-def _add_predictions(sums: _Sums, name: str, batch: Batch, logits: Tensor) -> None:
-    """Add the cross-entropy of `logits` (B, L, V), and its KL from the clean model."""
+def _predictions(batch: Batch, logits: Tensor, with_kl: bool = False) -> _Sums:
+    """`ce`, the summed cross-entropy of `logits` (B, L, V), and `kl`, from the clean model's."""
     target = batch.tokens[:, 1:].flatten()
     rows, clean = logits[:, :-1].flatten(0, 1), batch.logits[:, :-1].flatten(0, 1)
+    sums = _Sums()
     for part in torch.arange(len(target), device=target.device).split(LOGIT_ROWS):
         log_p = F.log_softmax(rows[part].float(), dim=-1)
-        sums.add(**{f"ce_{name}": F.nll_loss(log_p, target[part], reduction="sum")})
-        if name == "sae":
+        sums.add(ce=F.nll_loss(log_p, target[part], reduction="sum"))
+        if with_kl:
             log_clean = F.log_softmax(clean[part].float(), dim=-1)
-            kl = F.kl_div(log_p, log_clean, reduction="sum", log_target=True)
-            sums.add(kl=kl)
+            sums.add(kl=F.kl_div(log_p, log_clean, reduction="sum", log_target=True))
+    return sums
 
 
 def _figures(
@@ -251,7 +288,7 @@ def _figures(
     n_predictions = windows.shape[0] * (windows.shape[1] - 1)
     ce = {
         name: float(sums[f"ce_{name}"]) / n_predictions
-        for name in ("clean", "sae", "mean_ablation", "zero_ablation")
+        for name in ("clean", "mean_ablation", "zero_ablation")
     }
     fvu = {
         suffix: fraction_of_variance_unexplained(
@@ -263,7 +300,6 @@ def _figures(
     n_tokens = int(sums["n"])
     block_mse = {str(layer): float(sums[f"mse_{layer}"]) / n_tokens for layer in layers}
     errors = list(block_mse.values())
-    lost = ce["zero_ablation"] - ce["clean"]
     return {
         "l0": float(l0.double().mean()),
         "l0_quantiles": {str(q): float(torch.quantile(l0.double(), q)) for q in QUANTILES},
@@ -271,8 +307,7 @@ def _figures(
         "fvu_with_outliers": fvu["_with_outliers"],
         "mse": float(sums["error"]) / n_tokens / sae.spec.d_in,
         **{f"ce_{name}": value for name, value in ce.items()},
-        "loss_recovered": (ce["zero_ablation"] - ce["sae"]) / lost,
-        "kl": float(sums["kl"]) / n_predictions,
+        **_spliced_figures(sums, n_predictions),
         "dead_fraction": float((sums["active"] == 0).double().mean()),
         "density_histogram": density_histogram(sums["active"] / n_tokens),
         "block_mse": block_mse,
@@ -283,3 +318,18 @@ def _figures(
         "n_windows": windows.shape[0],
         "n_outlier_tokens": int(sums["n_with_outliers"]) - n_tokens,
     }
+
+
+def _spliced_figures(sums: _Sums, n_predictions: int) -> dict[str, float | int]:
+    """The figures of the spliced model, with each choice of tokens left alone."""
+    zero, clean = (float(sums[name]) / n_predictions for name in ("ce_zero_ablation", "ce_clean"))
+    figures: dict[str, float | int] = {}
+    for suffix in SPLICES:
+        ce = float(sums[f"ce_sae{suffix}"]) / n_predictions
+        figures |= {
+            f"ce_sae{suffix}": ce,
+            f"loss_recovered{suffix}": (zero - ce) / (zero - clean),
+            f"kl{suffix}": float(sums[f"kl_sae{suffix}"]) / n_predictions,
+            f"n_left_alone{suffix}": int(sums[f"n_left_alone{suffix}"]),
+        }
+    return figures

@@ -1,11 +1,11 @@
-"""Measure SAEs side by side on the same minibatch of held-out windows."""
+"""Measure SAEs side by side on a minibatch of windows that they held out."""
 
 import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 if not __package__:  # run as a file: import the package from the repository it lies in
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -14,7 +14,21 @@ import tyro
 
 from sae_core import cli
 from sae_core.errors import SAEError
-from sae_core.train_config import DEFAULT_DATA_PATH, LoadConfig, ModelConfig, RuntimeConfig
+from sae_core.train_config import (
+    DEFAULT_DATA_PATH,
+    DataConfig,
+    LoadConfig,
+    ModelConfig,
+    RuntimeConfig,
+)
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_core.evaluation.unseen import ModelIdentity
+    from sae_core.sae_config import SAESpec
+
+DATA_NAMES = tuple(DataConfig.__dataclass_fields__)
 
 SHOWN = {
     "mse": "MSE",
@@ -40,7 +54,8 @@ class Minibatch:
     """SAE directories, final exports or checkpoints, of one language model."""
 
     data_path: Path = DEFAULT_DATA_PATH
-    """JSON file with a list of texts; the windows that the first SAE held out are used."""
+    """JSON file with the texts that the SAEs were trained on; the windows that they held out are
+    used."""
 
     model_name: str | None = None
     """Hub id or local directory of the language model; by default the Hub id that the SAE records.
@@ -62,31 +77,89 @@ class Minibatch:
 
 
 def measure(config: Minibatch) -> list[dict[str, Any]]:
-    """The figures of every SAE, on the same windows."""
+    """The figures of every SAE, each on windows that it has not seen.
+
+    Raises:
+        SAEError: the texts or the model are not those that an SAE was trained on.
+    """
     from sae_core.activations.language_model import LanguageModel
     from sae_core.checkpoint import load_sae
     from sae_core.data_processing.texts import read_texts
     from sae_core.devices import pick_device
     from sae_core.evaluation.identity import identity
-    from sae_core.evaluation.metrics import evaluate, held_out_windows
-    from sae_core.model_sources import model_of
+    from sae_core.evaluation.metrics import evaluate
+    from sae_core.evaluation.unseen import check_model, check_texts
 
     if not config.sae_dirs:
         raise SAEError("SAE_DIR: name at least one SAE directory")
-    texts = read_texts(config.data_path)
     saes = [load_sae(folder) for folder in config.sae_dirs]
-    name = model_of([sae.spec for sae in saes], config.model_name)
-    options = {key: getattr(config.load, key) for key in LoadConfig.__dataclass_fields__}
-    model = LanguageModel.load(
-        ModelConfig(model_name=name, **options),
-        pick_device(config.device),
-        max(sae.spec.window for sae in saes),
-    )
-    windows = held_out_windows(saes[0].spec, model.tokenizer, texts, config.num_windows)
+    named = [(str(folder), sae.spec) for folder, sae in zip(config.sae_dirs, saes, strict=True)]
+    model_config, given = _model(config, named)
+    for name, spec in named:
+        check_texts(name, spec, config.data_path, "--data-path")
+        check_model(name, spec, given, "--model-name")
+    texts = read_texts(config.data_path)
+    longest = max(sae.spec.window for sae in saes)
+    model = LanguageModel.load(model_config, pick_device(config.device), longest)
+    windows = _windows(config, named, model.tokenizer, texts)
     return [
-        identity(folder.name, sae.spec, name) | evaluate(model, sae, windows, config.batch_size)
-        for folder, sae in zip(config.sae_dirs, saes, strict=True)
+        identity(folder.name, sae.spec, given.name)
+        | evaluate(model, sae, of_sae, config.batch_size)
+        for folder, sae, of_sae in zip(config.sae_dirs, saes, windows, strict=True)
     ]
+
+
+def _model(
+    config: Minibatch, named: Sequence[tuple[str, "SAESpec"]]
+) -> tuple[ModelConfig, "ModelIdentity"]:
+    """The language model to load: the one that is asked for, or that all SAEs record."""
+    from sae_core.evaluation.unseen import ModelIdentity
+    from sae_core.model_places import model_place
+    from sae_core.model_sources import model_of, model_sha256
+    from sae_core.naming import same_name
+
+    name = model_of([spec for _, spec in named], config.model_name)
+    recorded = [of for _, spec in named if (of := ModelIdentity.recorded(spec))]
+    commits = {of.commit for of in recorded if same_name(of.name) == same_name(name)}
+    commit = commits.pop() if len(commits) == 1 else None
+    options = {key: getattr(config.load, key) for key in LoadConfig.__dataclass_fields__}
+    model = ModelConfig(model_name=name, revision=commit, **options)
+    place = model_place(model)
+    sha256 = None if place.commit else model_sha256(Path(place.source))
+    return model, ModelIdentity(model.name, place.commit, sha256)
+
+
+def _windows(
+    config: Minibatch, named: Sequence[tuple[str, "SAESpec"]], tokenizer: Any, texts: list[str]
+) -> "list[Tensor]":
+    """Each SAE's windows: those that it held out, and for one that does not record its texts
+    those of the first that does."""
+    from sae_core.evaluation.metrics import data_config, held_out_windows
+    from sae_core.evaluation.unseen import records_texts
+
+    recording = [spec for _, spec in named if records_texts(spec)]
+    windows: dict[DataConfig, Tensor] = {}
+    chosen: list[Tensor] = []
+    for _, spec in named:
+        spec = spec if records_texts(spec) or not recording else recording[0]
+        key = data_config(spec)
+        if key not in windows:
+            windows[key] = held_out_windows(spec, tokenizer, texts, config.num_windows)
+        chosen.append(windows[key])
+    if len(windows) > 1:
+        values = {name: {getattr(key, name) for key in windows} for name in DATA_NAMES}
+        differ = [
+            f"{name} {', '.join(map(str, sorted(found)))}"
+            for name, found in values.items()
+            if len(found) > 1
+        ]
+        print(
+            f"not the same windows for all SAEs ({'; '.join(differ)}): each is measured on those "
+            "that it has not seen, and their figures are not quite comparable",
+            file=sys.stderr,
+            flush=True,
+        )
+    return chosen
 
 
 def table(results: list[dict[str, Any]]) -> str:
@@ -125,7 +198,8 @@ def show(config: Minibatch) -> None:
     if config.json:
         print(json.dumps(results, indent=1))
     else:
-        print(f"{results[0]['n_windows']} windows, {results[0]['n_tokens']} tokens")
+        for size in dict.fromkeys((result["n_windows"], result["n_tokens"]) for result in results):
+            print(f"{size[0]} windows, {size[1]} tokens")
         print(table(results))
         print(f"\nMSE of the residual after each layer behind the hook\n{table_of_layers(results)}")
 

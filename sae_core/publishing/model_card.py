@@ -23,7 +23,7 @@ from sae_core.naming import (
     without_paths,
 )
 from sae_core.records import read_json
-from sae_core.reporting.summary import COLUMNS, reading_order, show
+from sae_core.reporting.summary import COLUMNS, SPLICED_COLUMNS, reading_order, show
 from sae_core.sae_config import SAESpec
 from sae_core.train_config import RepoConfig
 
@@ -113,7 +113,7 @@ def sae_card(facts: SAEFacts) -> str:
     figures = facts.evaluation or {}
     shown = [
         (column.heading, show(figures[key], column.spec), column.meaning)
-        for key, column in COLUMNS.items()
+        for key, column in (COLUMNS | SPLICED_COLUMNS).items()
         if isinstance(figures.get(key), int | float)
     ]
     origin = dict(facts.spec.metadata)

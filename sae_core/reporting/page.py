@@ -16,6 +16,8 @@ from sae_core.reporting.provenance import Environment, Job
 from sae_core.reporting.summary import (
     COLUMNS,
     EVALUATION_KEYS,
+    OTHER_SPLICES,
+    SPLICED_KEYS,
     Evaluation,
     History,
     read_histories,
@@ -106,6 +108,8 @@ def report_page(runs: Sequence[Run], making: Making) -> str:
         "report.css.j2",
         "report.js.j2",
         columns=COLUMNS,
+        splices=OTHER_SPLICES,
+        spliced_keys=SPLICED_KEYS,
         kinds=_named((e["sae_type"] for e in evaluations), "kinds"),
         models=_named((e["model_name"] for e in evaluations), "models"),
         hooks=_named((e["hook_spec"] for e in evaluations), "hooks"),

@@ -35,6 +35,15 @@ SUMMARY_COLUMNS = (
     "kl",
     "dead_fraction",
     "n_tokens",
+    "n_left_alone",
+    "ce_sae_all_spliced",
+    "loss_recovered_all_spliced",
+    "kl_all_spliced",
+    "n_left_alone_all_spliced",
+    "ce_sae_sinks_kept",
+    "loss_recovered_sinks_kept",
+    "kl_sinks_kept",
+    "n_left_alone_sinks_kept",
 )
 
 EVALUATION_KEYS = (
@@ -55,7 +64,9 @@ HISTORY_KEYS = ("loss", "sparsity", "dead_feature_percentage")
 """What is drawn of a training; its epochs are counted where they are not numbered."""
 
 TABLE_WIDTH = 120
-TABLE_KEYS = ("l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction")
+TABLE_KEYS = (
+    "l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction", "n_left_alone",
+)  # fmt: skip
 
 
 class Column(NamedTuple):
@@ -64,6 +75,13 @@ class Column(NamedTuple):
     heading: str
     spec: str
     """Its format specification."""
+    meaning: str
+
+
+class Splice(NamedTuple):
+    """Another choice of the tokens that the SAE replaces in the model."""
+
+    name: str
     meaning: str
 
 
@@ -78,7 +96,12 @@ COLUMNS = {
         "sinks (outlier tokens) left out; lower is better.",
     ),
     "ce_clean": Column("CE clean", ".3f", "the model's cross-entropy, in nats a token."),
-    "ce_sae": Column("CE SAE", ".3f", "the same with the SAE's output in place of the activation."),
+    "ce_sae": Column(
+        "CE SAE",
+        ".3f",
+        "the same with the SAE's output in place of the activation, except at the first position "
+        "of a window, which trains no SAE.",
+    ),
     "ce_mean_ablation": Column("CE mean", ".3f", "the same with the activation's mean."),
     "ce_zero_ablation": Column("CE zero", ".3f", "the same with zeros."),
     "loss_recovered": Column(
@@ -92,8 +115,31 @@ COLUMNS = {
     ),
     "dead_fraction": Column("dead", ".2%", "share of features that fired on no evaluated token."),
     "n_tokens": Column("tokens", ",d", "tokens the SAE was evaluated on."),
+    "n_left_alone": Column(
+        "left alone", ",d", "tokens that keep their activation: the first of each window."
+    ),
 }
-"""Every number of the summary, in its order."""
+"""The numbers of the summary, in its order, up to those of `OTHER_SPLICES`."""
+
+OTHER_SPLICES = {
+    "_all_spliced": Splice("all spliced", "with every token spliced, the first of a window too"),
+    "_sinks_kept": Splice("sinks kept", "with attention sinks (outlier tokens) left alone as well"),
+}
+"""By the suffix of their keys: the figures of the spliced model once more, for other choices of
+the tokens that keep their activation."""
+
+SPLICED_KEYS = ("ce_sae", "loss_recovered", "kl", "n_left_alone")
+
+SPLICED_COLUMNS = {
+    f"{key}{suffix}": Column(
+        f"{COLUMNS[key].heading}, {splice.name}",
+        COLUMNS[key].spec,
+        f"{COLUMNS[key].heading} {splice.meaning}.",
+    )
+    for suffix, splice in OTHER_SPLICES.items()
+    for key in SPLICED_KEYS
+}
+"""The rest of the numbers, in their order."""
 
 
 def read_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
@@ -137,13 +183,23 @@ def summary_csv(evaluations: Iterable[Evaluation]) -> str:
 
 
 def summary_table(evaluations: Iterable[Evaluation]) -> str:
-    """The key figures of every SAE as a text table for a terminal, `TABLE_WIDTH` wide at most.
+    """The key figures of every SAE as text tables for a terminal, `TABLE_WIDTH` wide at most: the
+    headline figures, then those of the other splices.
 
     A run name that is too long keeps its end, which tells SAEs apart.
     """
-    rows = [["run", *(COLUMNS[key].heading for key in TABLE_KEYS)]]
-    for evaluation in sorted(evaluations, key=lambda e: reading_order(e["run_name"])):
-        shown = (show(evaluation[key], COLUMNS[key].spec) for key in TABLE_KEYS)
+    ordered = sorted(evaluations, key=lambda e: reading_order(e["run_name"]))
+    tables = [_table(ordered, TABLE_KEYS, "")]
+    for suffix, splice in OTHER_SPLICES.items():
+        tables.append(f"{splice.meaning}:\n{_table(ordered, SPLICED_KEYS, suffix)}")
+    return "\n".join(tables)
+
+
+def _table(evaluations: Sequence[Evaluation], keys: Sequence[str], suffix: str) -> str:
+    """One row per SAE; `suffix` is that of the keys."""
+    rows = [["run", *(COLUMNS[key].heading for key in keys)]]
+    for evaluation in evaluations:
+        shown = (show(evaluation[f"{key}{suffix}"], COLUMNS[key].spec) for key in keys)
         rows.append([evaluation["run_name"], *shown])
     name_width, *widths = (max(map(len, column)) for column in zip(*rows, strict=True))
     name_width = min(name_width, TABLE_WIDTH - sum(widths) - 2 * len(widths))

@@ -63,7 +63,6 @@ def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook)
     source = mlp_input(model, tokens, hook.layer) if sae.spec.target_hook_name else x
     features = closed_form(sae, source).detach()
     x_hat = (features @ sae.W_dec + sae.b_dec).detach()
-    spliced, _, later = forward(model, tokens, hook, x_hat)
     mean, _, _ = forward(model, tokens, hook, x.mean((0, 1)).expand_as(x))
     zero, _, _ = forward(model, tokens, hook, torch.zeros_like(x))
 
@@ -77,19 +76,28 @@ def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook)
 
     norms = [of.norm(dim=-1) for of in (x[:, 1:], source[:, 1:])]
     kept = (norms[0] <= 10 * norms[0].median()) & (norms[1] <= 10 * norms[1].median())
+    first = torch.zeros(tokens.shape, dtype=torch.bool)
+    first[:, 0] = True
+    alone = {"": first, "_all_spliced": first & False, "_sinks_kept": first.clone()}
+    alone["_sinks_kept"][:, 1:] = ~kept
+    spliced, later = {}, {}
+    for suffix, mask in alone.items():
+        value = torch.where(mask[..., None], x, x_hat)
+        spliced[suffix], _, later[suffix] = forward(model, tokens, hook, value)
     l0 = (features[:, 1:][kept] > 0).sum(1).numpy()
     density = (features[:, 1:][kept] > 0).double().mean(0)
-    first = hook.layer + (hook.hook_name == "hook_resid_post")
-    errors = [
-        float((later[i] - outputs[i])[:, 1:][kept].pow(2).mean()) for i in range(first, N_LAYERS)
-    ]
-    kl = (clean.exp() * (clean - spliced)).sum(-1)[:, :-1].mean()
-    names = ("ce_clean", "ce_sae", "ce_mean_ablation", "ce_zero_ablation")
-    losses = dict(zip(names, map(ce, (clean, spliced, mean, zero)), strict=True))
+    behind = range(hook.layer + (hook.hook_name == "hook_resid_post"), N_LAYERS)
+    errors = [float((later[""][i] - outputs[i])[:, 1:][kept].pow(2).mean()) for i in behind]
+    names = ("ce_clean", "ce_mean_ablation", "ce_zero_ablation")
+    losses: dict[str, Any] = dict(zip(names, map(ce, (clean, mean, zero)), strict=True))
+    for suffix, log_p in spliced.items():
+        kl = (clean.exp() * (clean - log_p)).sum(-1)[:, :-1].mean()
+        n_alone = int(alone[suffix].sum())
+        figures = {"ce_sae": ce(log_p), "kl": float(kl), "n_left_alone": n_alone}
+        losses |= {f"{name}{suffix}": value for name, value in figures.items()}
+        losses[f"loss_recovered{suffix}"] = None
     return {
         **losses,
-        "loss_recovered": None,
-        "kl": float(kl),
         "fvu": fvu(kept),
         "fvu_with_outliers": fvu(torch.ones_like(kept)),
         "mse": float((x - x_hat)[:, 1:][kept].pow(2).mean()),
@@ -102,6 +110,6 @@ def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook)
         "n_windows": len(tokens),
         "n_outlier_tokens": int((~kept).sum()),
         "l0_quantiles": {str(q): float(np.quantile(l0, q)) for q in QUANTILES},
-        "block_mse": {str(first + i): error for i, error in enumerate(errors)},
+        "block_mse": {str(i): error for i, error in zip(behind, errors, strict=True)},
         "density_histogram": density_histogram(density),
     }

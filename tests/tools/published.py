@@ -40,6 +40,15 @@ FIGURES = {
     "kl": 0.2,
     "dead_fraction": 0.05,
     "n_tokens": 2000,
+    "n_left_alone": 16,
+    "ce_sae_all_spliced": 3.9,
+    "loss_recovered_all_spliced": 0.733,
+    "kl_all_spliced": 0.6,
+    "n_left_alone_all_spliced": 0,
+    "ce_sae_sinks_kept": 3.3,
+    "loss_recovered_sinks_kept": 0.933,
+    "kl_sinks_kept": 0.17,
+    "n_left_alone_sinks_kept": 21,
     "l0_quantiles": {"0.5": 3.0},
 }
 

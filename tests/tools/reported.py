@@ -43,6 +43,15 @@ def an_evaluation(layer=9, k=32, name=None, **changes):
         "n_tokens": 12288,
         "n_windows": 48,
         "n_outlier_tokens": 51,
+        "n_left_alone": 48,
+        "ce_sae_all_spliced": 2.9,
+        "loss_recovered_all_spliced": 0.91,
+        "kl_all_spliced": 0.77,
+        "n_left_alone_all_spliced": 0,
+        "ce_sae_sinks_kept": 2.25,
+        "loss_recovered_sinks_kept": 0.987,
+        "kl_sinks_kept": 0.19,
+        "n_left_alone_sinks_kept": 99,
     } | changes
 
 

@@ -15,7 +15,7 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import Tokens, TokenWindows, read_windows, split_texts
 from sae_core.errors import SAEError
 from sae_core.evaluation.identity import density_histogram
-from sae_core.evaluation.metrics import evaluate, held_out_windows
+from sae_core.evaluation.metrics import SPLICES, evaluate, held_out_windows
 from sae_core.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import DataConfig, ModelConfig
@@ -58,7 +58,9 @@ def assert_close(found: dict[str, Any], expected: dict[str, Any], rel: float = 1
     assert set(found) == set(expected)
     ce_zero, lost = found["ce_zero_ablation"], found["ce_zero_ablation"] - found["ce_clean"]
     # its parts are compared: a random model may lose so little that the quotient is all rounding
-    expected = expected | {"loss_recovered": (ce_zero - found["ce_sae"]) / lost}
+    expected = expected | {
+        f"loss_recovered{suffix}": (ce_zero - found[f"ce_sae{suffix}"]) / lost for suffix in SPLICES
+    }
     for key, value in expected.items():
         if isinstance(value, dict) and key != "density_histogram":
             value, found[key] = pytest.approx(value, rel=rel), found[key]
@@ -90,6 +92,51 @@ def test_outliers_are_spliced_and_counted_apart(
     assert 0 < found["n_outlier_tokens"] < 0.1 * found["n_tokens"]
     assert found["n_tokens"] + found["n_outlier_tokens"] == evaluated[:, 1:].numel()
     assert found["fvu"] != pytest.approx(found["fvu_with_outliers"], rel=0.1)
+
+
+class RuinedAtFirst(torch.nn.Module):
+    """An SAE that gives nonsense wherever it reads one of these activations, (n, D)."""
+
+    def __init__(self, sae: SparseAutoencoder, bad: Tensor) -> None:
+        super().__init__()
+        self.sae, self.spec, self.bad = sae, sae.spec, bad
+
+    def encode(self, x: Tensor) -> Tensor:
+        self.is_bad = (x[..., None, :] == self.bad).all(-1).any(-1)
+        return self.sae.encode(x)
+
+    def decode(self, features: Tensor) -> Tensor:
+        return torch.where(self.is_bad[..., None], 1e3, self.sae.decode(features))
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_an_sae_that_is_ruined_at_position_0_alone(
+    bos: bool, tmp_path: Path, texts: list[str]
+) -> None:
+    """It never trained there, with a BOS token or without: only the figures of every token
+    spliced suffer."""
+    path = make_tiny_model(tmp_path / "m", " ".join(texts), "llama", bos)
+    model = LanguageModel.load(ModelConfig(model_name=str(path), model_dtype="float32"), CPU)
+    data = DataConfig(max_text_length=24, val_fraction=0.25)
+    tokens = read_windows(model.tokenizer, texts, data).evaluation()[:N_WINDOWS]
+    assert bool((tokens[:, 0] == 1).all()) == bos
+    sound, first = linear(1.0), model.activations(tokens, [POST])[POST][:, 0]
+    found, ruined = (
+        evaluate(model, sae, tokens, batch_size=4) for sae in (sound, RuinedAtFirst(sound, first))
+    )
+    suffering = {f"{name}_all_spliced" for name in ("ce_sae", "kl", "loss_recovered")}
+    assert {name for name in found if found[name] != ruined[name]} == suffering
+    assert found["kl_all_spliced"] < 1e-6 and ruined["kl_all_spliced"] > 1e-4
+    counts = [found[f"n_left_alone{suffix}"] for suffix in SPLICES]
+    assert counts == [N_WINDOWS, 0, N_WINDOWS]
+
+
+def test_tokens_left_alone_are_counted(with_sinks: LanguageModel, evaluated: Tensor) -> None:
+    found = evaluate(with_sinks, linear(0.0), evaluated, batch_size=4)
+    assert found["n_left_alone"] == len(evaluated)
+    assert found["n_left_alone_sinks_kept"] == len(evaluated) + found["n_outlier_tokens"]
+    assert found["ce_sae_sinks_kept"] != pytest.approx(found["ce_sae"], rel=1e-4)
+    assert found["ce_sae_all_spliced"] != pytest.approx(found["ce_sae"], rel=1e-4)
 
 
 def test_variance_about_a_large_mean(tmp_path: Path, texts: list[str], evaluated: Tensor) -> None:
@@ -137,10 +184,10 @@ def test_identity_recovers_everything(language_model: LanguageModel, evaluated: 
 def test_zero_and_mean_are_the_ablations(language_model: LanguageModel, evaluated: Tensor) -> None:
     x = language_model.activations(evaluated, [POST])[POST]
     zero = evaluate(language_model, linear(0.0), evaluated, batch_size=4)
-    assert zero["ce_sae"] == pytest.approx(zero["ce_zero_ablation"], abs=1e-6)
-    assert zero["loss_recovered"] == pytest.approx(0, abs=1e-5)
+    assert zero["ce_sae_all_spliced"] == pytest.approx(zero["ce_zero_ablation"], abs=1e-6)
+    assert zero["loss_recovered_all_spliced"] == pytest.approx(0, abs=1e-5)
     mean = evaluate(language_model, linear(1.0, x.mean((0, 1))), evaluated, batch_size=4)
-    assert mean["ce_sae"] == pytest.approx(mean["ce_mean_ablation"], abs=1e-6)
+    assert mean["ce_sae_all_spliced"] == pytest.approx(mean["ce_mean_ablation"], abs=1e-6)
     assert mean["ce_mean_ablation"] != pytest.approx(mean["ce_zero_ablation"], abs=1e-3)
     assert mean["fvu"] == pytest.approx(1, abs=0.02)  # but for position 0, part of the mean
     assert mean["dead_fraction"] == 1 and mean["density_histogram"]["never"] == 2 * WIDTH

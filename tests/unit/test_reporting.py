@@ -33,6 +33,8 @@ from sae_core.reporting.feature_page import feature_page, read_corpus, read_entr
 from sae_core.reporting.page import read_run, report_page
 from sae_core.reporting.provenance import commit, read_jobs
 from sae_core.reporting.summary import (
+    COLUMNS,
+    SPLICED_COLUMNS,
     SUMMARY_COLUMNS,
     TABLE_WIDTH,
     read_evaluations,
@@ -166,10 +168,28 @@ def test_csv_has_every_number_in_full_sorted_by_run_name():
 
 
 def test_table_is_aligned_and_in_the_order_of_the_layers():
-    heading, rule, first, second = summary_table([an_evaluation(20), an_evaluation(9)]).splitlines()
-    assert len(heading) == len(rule) == len(first) == len(second) <= TABLE_WIDTH
-    assert ".9." in first and ".20." in second
-    assert first.split()[1:4] == ["32.3", "0.1129", "2.123"]
+    tables = summary_table([an_evaluation(20), an_evaluation(9)]).split("\n\n")
+    for n, (titles, figures) in enumerate(
+        [
+            (0, ["32.3", "0.1129", "2.123", "2.300", "0.9810", "0.2100", "2.34%", "48"]),
+            (1, ["2.900", "0.9100", "0.7700", "0"]),
+            (1, ["2.250", "0.9870", "0.1900", "99"]),
+        ]
+    ):
+        heading, rule, first, second = tables[n].splitlines()[titles:]
+        assert len(heading) == len(rule) == len(first) == len(second) <= TABLE_WIDTH
+        assert ".9." in first and ".20." in second and first.split()[1:] == figures
+    assert "every token spliced" in tables[1] and "attention sinks" in tables[2]
+
+
+def test_page_has_the_figures_of_every_splice():
+    page = re.sub("<[^>]*>", " ", page_of(an_evaluation())).split()
+    for figure in ("48,", "2.900", "0.9100", "0.7700", "2.250", "0.9870", "0.1900", "99"):
+        assert figure in page
+    cells = [f"| {column.heading} |" for column in SPLICED_COLUMNS.values()]
+    assert len(set(cells)) == 8 and not {c.heading for c in COLUMNS.values()} & {
+        c.heading for c in SPLICED_COLUMNS.values()
+    }
 
 
 def test_table_shortens_long_names_at_the_start():
