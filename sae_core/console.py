@@ -65,6 +65,8 @@ class Console(Observer):
 
     def on_end(self, history: History, stopped_early: bool) -> None:
         if stopped_early:
-            print(f"stopped after epoch {history['epoch'][-1]}: the validation loss rises")
+            print(
+                f"stopped after epoch {history['epoch'][-1]}: the validation loss no longer falls"
+            )
         if skipped := sum(history.get("skipped_batches", [])):
             print(f"{skipped} batches were skipped: their numbers were not finite")

@@ -18,7 +18,7 @@ class EpochRecord(NamedTuple):
     """Tokens trained on so far."""
     metrics: dict[str, float]
     improved: bool
-    """The validation loss, the auxiliary loss left out, is the best so far."""
+    """`val_loss` is the least so far, or since the end-to-end phase began."""
 
 
 class Observer:

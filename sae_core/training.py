@@ -9,6 +9,9 @@ short warm-up, and a linear decay to zero over the last fifth of the steps; the 
 learning rate of the rest, its rows kept at unit norm. For a transcoder, the x that `x_hat` is
 compared with is its target, centred and scaled like x.
 
+The validation loss is that of the SAE as it is used, and leaves out the auxiliary loss, which would
+make it rise when the first features count as dead. The epoch where it is least is exported.
+
 In the end-to-end phase, the last steps, a batch is whole windows, and the loss gains the terms of
 `end_to_end.py`. The validation loss changes its meaning there: the best epoch is chosen anew among
 those that end in the phase, and if patience runs out before it, training goes on with the phase.
@@ -398,9 +401,7 @@ class Trainer:
         metrics["dead_features"] = dead
         metrics["dead_feature_percentage"] = 100 * dead / self.sae.spec.d_sae
         metrics |= {f"val_{name}": value for name, value in self._validate().items()}
-        # Without the auxiliary loss, which begins when the first features count as dead.
-        aux = self.sae.spec.aux_penalty * metrics.get("val_aux_loss", 0.0)
-        val_loss = metrics.get("val_loss", math.nan) - aux
+        val_loss = metrics.get("val_loss", math.nan)
         improved = val_loss < self.best_loss - self.config.early_stopping_min_delta
         if improved:
             self.best_epoch, self.best_loss, self.epochs_since_best = epoch, val_loss, 0
@@ -454,7 +455,10 @@ class Trainer:
                 means.add(by_name, l0, len(batch.x))
             else:
                 skipped += 1
-        return means.values() | {"skipped_batches": skipped}
+        found = means.values()
+        if found:
+            found["loss"] -= self.sae.spec.aux_penalty * found["aux_loss"]
+        return found | {"skipped_batches": skipped}
 
     def _measured(self, batch: Batch, rows: int) -> tuple[Terms, float]:
         part = batch.part()
