@@ -99,7 +99,7 @@ class RuinedAtFirst(torch.nn.Module):
 
     def __init__(self, sae: SparseAutoencoder, bad: Tensor) -> None:
         super().__init__()
-        self.sae, self.spec, self.bad = sae, sae.spec, bad
+        self.sae, self.spec, self.bad, self.threshold = sae, sae.spec, bad, sae.threshold
 
     def encode(self, x: Tensor) -> Tensor:
         self.is_bad = (x[..., None, :] == self.bad).all(-1).any(-1)
