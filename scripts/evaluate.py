@@ -47,7 +47,7 @@ def run(job: Job) -> None:
     from sae_core.data_processing.texts import read_texts
     from sae_core.devices import pick_device
     from sae_core.evaluation.identity import identity
-    from sae_core.evaluation.metrics import evaluate, held_out_windows
+    from sae_core.evaluation.metrics import evaluate, held_out_repeated, held_out_windows
     from sae_core.evaluation.unseen import ModelIdentity, check_model, check_texts
     from sae_core.model_sources import ModelRecord
     from sae_core.model_training.wandb_session import add_to_summary, evaluation_summary
@@ -62,6 +62,7 @@ def run(job: Job) -> None:
     figures = identity(job.sae.name, sae.spec, record.name) | evaluate(
         model, sae, windows, job.batch_size
     )
+    figures["held_out_repeated"] = held_out_repeated(sae.spec, texts)
     write_file(job.output, json.dumps(figures, indent=1) + "\n")
     for name in ("l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction"):
         print(f"{name:>15} {figures[name]:.4f}")

@@ -46,7 +46,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae_core.activations.language_model import Hook, LanguageModel, resume_point
-from sae_core.activations.token_windows import read_windows
+from sae_core.activations.repetition import repeated_share
+from sae_core.activations.token_windows import read_windows, split_texts
 from sae_core.errors import SAEError
 from sae_core.evaluation.calibration import calibrated
 from sae_core.evaluation.identity import density_histogram
@@ -110,6 +111,12 @@ def data_config(spec: SAESpec) -> DataConfig:
     """How the SAE's texts were split and cut into windows; the defaults for what is not known."""
     known = {key: value for key in DATA_KEYS if (value := spec.metadata.get(key)) is not None}
     return DataConfig(**known)
+
+
+def held_out_repeated(spec: SAESpec, texts: list[str]) -> float:
+    """The share of the SAE's held-out text that its training texts have too."""
+    data = data_config(spec)
+    return repeated_share(*split_texts(texts, data.val_fraction, data.seed))
 
 
 def held_out_windows(spec: SAESpec, tokenizer: Any, texts: list[str], most: int) -> Tensor:

@@ -58,6 +58,7 @@ EVALUATION_KEYS = (
     "block_mse_max",
     "n_windows",
     "n_outlier_tokens",
+    "held_out_repeated",
 )
 
 HISTORY_KEYS = ("loss", "sparsity", "dead_feature_percentage")

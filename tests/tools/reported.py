@@ -43,6 +43,7 @@ def an_evaluation(layer=9, k=32, name=None, **changes):
         "n_tokens": 12288,
         "n_windows": 48,
         "n_outlier_tokens": 51,
+        "held_out_repeated": 0.0731,
         "n_left_alone": 48,
         "ce_sae_all_spliced": 2.9,
         "loss_recovered_all_spliced": 0.91,

@@ -15,7 +15,7 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import Tokens, TokenWindows, read_windows, split_texts
 from sae_core.errors import SAEError
 from sae_core.evaluation.identity import density_histogram
-from sae_core.evaluation.metrics import SPLICES, evaluate, held_out_windows
+from sae_core.evaluation.metrics import SPLICES, evaluate, held_out_repeated, held_out_windows
 from sae_core.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import DataConfig, ModelConfig
@@ -231,3 +231,13 @@ def test_density_histogram_counts_every_feature(n_tokens: int) -> None:
     assert histogram["never"] == 3 and sum(counts) + 3 == len(active)
     assert len(edges) == len(counts) + 1 and (edges[0], edges[-1]) == (-6.0, 0.0)
     assert counts[-1] >= 1  # active on every token
+
+
+def test_held_out_text_that_training_has_too() -> None:
+    own = [f"{i} " + " ".join(f"word{i}{j}" for j in range(20)) for i in range(40)]
+    of_sae = spec("standard", metadata={"val_fraction": 0.5, "seed": 3})
+    assert held_out_repeated(of_sae, own) == 0
+    train, held_out = split_texts(own, 0.5, 3)
+    twice = [f"{text} {train[0]}" if text == held_out[0] else text for text in own]
+    total = sum(len(text) - 39 for text in split_texts(twice, 0.5, 3)[1])
+    assert held_out_repeated(of_sae, twice) == (len(train[0]) - 39) / total
