@@ -234,7 +234,7 @@ def test_density_histogram_counts_every_feature(n_tokens: int) -> None:
 
 
 def test_held_out_text_that_training_has_too() -> None:
-    own = [f"{i} " + " ".join(f"word{i}{j}" for j in range(20)) for i in range(40)]
+    own = [f"{i} " + " ".join(f"w{i}-{j}" for j in range(20)) for i in range(40)]
     of_sae = spec("standard", metadata={"val_fraction": 0.5, "seed": 3})
     assert held_out_repeated(of_sae, own) == 0
     train, held_out = split_texts(own, 0.5, 3)
