@@ -11,6 +11,7 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
+from sae_core.attempts import note_failure
 from sae_core.errors import Interrupted, SAEError, is_out_of_memory, is_unicode, one_line
 
 Settings = TypeVar("Settings")
@@ -77,7 +78,9 @@ def run(
         # Looked for here, as the options themselves may be what is wrong.
         if "--debug" in (sys.argv[1:] if argv is None else argv):
             traceback.print_exc()
-        _fail(f"error: {_reason(error)}")
+        line = f"error: {_reason(error)}"
+        note_failure(error, line)
+        _fail(line)
     sys.exit(0)
 
 

@@ -15,6 +15,10 @@ class SAEError(Exception):
     """
 
 
+class PassingError(SAEError):
+    """A fault that may be gone at the next attempt: of a network, a service or a disk."""
+
+
 class Interrupted(KeyboardInterrupt):
     """A signal ended the work at a point from which the same command goes on with it."""
 

@@ -12,7 +12,10 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from sae_core.errors import SAEError
+from sae_core.errors import PassingError, SAEError
+
+FORBIDDEN = (PermissionError, NotADirectoryError, IsADirectoryError)
+"""Errors of writing that stay until the user does something; a disk may have room again."""
 
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """What a file system answers that can sync files, but no folders."""
@@ -131,7 +134,8 @@ def writing(path: Path, n_bytes: int | Callable[[], int]) -> Iterator[None]:
         yield
     except OSError as error:
         size = n_bytes() if callable(n_bytes) else n_bytes
-        raise SAEError(
+        kind = SAEError if isinstance(error, FORBIDDEN) else PassingError
+        raise kind(
             f"{path}: cannot be written ({error.strerror or error}), {size:,} bytes; free some "
             "space or choose another folder"
         ) from error

@@ -14,6 +14,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from sae_core.attempts import is_final
+from sae_core.config_words import in_config_words
+
 BEAT_SECONDS = 60.0
 """Between two looks at the logs of the jobs that run."""
 
@@ -67,6 +70,8 @@ class JobLines(logging.Handler):
     ) -> None:
         super().__init__()
         self.stream, self.counts = stream, counts
+        self.final: set[int] = set()
+        """Of the jobs that failed, those whose further attempts end at once."""
         self.setFormatter(others)
         self.running: dict[int, Job] = {}
         self.failed: dict[int, Job] = {}
@@ -107,7 +112,7 @@ class JobLines(logging.Handler):
 
     def _begin(self, record: logging.LogRecord) -> None:
         job = _job(record)
-        if not job.made:  # `all`, which makes nothing
+        if not job.made or record.__dict__["jobid"] in self.final:  # `all` makes nothing
             return
         self._forget(record.__dict__["jobid"])
         self.running[record.__dict__["jobid"]] = job
@@ -116,6 +121,10 @@ class JobLines(logging.Handler):
 
     def _fail(self, record: logging.LogRecord) -> None:
         job = _job(record)
+        if record.__dict__["jobid"] in self.final:
+            return
+        if is_final(job.logs):
+            self.final.add(record.__dict__["jobid"])
         self._forget(record.__dict__["jobid"])
         self.failed[record.__dict__["jobid"]] = job
         self._say(f"Error in rule {job.rule}: {job.made}")
@@ -129,7 +138,8 @@ class JobLines(logging.Handler):
         message = str(record.msg or "")
         silent = CHATTER + (FINAL if self.failed else ())
         if message.startswith(RETRY):
-            self._write("  it is tried again")
+            if int(message.removeprefix(RETRY).strip(" .")) not in self.final:
+                self._write("  it is tried again")
         elif "CalledProcessError in file" not in message and not any(
             line.startswith(silent) for line in message.split("\n")
         ):
@@ -198,7 +208,7 @@ def _reason(logs: Sequence[str]) -> str:
     if error is None:
         last = next(iter(lines[-1:]), "nothing; if the disk is full, the reason is above")
         error = f"the log ends with: {last}"
-    return f"  log: {', '.join(logs) or 'none'}\n  {error}"
+    return f"  log: {', '.join(logs) or 'none'}\n  {in_config_words(error)}"
 
 
 def _last_line(logs: Sequence[str]) -> str:

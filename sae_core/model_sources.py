@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from sae_core.errors import SAEError, one_line
+from sae_core.errors import PassingError, SAEError, one_line
 from sae_core.files import file_sha256, new_folder, sync, write_file
 from sae_core.model_places import (
     COMMIT,
@@ -223,7 +223,8 @@ def _from_hub(config: FetchConfig) -> Path:
         if cached is not None and whole and not is_refused(error):
             print(f"the Hub cannot be asked ({one_line(error)}): {cached.name} is in its cache")
             return cached
-        raise SAEError(
+        kind = SAEError if is_refused(error) else PassingError
+        raise kind(
             f"model {name} at revision {revision or 'main'}: cannot be fetched from "
             "the Hub; check its name, the network and `hf auth login` "
             f"({one_line(error)})"
@@ -245,7 +246,7 @@ def _from_wheel(source: SourceConfig) -> Path:
     except SAEError:
         raise
     except Exception as error:  # files that are damaged or cannot be written raise all kinds
-        raise SAEError(
+        raise PassingError(
             f"{target}: cannot be made from {source.wheel} ({one_line(error)}); free some space, "
             "or choose another folder with SAE_CORE_CACHE"
         ) from error
@@ -297,7 +298,7 @@ def _download(requirement: str, sha256: str, folder: Path) -> Path:
         )
     except subprocess.CalledProcessError as error:
         reason = error.stderr.strip().splitlines()[-1:] or ["no reason given"]
-        raise SAEError(
+        raise PassingError(
             f"wheel {requirement}: pip cannot download it; check the name and the network "
             f"({reason[0]})"
         ) from error

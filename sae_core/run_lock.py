@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TextIO
 
-from sae_core.errors import SAEError
+from sae_core.errors import PassingError, SAEError
 from sae_core.holders import Holder
 from sae_core.naming import LOCK_FILE
 from sae_core.ranks import is_follower
@@ -62,7 +62,9 @@ def lock(path: Path, work: str, wait: float = 0.0) -> Iterator[None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = _acquired(path, time.monotonic() + wait)
     except BlockingIOError as error:
-        raise SAEError(f"{path.parent}: {_holder(path)} {work}; wait for it, or stop it") from error
+        raise PassingError(
+            f"{path.parent}: {_holder(path)} {work}; wait for it, or stop it"
+        ) from error
     except OSError as error:
         raise SAEError(
             f"{path}: cannot be locked ({error.strerror}); choose another folder"

@@ -19,7 +19,7 @@ from huggingface_hub.utils import disable_progress_bars, set_client_factory
 from huggingface_hub.utils._http import default_client_factory
 from huggingface_hub.utils._xet import abort_xet_session
 
-from sae_core.errors import SAEError, one_line
+from sae_core.errors import PassingError, SAEError, one_line
 from sae_core.naming import same_name
 from sae_core.train_config import RepoConfig
 
@@ -321,4 +321,5 @@ def named(what: str) -> Iterator[None]:
             "HF_TOKEN anew"
         ) from None
     except Exception as error:  # the client's failures have no common base class
-        raise SAEError(f"{what}: {_advice(error)} ({one_line(error)})") from error
+        kind = PassingError if _may_pass(error) else SAEError
+        raise kind(f"{what}: {_advice(error)} ({one_line(error)})") from error

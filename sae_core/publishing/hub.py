@@ -17,7 +17,7 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from sae_core.errors import SAEError
+from sae_core.errors import PassingError, SAEError
 from sae_core.files import file_sha256, write_file
 from sae_core.naming import EVALUATION_FILE
 from sae_core.publishing.client import connect, named, patiently, repo_info
@@ -208,7 +208,7 @@ def _commit(api: HfApi, repo_id: str, contents: Contents, facts: SAEFacts) -> st
             if error.response.status_code not in (409, 412):
                 raise
             time.sleep(min(0.1 * 2**conflict, 2.0))
-    raise SAEError(f"{repo_id}: other commits came first {CONFLICTS} times; run it again")
+    raise PassingError(f"{repo_id}: other commits came first {CONFLICTS} times; run it again")
 
 
 def _n_bytes(api: HfApi, repo_id: str, paths: Sequence[str], revision: str | None) -> int:

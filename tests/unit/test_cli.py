@@ -10,7 +10,8 @@ import pytest
 from running import ROOT, Run
 
 from sae_core import cli
-from sae_core.errors import SAEError
+from sae_core.attempts import ERROR_FILE, forget_failures
+from sae_core.errors import Interrupted, PassingError, SAEError
 from sae_core.train_config import DataConfig
 
 
@@ -126,3 +127,30 @@ def test_a_reason_that_the_log_does_not_take_is_said_on_the_console(
         ["bash", "-c", command.replace("/dev/full", str(log))], capture_output=True, timeout=60
     )
     assert not done.stderr, "a log that takes the reason has it alone"
+
+
+@pytest.mark.parametrize(
+    ("error", "is_final"),
+    [
+        (SAEError("--x 1: wrong"), True),
+        (PassingError("the Hub is away"), False),
+        (RuntimeError("out of memory"), False),
+        (KeyboardInterrupt(), False),
+        (Interrupted("stopped"), False),
+    ],
+)
+def test_only_what_the_user_has_to_mend_is_not_tried_again(
+    error: BaseException, is_final: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mark = tmp_path / "logs/train/x.log.error"
+    mark.parent.mkdir(parents=True)
+    monkeypatch.setenv(ERROR_FILE, str(mark))
+
+    def body(_: object) -> None:
+        raise error
+
+    with pytest.raises(SystemExit):
+        cli.run(body, DataConfig, "", [])
+    assert mark.exists() == is_final
+    forget_failures(tmp_path / "logs")
+    assert not mark.exists()

@@ -14,6 +14,8 @@ import pytest
 import yaml
 
 from sae_core.config_files import read_file
+from sae_core.config_words import KEYS as KEYS_OF_OPTIONS
+from sae_core.config_words import in_config_words
 from sae_core.data_processing.textbook_process import ProcessConfig
 from sae_core.kinds import KINDS
 from sae_core.model_sources import FetchConfig, SourceConfig
@@ -215,6 +217,16 @@ def test_the_documented_default_is_the_one_in_the_code(
         documented, actual = yaml.safe_load(cell.strip("`")), default_of(settings, key)
         actual = list(actual) if isinstance(actual, tuple) else actual
         assert (documented, type(documented)) == (actual, type(actual))
+
+
+def test_messages_name_options_by_their_keys() -> None:
+    for option, place in KEYS_OF_OPTIONS.items():
+        section, _, key = place.rpartition(".")
+        known = {"models[]": "models", "models[].source": "source"}.get(section, section)
+        assert key in PROPERTIES[known], option
+    assert in_config_words("error: --hook-layer 9: try --no-use-block-mse, or -n --texts x") == (
+        "error: models[].layers 9: try end_to_end.use_block_mse: false, or -n --texts x"
+    )
 
 
 def test_a_model_without_further_keys_has_the_documented_defaults() -> None:

@@ -107,6 +107,23 @@ def test_a_job_that_succeeds_at_another_attempt_has_not_failed(console: Console)
     assert "12 of 12 jobs done in 0 min" in console.shown[-1]
 
 
+def test_what_the_user_has_to_mend_is_said_once_and_by_the_configurations_names(
+    console: Console, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.log"
+    path.write_text("error: --folders a: no such folder; --output x stays\n")
+    (tmp_path / "a.log.error").touch()
+    for attempt in range(3):
+        console.job("job_info", 1, ["a"], [str(path)])
+        console.job("job_error", 1, ["a"], [str(path)])
+        if attempt < 2:
+            console.say("Trying to restart job 1.")
+    reason = "  error: chapters.folders a: no such folder; --output x stays"
+    assert console.shown[2:] == [f"  log: {path}", reason]
+    console.lines.end(["snakemake.log"])
+    assert console.shown[-4:] == ["1 failed:", "train a", f"  log: {path}", reason]
+
+
 def test_what_else_is_said_stays(console: Console) -> None:
     console.say("Waiting at most 5 seconds for missing files.", logging.WARNING)
     console.say("Terminating processes on user request, this might take some time.")

@@ -100,6 +100,31 @@ def test_what_is_not_there_is_said_by_a_dry_run(project: Project) -> None:
     assert "config: chapters.folders.chemistry: sae_core/data/raw_data/chemistry" in printed
 
 
+def test_what_trying_again_cannot_mend_is_not_tried_again(project: Project, tmp_path: Path) -> None:
+    """Every Python that starts adds a line to a file; one that was killed is tried again."""
+    starts = tmp_path / "starts"
+    kill = f"""
+import os, pathlib, sys
+if any(word.endswith("process.py") for word in sys.orig_argv):
+    starts = pathlib.Path({str(starts)!r})
+    starts.write_text((starts.read_text() if starts.exists() else "") + "x")
+    if len(starts.read_text()) == 1:
+        os.kill(os.getpid(), 9)
+"""
+    (tmp_path / "sitecustomize.py").write_text(kill)
+    project.environment["PYTHONPATH"] = str(tmp_path)
+    chapter = project.folder / "sae_core/data/raw_data/chemistry_chapters/chapter_01.md"
+    good = chapter.read_bytes()
+    chapter.write_bytes(b"ab\xff\xfe")
+    texts = "results/data/processed_textbooks_all.json"
+    printed = project.snakemake(texts, "--retries", "2", ok=False)
+    assert starts.read_text() == "xx", "killed, then refused, and not started a third time"
+    assert "chapter_01.md: not UTF-8" in printed.rpartition("Error in rule process")[2], printed
+    chapter.write_bytes(good)
+    project.snakemake(texts, "--retries", "2")
+    assert starts.read_text() == "xxx"
+
+
 def test_a_reason_that_no_log_takes_is_in_the_output_of_snakemake(project: Project) -> None:
     results = project.folder / "results"
     results.mkdir()

@@ -21,6 +21,7 @@ rule harvest:
         gpu=1,
         # What changes no result stands here, not in params: a change of it reruns nothing.
         scripts=SCRIPTS,
+        attempt=attempt_number,
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
     params:
@@ -29,8 +30,7 @@ rule harvest:
         jobs=PLAN.harvest.harvest_jobs,
         code=code_hash("scripts/harvest.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/harvest.py --texts {input.texts} --record {input.record}"
+        JOB + " {resources.scripts:q}/harvest.py --texts {input.texts} --record {input.record}"
         " --hooks {params.hooks} {params.options} --shard {wildcards.shard} --shards {params.jobs}"
         " --batch-size {resources.batch_size} --device {resources.device}"
         " --output {output.shard} --receipt {output.receipt}"

@@ -23,6 +23,7 @@ if set("{}") & set(str(ROOT)):
     raise WorkflowError(f"{ROOT}: Snakemake takes braces for a pattern; rename the folder")
 sys.path.insert(0, str(ROOT))
 
+from sae_core.attempts import forget_failures
 from sae_core.code_hash import code_hash
 from sae_core.config_files import read_config
 from sae_core.data_processing.sources import sources_path
@@ -49,6 +50,15 @@ TEXTS = "results/data/processed_textbooks_all.json"
 SOURCES = str(sources_path(Path(TEXTS)))
 MODEL = "results/models/{model_id}.json"
 CONFIG = "results/config.yaml"
+# What every job's shell begins with. What a user has to mend is not tried again: the attempt before
+# has left its error beside the log, which Snakemake removes. 3 is Snakemake's error stream, for where
+# the log takes no line.
+# `exec` puts the job in the shell's place: it gets signals, and learns of Snakemake's death.
+JOB = (
+    "if [ {resources.attempt} -gt 1 ] && [ -e {log}.error ]; then"
+    " cat {log}.error > {log}; exit 1; fi; rm -f {log}.error;"
+    " SAE_CORE_ERROR={log}.error SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
+)
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
 FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html")]
@@ -88,6 +98,11 @@ def say_costs():
         logger.info(f"{download}\n{sufficiency(corpus_tokens(PLAN))}")
 
 
+def attempt_number(wildcards, attempt):
+    """1, 2, 3: which attempt at a job it is, for its resources."""
+    return attempt
+
+
 def begin():
     """Before the first job: what may still go wrong without one, and which process this is."""
     global job_lines
@@ -98,6 +113,7 @@ def begin():
         )
     try:
         record_holder()
+        forget_failures(Path("results/logs"))
         # That W&B and the Hub will let in what the jobs are to send.
         check_services(PLAN.tracking, PLAN.publishing)
         if workflow.executor_plugin.name == "slurm":

@@ -16,11 +16,11 @@ rule process:
         "../../envs/data.yaml"
     resources:
         scripts=SCRIPTS,
+        attempt=attempt_number,
     params:
         # A function: braces in a subject's name are no pattern then.
         options=lambda wildcards: PLAN.process_options(),
         code=code_hash("scripts/process.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/process.py {params.options} --output {output.texts}"
+        JOB + " {resources.scripts:q}/process.py {params.options} --output {output.texts}"
         " 3>&2 > {log} 2>&1"

@@ -20,6 +20,7 @@ rule evaluate:
         gpu=1,
         # What changes no result stands here, not in params: a change of it reruns nothing.
         scripts=SCRIPTS,
+        attempt=attempt_number,
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
         tracking=PLAN.tracking_options(),
@@ -29,8 +30,7 @@ rule evaluate:
         options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
         code=code_of_run("scripts/evaluate.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/evaluate.py --sae {params.folder} --texts {input.texts}"
+        JOB + " {resources.scripts:q}/evaluate.py --sae {params.folder} --texts {input.texts}"
         " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
         " {resources.tracking} --checkpoints {params.results}/checkpoints/{wildcards.run}"
         " --output {output.evaluation}"
@@ -59,6 +59,7 @@ rule features:
         gpu=1,
         # What changes no result stands here, not in params: a change of it reruns nothing.
         scripts=SCRIPTS,
+        attempt=attempt_number,
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
     params:
@@ -66,8 +67,7 @@ rule features:
         options=lambda wildcards: PLAN.features_options(model_plan(wildcards)),
         code=code_of_run("scripts/features.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/features.py --sae {params.folder} --texts {input.texts}"
+        JOB + " {resources.scripts:q}/features.py --sae {params.folder} --texts {input.texts}"
         " --record {input.record} {params.options} --batch-size {resources.batch_size}"
         " --device {resources.device} --entries {output.entries} --table {output.table}"
         " --corpus {output.corpus}"
@@ -93,11 +93,11 @@ rule browse:
         "../../envs/report.yaml"
     resources:
         scripts=SCRIPTS,
+        attempt=attempt_number,
     params:
         code=code_hash("scripts/browse.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/browse.py --entries {input.entries} --corpus {input.corpus}"
+        JOB + " {resources.scripts:q}/browse.py --entries {input.entries} --corpus {input.corpus}"
         " --page {output.page}"
         " 3>&2 > {log} 2>&1"
 
@@ -127,11 +127,12 @@ rule plot:
         "../../envs/report.yaml"
     resources:
         scripts=SCRIPTS,
+        attempt=attempt_number,
     params:
         code=code_hash("scripts/plot.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/plot.py --evaluation {input.evaluation} --history {input.history}"
+        JOB
+        + " {resources.scripts:q}/plot.py --evaluation {input.evaluation} --history {input.history}"
         " --loss-curves {output.loss_curves} --density {output.density}"
         " 3>&2 > {log} 2>&1"
 
@@ -195,12 +196,12 @@ rule summarise:
         "../../envs/report.yaml"
     resources:
         scripts=SCRIPTS,
+        attempt=attempt_number,
     params:
         results=subpath(output.page, parent=True),
         code=code_hash("scripts/summarise.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/summarise.py --runs {input.runs} --results {params.results}"
+        JOB + " {resources.scripts:q}/summarise.py --runs {input.runs} --results {params.results}"
         " --texts {input.texts} --records {input.records} --summary {output.summary}"
         " --loss-recovered {output.loss_recovered} --fvu {output.fvu} --report {output.page}"
         " 3>&2 > {log} 2>&1"

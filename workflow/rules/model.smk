@@ -14,10 +14,10 @@ checkpoint fetch:
         with_torch("train")
     resources:
         scripts=SCRIPTS,
+        attempt=attempt_number,
     params:
         options=lambda wildcards: PLAN.fetch_options(model_plan(wildcards)),
         code=code_hash("scripts/fetch.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/fetch.py {params.options} --output {output.record}"
+        JOB + " {resources.scripts:q}/fetch.py {params.options} --output {output.record}"
         " 3>&2 > {log} 2>&1"

@@ -18,6 +18,7 @@ rule upload:
     resources:
         # What changes no result stands here, not in params: a change of it reruns nothing.
         scripts=SCRIPTS,
+        attempt=attempt_number,
         tracking=PLAN.tracking_options(),
     params:
         folder=subpath(input.weights, parent=True),
@@ -25,8 +26,8 @@ rule upload:
         options=lambda wildcards: PLAN.upload_options(model_plan(wildcards)),
         code=code_of_run("scripts/upload.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/upload.py --sae {params.folder} --evaluation {input.evaluation}"
+        JOB
+        + " {resources.scripts:q}/upload.py --sae {params.folder} --evaluation {input.evaluation}"
         " {params.options} {resources.tracking}"
         " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker}"
         " 3>&2 > {log} 2>&1"

@@ -19,6 +19,7 @@ rule train:
         gpu=lambda wildcards: model_plan(wildcards).runtime.gpus,
         # What changes no result stands here, not in params: a change of it reruns nothing.
         scripts=SCRIPTS,
+        attempt=attempt_number,
         device=PLAN.runtime.device,
         batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
         activation_batch_size=lambda wildcards: model_plan(wildcards).runtime.activation_batch_size,
@@ -33,8 +34,7 @@ rule train:
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
         code=code_of_run("scripts/train.py"),
     shell:
-        "SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        " {resources.scripts:q}/train.py --texts {input.texts} --record {input.record}"
+        JOB + " {resources.scripts:q}/train.py --texts {input.texts} --record {input.record}"
         " --shards {input.shards} {params.options} --device {resources.device} --gpus {resources.gpu}"
         " --batch-size {resources.batch_size}"
         " --activation-batch-size {resources.activation_batch_size}"
