@@ -30,8 +30,9 @@ rule harvest:
         jobs=PLAN.harvest.harvest_jobs,
         code=code_hash("scripts/harvest.py"),
     shell:
-        JOB + " {resources.scripts:q}/harvest.py --texts {input.texts} --record {input.record}"
-        " --hooks {params.hooks} {params.options} --shard {wildcards.shard} --shards {params.jobs}"
-        " --batch-size {resources.batch_size} --device {resources.device}"
-        " --output {output.shard} --receipt {output.receipt}"
-        " 3>&2 > {log} 2>&1"
+        job(
+            "harvest.py --texts {input.texts} --record {input.record}"
+            " --hooks {params.hooks} {params.options} --shard {wildcards.shard} --shards {params.jobs}"
+            " --batch-size {resources.batch_size} --device {resources.device}"
+            " --output {output.shard} --receipt {output.receipt}"
+        )

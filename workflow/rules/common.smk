@@ -50,15 +50,6 @@ TEXTS = "results/data/processed_textbooks_all.json"
 SOURCES = str(sources_path(Path(TEXTS)))
 MODEL = "results/models/{model_id}.json"
 CONFIG = "results/config.yaml"
-# What every job's shell begins with. What a user has to mend is not tried again: the attempt before
-# has left its error beside the log, which Snakemake removes. 3 is Snakemake's error stream, for where
-# the log takes no line.
-# `exec` puts the job in the shell's place: it gets signals, and learns of Snakemake's death.
-JOB = (
-    "if [ {resources.attempt} -gt 1 ] && [ -e {log}.error ]; then"
-    " cat {log}.error > {log}; exit 1; fi; rm -f {log}.error;"
-    " SAE_CORE_ERROR={log}.error SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-)
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
 FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html")]
@@ -96,6 +87,21 @@ def say_costs():
     download = downloads(PLAN, Tables.load(ROOT / "config/planning.yaml"), Path(MODEL).parent)
     if download:
         logger.info(f"{download}\n{sufficiency(corpus_tokens(PLAN))}")
+
+
+def job(command):
+    """The shell of a rule: one of the scripts.
+
+    What a user has to mend is not tried again: the attempt before has left its error beside the log,
+    which Snakemake removes. 3 is Snakemake's error stream, for where the log takes no line. `exec` puts
+    the job in the shell's place: it gets signals, and learns of Snakemake's death.
+    """
+    return (
+        "if [ {resources.attempt} -gt 1 ] && [ -e {log}.error ]; then"
+        " cat {log}.error > {log}; exit 1; fi; rm -f {log}.error;"
+        " SAE_CORE_ERROR={log}.error SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
+        f" {{resources.scripts:q}}/{command} 3>&2 > {{log}} 2>&1"
+    )
 
 
 def attempt_number(wildcards, attempt):

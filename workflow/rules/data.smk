@@ -22,5 +22,4 @@ rule process:
         options=lambda wildcards: PLAN.process_options(),
         code=code_hash("scripts/process.py"),
     shell:
-        JOB + " {resources.scripts:q}/process.py {params.options} --output {output.texts}"
-        " 3>&2 > {log} 2>&1"
+        job("process.py {params.options} --output {output.texts}")

@@ -30,11 +30,12 @@ rule evaluate:
         options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
         code=code_of_run("scripts/evaluate.py"),
     shell:
-        JOB + " {resources.scripts:q}/evaluate.py --sae {params.folder} --texts {input.texts}"
-        " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
-        " {resources.tracking} --checkpoints {params.results}/checkpoints/{wildcards.run}"
-        " --output {output.evaluation}"
-        " 3>&2 > {log} 2>&1"
+        job(
+            "evaluate.py --sae {params.folder} --texts {input.texts}"
+            " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
+            " {resources.tracking} --checkpoints {params.results}/checkpoints/{wildcards.run}"
+            " --output {output.evaluation}"
+        )
 
 
 rule features:
@@ -67,11 +68,12 @@ rule features:
         options=lambda wildcards: PLAN.features_options(model_plan(wildcards)),
         code=code_of_run("scripts/features.py"),
     shell:
-        JOB + " {resources.scripts:q}/features.py --sae {params.folder} --texts {input.texts}"
-        " --record {input.record} {params.options} --batch-size {resources.batch_size}"
-        " --device {resources.device} --entries {output.entries} --table {output.table}"
-        " --corpus {output.corpus}"
-        " 3>&2 > {log} 2>&1"
+        job(
+            "features.py --sae {params.folder} --texts {input.texts}"
+            " --record {input.record} {params.options} --batch-size {resources.batch_size}"
+            " --device {resources.device} --entries {output.entries} --table {output.table}"
+            " --corpus {output.corpus}"
+        )
 
 
 rule browse:
@@ -97,9 +99,7 @@ rule browse:
     params:
         code=code_hash("scripts/browse.py"),
     shell:
-        JOB + " {resources.scripts:q}/browse.py --entries {input.entries} --corpus {input.corpus}"
-        " --page {output.page}"
-        " 3>&2 > {log} 2>&1"
+        job("browse.py --entries {input.entries} --corpus {input.corpus}" " --page {output.page}")
 
 
 rule plot:
@@ -131,10 +131,10 @@ rule plot:
     params:
         code=code_hash("scripts/plot.py"),
     shell:
-        JOB
-        + " {resources.scripts:q}/plot.py --evaluation {input.evaluation} --history {input.history}"
-        " --loss-curves {output.loss_curves} --density {output.density}"
-        " 3>&2 > {log} 2>&1"
+        job(
+            "plot.py --evaluation {input.evaluation} --history {input.history}"
+            " --loss-curves {output.loss_curves} --density {output.density}"
+        )
 
 
 rule list_runs:
@@ -201,7 +201,8 @@ rule summarise:
         results=subpath(output.page, parent=True),
         code=code_hash("scripts/summarise.py"),
     shell:
-        JOB + " {resources.scripts:q}/summarise.py --runs {input.runs} --results {params.results}"
-        " --texts {input.texts} --records {input.records} --summary {output.summary}"
-        " --loss-recovered {output.loss_recovered} --fvu {output.fvu} --report {output.page}"
-        " 3>&2 > {log} 2>&1"
+        job(
+            "summarise.py --runs {input.runs} --results {params.results}"
+            " --texts {input.texts} --records {input.records} --summary {output.summary}"
+            " --loss-recovered {output.loss_recovered} --fvu {output.fvu} --report {output.page}"
+        )

@@ -19,5 +19,4 @@ checkpoint fetch:
         options=lambda wildcards: PLAN.fetch_options(model_plan(wildcards)),
         code=code_hash("scripts/fetch.py"),
     shell:
-        JOB + " {resources.scripts:q}/fetch.py {params.options} --output {output.record}"
-        " 3>&2 > {log} 2>&1"
+        job("fetch.py {params.options} --output {output.record}")

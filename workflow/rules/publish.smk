@@ -26,8 +26,8 @@ rule upload:
         options=lambda wildcards: PLAN.upload_options(model_plan(wildcards)),
         code=code_of_run("scripts/upload.py"),
     shell:
-        JOB
-        + " {resources.scripts:q}/upload.py --sae {params.folder} --evaluation {input.evaluation}"
-        " {params.options} {resources.tracking}"
-        " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker}"
-        " 3>&2 > {log} 2>&1"
+        job(
+            "upload.py --sae {params.folder} --evaluation {input.evaluation}"
+            " {params.options} {resources.tracking}"
+            " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker}"
+        )

@@ -34,12 +34,13 @@ rule train:
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
         code=code_of_run("scripts/train.py"),
     shell:
-        JOB + " {resources.scripts:q}/train.py --texts {input.texts} --record {input.record}"
-        " --shards {input.shards} {params.options} --device {resources.device} --gpus {resources.gpu}"
-        " --batch-size {resources.batch_size}"
-        " --activation-batch-size {resources.activation_batch_size}"
-        " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"
-        " --resume-minutes {resources.resume_minutes} --max-skipped {resources.max_skipped}"
-        " {resources.tracking}"
-        " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {params.folder}"
-        " 3>&2 > {log} 2>&1"
+        job(
+            "train.py --texts {input.texts} --record {input.record}"
+            " --shards {input.shards} {params.options} --device {resources.device} --gpus {resources.gpu}"
+            " --batch-size {resources.batch_size}"
+            " --activation-batch-size {resources.activation_batch_size}"
+            " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"
+            " --resume-minutes {resources.resume_minutes} --max-skipped {resources.max_skipped}"
+            " {resources.tracking}"
+            " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {params.folder}"
+        )
