@@ -79,10 +79,16 @@ class Tokens:
         found = self._spelled.search(text)
         return found[0] if found else None
 
-    def stream(self, texts: list[str]) -> Tensor:
+    def stream(self, texts: list[str], enough: int | None = None) -> Tensor:
         """(T,) int32 token ids of the texts, each followed by the end-of-text token; of empty
-        texts, none."""
-        return self.labelled(texts)[0]
+        texts, none. Texts after the first `enough` tokens are left out, a batch at a time."""
+        parts, n_tokens = [torch.empty(0, dtype=torch.int32)], 0
+        for first in range(0, len(texts), TEXTS_AT_ONCE):
+            if enough is not None and n_tokens >= enough:
+                break
+            parts.append(self.labelled(texts[first : first + TEXTS_AT_ONCE])[0])
+            n_tokens += len(parts[-1])
+        return torch.cat(parts)
 
     def labelled(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """`stream`, and (T,) int32 which of the texts each token is of."""
@@ -121,17 +127,25 @@ class TokenWindows:
         train, held_out: texts.
         length: tokens in a window, BOS included.
         seed: of the crops.
+        enough: held-out windows that are needed; texts after them need not be read.
 
     Raises:
         SAEError: a part that is not empty is shorter than one window.
     """
 
     def __init__(
-        self, tokens: Tokens, train: list[str], held_out: list[str], length: int, seed: int
+        self,
+        tokens: Tokens,
+        train: list[str],
+        held_out: list[str],
+        length: int,
+        seed: int,
+        enough: int | None = None,
     ) -> None:
         self.length, self.seed, self.bos = length, seed, tokens.bos
         self._step = length if tokens.bos is None else length - 1
-        self._train, self._held_out = tokens.stream(train), tokens.stream(held_out)
+        self._train = tokens.stream(train)
+        self._held_out = tokens.stream(held_out, enough and enough * self._step)
         for part, stream, texts in (
             ("training", self._train, train),
             ("held-out", self._held_out, held_out),
@@ -238,3 +252,12 @@ def read_windows(tokenizer: Any, texts: Sequence[str], data: DataConfig) -> Toke
     """Split texts and pack both parts into windows, as the settings say."""
     train, held_out = split_texts(list(texts), data.val_fraction, data.seed)
     return TokenWindows(Tokens(tokenizer), train, held_out, data.max_text_length, data.seed)
+
+
+def evaluation_windows(tokenizer: Any, texts: Sequence[str], data: DataConfig, most: int) -> Tensor:
+    """(at most `most`, length) the first of `read_windows(...).evaluation()`; only the held-out
+    texts that they are made of are tokenised."""
+    _, held_out = split_texts(list(texts), data.val_fraction, data.seed)
+    tokens, length = Tokens(tokenizer), data.max_text_length
+    windows = TokenWindows(tokens, [], held_out, length, data.seed, enough=2 * most)
+    return windows.evaluation()[:most]

@@ -47,7 +47,7 @@ from torch import Tensor
 
 from sae_core.activations.language_model import Hook, LanguageModel, resume_point
 from sae_core.activations.repetition import repeated_share
-from sae_core.activations.token_windows import read_windows, split_texts
+from sae_core.activations.token_windows import evaluation_windows, split_texts
 from sae_core.errors import SAEError
 from sae_core.evaluation.calibration import calibrated
 from sae_core.evaluation.identity import density_histogram
@@ -127,7 +127,7 @@ def held_out_windows(spec: SAESpec, tokenizer: Any, texts: list[str], most: int)
     Raises:
         SAEError: there are none.
     """
-    windows = read_windows(tokenizer, texts, data_config(spec)).evaluation()[:most]
+    windows = evaluation_windows(tokenizer, texts, data_config(spec), most)
     if len(windows) == 0:
         raise SAEError(
             "--val-fraction: the held-out texts give less than two windows, and the evaluation "

@@ -11,11 +11,12 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from sae_core.activations import repetition
+from sae_core.activations import repetition, token_windows
 from sae_core.activations.repetition import overlap, repeated_share
 from sae_core.activations.token_windows import (
     Tokens,
     TokenWindows,
+    evaluation_windows,
     read_windows,
     split_texts,
     text_notes,
@@ -35,7 +36,7 @@ class Numbered(Tokens):
     def __init__(self, bos: bool) -> None:
         self.bos, self.end_of_text = BOS if bos else None, -2
 
-    def stream(self, texts: list[str]) -> Tensor:
+    def stream(self, texts: list[str], enough: int | None = None) -> Tensor:
         return torch.arange(len("".join(texts)), dtype=torch.int32)
 
 
@@ -328,3 +329,27 @@ def test_shorter_than_one_window(bos: bool) -> None:
         numbered(least - 1, least, bos)
     with pytest.raises(SAEError, match="held-out texts .* window or a larger --val-fraction"):
         numbered(least, least - 1, bos)
+
+
+@pytest.mark.parametrize("most", [1, 3, 1000])
+def test_evaluation_windows_read_only_the_texts_that_they_need(
+    most: int, texts: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(token_windows, "TEXTS_AT_ONCE", 1)
+    read: list[str] = []
+    encode = Tokens._encode
+
+    def noted(self: Tokens, batch: list[str]) -> list[list[int]]:
+        read.extend(batch)
+        return encode(self, batch)
+
+    made, data = tokenizer(" ".join(texts)), DataConfig(LENGTH, val_fraction=0.5, seed=0)
+    _, held_out = split_texts(texts, 0.5, 0)
+    every = read_windows(made, texts, data).evaluation()
+    monkeypatch.setattr(Tokens, "_encode", noted)
+    found = evaluation_windows(made, texts, data, most)
+    assert torch.equal(found, every[:most]) and len(found) == min(most, len(every)) > 0
+    assert read == held_out[: len(read)]
+    needed = 2 * most * LENGTH
+    before_last = len(Tokens(made).stream(held_out[: len(read) - 1]))
+    assert before_last < needed and (len(read) < len(held_out) or most == 1000)
