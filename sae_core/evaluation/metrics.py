@@ -60,7 +60,7 @@ from sae_core.train_config import DataConfig
 
 DATA_KEYS = tuple(field.name for field in fields(DataConfig))
 
-LOGIT_ROWS = 512
+LOGIT_ROWS = 128
 """Predictions whose probabilities are in memory at once."""
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
@@ -85,8 +85,8 @@ class Batch(NamedTuple):
     """(B, L)"""
     x: dict[Hook, Tensor]
     """(B, L, D) float32 activations at the hook, and at a transcoder's target."""
-    logits: Tensor
-    """(B, L, V)"""
+    hidden: Tensor
+    """(B, L, D) what the logits are made of."""
     residual: Tensor
     """(B, L, D) where a spliced pass resumes."""
     later: dict[Hook, Tensor]
@@ -189,9 +189,9 @@ def _measured(
     _add_splices(sums, model, target, batch, x_hat, counted)
     mean = reference.mean.expand_as(x_hat)
     for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(x_hat))):
-        logits, _ = model.resume(batch.tokens, batch.residual, target, value)
-        sums.add(**{f"ce_{name}": _predictions(batch, logits)["ce"]})
-    sums.add(ce_clean=_predictions(batch, batch.logits)["ce"])
+        hidden, _ = model.resume_hidden(batch.tokens, batch.residual, target, value)
+        sums.add(**{f"ce_{name}": _predictions(model, batch, hidden)["ce"]})
+    sums.add(ce_clean=_predictions(model, batch, batch.hidden)["ce"])
     return sums, (features > 0).sum(-1)[counted]
 
 
@@ -210,8 +210,10 @@ def _add_splices(
         else:
             value = torch.where(alone[..., None], batch.x[target], x_hat)
             later = list(batch.later) if suffix == HEADLINE else []
-            logits, spliced = model.resume(batch.tokens, batch.residual, target, value, later)
-            found[suffix] = _predictions(batch, logits, with_kl=True)
+            hidden, spliced = model.resume_hidden(
+                batch.tokens, batch.residual, target, value, later
+            )
+            found[suffix] = _predictions(model, batch, hidden, with_kl=True)
             for point in later:
                 error = (spliced[point].float() - batch.later[point].float())[counted]
                 sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
@@ -237,9 +239,9 @@ def _clean_pass(
     model: LanguageModel, hook: Hook, target: Hook, later: list[Hook], tokens: Tensor
 ) -> Batch:
     start, tokens = resume_point(hook), tokens.to(model.device)
-    logits, found = model.logits(tokens, [hook, target, start, *later])
+    hidden, found = model.hidden(tokens, [hook, target, start, *later])
     x = {at: found[at].float() for at in {hook, target}}
-    return Batch(tokens, x, logits, found[start], {p: found[p] for p in later})
+    return Batch(tokens, x, hidden, found[start], {p: found[p] for p in later})
 
 
 def _counted(batch: Batch, reference: Reference) -> Tensor:
@@ -275,17 +277,21 @@ def _add_own_figures(
     sums.add(active=(features > 0)[counted].sum(0))
 
 
-def _predictions(batch: Batch, logits: Tensor, with_kl: bool = False) -> _Sums:
-    """`ce`, the summed cross-entropy of `logits` (B, L, V), and `kl`, from the clean model's."""
+def _predictions(
+    model: LanguageModel, batch: Batch, hidden: Tensor, with_kl: bool = False
+) -> _Sums:
+    """`ce`, the summed cross-entropy of the logits of `hidden` (B, L, D), and `kl`, from the clean
+    model's. The logits of all tokens never exist at once: with a large vocabulary they would take
+    more memory than the model."""
     target = batch.tokens[:, 1:].flatten()
-    rows, clean = logits[:, :-1].flatten(0, 1), batch.logits[:, :-1].flatten(0, 1)
+    rows, clean = hidden[:, :-1].flatten(0, 1), batch.hidden[:, :-1].flatten(0, 1)
     sums = _Sums()
     for part in torch.arange(len(target), device=target.device).split(LOGIT_ROWS):
-        log_p = F.log_softmax(rows[part].float(), dim=-1)
+        log_p = F.log_softmax(model.unembed(rows[part]), dim=-1, dtype=torch.float32)
         sums.add(ce=F.nll_loss(log_p, target[part], reduction="sum"))
         if with_kl:
-            log_clean = F.log_softmax(clean[part].float(), dim=-1)
-            sums.add(kl=F.kl_div(log_p, log_clean, reduction="sum", log_target=True))
+            log_clean = F.log_softmax(model.unembed(clean[part]), dim=-1, dtype=torch.float32)
+            sums.add(kl=torch.linalg.vecdot(log_clean.exp(), log_clean.sub_(log_p)).sum())
     return sums
 
 
