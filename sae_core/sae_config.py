@@ -24,12 +24,12 @@ TAGS: dict[str, str] = {
     "gated": "gatedsae",
     "standard": "sae",
 }
-"""What each kind is called in a run name; those with a k aim at that number of active features."""
+"""What each kind is called in a run name; a kind with a k aims at that L0."""
 
 
 @dataclass(frozen=True)
 class SAEConfig:
-    """The SAE that is to be trained."""
+    """The SAE to train."""
 
     sae_type: SAEType = "batch_topk"
     """BatchTopK (arXiv 2412.06410), TopK (2406.04093), Matryoshka BatchTopK (2503.17547), JumpReLU
@@ -42,25 +42,26 @@ class SAEConfig:
     """Number format of the exported weights; training itself is always in float32."""
 
     sparsity_penalty: float = 0.0
-    """Weight of the L1 norm of the code in the loss; what makes the standard and gated kinds
-    sparse."""
+    """Weight in the loss of the L1 norm of the code (gated kind: of its gate). Without it the
+    standard and gated kinds are not sparse."""
 
     topk: int = 128
-    """Mean number of active features a token; not for the standard and gated kinds."""
+    """L0 to train for: the mean number of active features per token. Not for the standard and
+    gated kinds."""
 
     matryoshka_fractions: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5)
-    """Shares of the features, from the first on, that have to reconstruct without the rest
-    (Matryoshka BatchTopK)."""
+    """Ascending shares of the features, counted from the first, each of which has to reconstruct
+    without the rest (Matryoshka BatchTopK)."""
 
     topk_aux: int | None = None
-    """Dead features a token that the auxiliary loss uses; by default as many as `topk`, or
-    half the width of the activation for a kind without it."""
+    """Dead features per token that the auxiliary loss uses; by default as many as --topk, or half
+    the width of the activation for a kind without it."""
 
     n_batches_to_dead: int = 200
     """A feature that has not fired for this many batches counts as dead."""
 
     n_tokens_to_dead: int | None = None
-    """The same, counted in tokens; replaces the number of batches."""
+    """The same limit in tokens; if given, it replaces the number of batches."""
 
     aux_penalty: float = 0.03125
     """Weight of the auxiliary loss on dead features."""
@@ -68,7 +69,8 @@ class SAEConfig:
     def __post_init__(self) -> None:
         if "{k}" in TAGS[self.sae_type] and self.topk <= 0:
             raise SAEError(
-                f"--topk {self.topk}: a {self.sae_type} SAE needs at least 1 active feature a token"
+                f"--topk {self.topk}: a {self.sae_type} SAE needs at least 1 active feature per "
+                "token"
             )
         shares = (0, *self.matryoshka_fractions, 1)
         if len(shares) < 3 or not all(a < b for a, b in pairwise(shares)):
@@ -78,14 +80,18 @@ class SAEConfig:
             )
         for name in ("sae_expansion", "n_batches_to_dead", "n_tokens_to_dead", "topk_aux"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise SAEError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 1")
+                raise SAEError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1"
+                )
         for name in ("sparsity_penalty", "aux_penalty"):
             if not 0 <= getattr(self, name) < math.inf:
-                raise SAEError(f"--{name.replace('_', '-')} {getattr(self, name)}: at least 0")
+                raise SAEError(
+                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0"
+                )
 
     @property
     def k(self) -> int:
-        """The number of active features a token that the kind aims at; 0 where it has none."""
+        """The L0 that the kind aims at; 0 for a kind without one."""
         return self.topk if "{k}" in TAGS[self.sae_type] else 0
 
     @property
@@ -94,10 +100,10 @@ class SAEConfig:
         return TAGS[self.sae_type].format(k=self.topk)
 
     def n_features(self, d_in: int) -> int:
-        """Of an SAE on activations of width `d_in`.
+        """The number of features of an SAE on activations of width `d_in`.
 
         Raises:
-            SAEError: they are fewer than are to be active.
+            SAEError: it is smaller than `topk`.
         """
         d_sae = d_in * self.sae_expansion
         if self.k > d_sae:
@@ -108,7 +114,7 @@ class SAEConfig:
         return d_sae
 
     def matryoshka_sizes(self, d_sae: int) -> list[int]:
-        """The sizes of the nested SAEs, the whole last; empty for every other kind."""
+        """The sizes of the nested SAEs, ending with the whole SAE; empty for every other kind."""
         if self.sae_type != "matryoshka_batch_topk":
             return []
         sizes = {max(1, round(share * d_sae)) for share in self.matryoshka_fractions}
@@ -124,22 +130,22 @@ METADATA: dict[str, Any] = {
     "outlier_norm": float,
     "prepend_bos": bool,
 }
-"""What is read of an SAE's origin."""
+"""The entries of an SAE's `metadata` that are read, with their types."""
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 """Number formats that weights may have."""
 
 NONE_IS_ZERO = ("top_k", "top_k_aux")
-"""Keys that the trainer before this one wrote as null for an SAE of the standard kind."""
+"""Keys that this trainer's predecessor wrote as null for an SAE of the standard kind."""
 
 
 @dataclass
 class SAESpec:
     """`config.json` of an SAE directory: what is needed to use the weights, and their origin.
 
-    Directories of the older form load too. They have the keys without a default and no others,
-    and were written by the trainer before this one or by its first version; their kind follows
-    from `top_k`. Those without `target_hook_name` are SAEs.
+    Directories in the older form load too. They have only the keys without a default, and were
+    written by this trainer's predecessor or by its first version. Their kind follows from
+    `top_k`. A directory without `target_hook_name` is an SAE.
     """
 
     d_in: int
@@ -157,10 +163,10 @@ class SAESpec:
     sae_type: str = ""
     matryoshka_sizes: list[int] = field(default_factory=list)
     target_hook_name: str = ""
-    """Of a transcoder, where its output belongs, in the same layer; empty for an SAE."""
+    """Where a transcoder's output belongs, in the same layer; empty for an SAE."""
     metadata: dict[str, Any] = field(default_factory=dict)
     weights_sha256: str = field(default="", compare=False)
-    """Of the `weights.pt` beside it, which no other configuration fits."""
+    """SHA-256 of the `weights.pt` that belongs to this configuration."""
 
     def __post_init__(self) -> None:
         if not self.sae_type:
@@ -168,7 +174,7 @@ class SAESpec:
 
     @property
     def is_older_form(self) -> bool:
-        """Whether the directory says nothing of what its weights are."""
+        """Whether the configuration has no hash of its weights."""
         return not self.weights_sha256
 
     @property
@@ -178,7 +184,7 @@ class SAESpec:
 
     @property
     def window(self) -> int:
-        """Tokens in the windows that it was trained on; 0 where that is not known."""
+        """Tokens per window of the training; 0 if that is not known."""
         return self.metadata.get("max_text_length") or 0
 
     @property
@@ -187,16 +193,15 @@ class SAESpec:
         return hook_spec(self.hook_layer, hook_label(self.hook_name, self.target_hook_name))
 
     def to_json(self) -> str:
-        """The contents of `config.json`; no path of this machine, whatever the origin says."""
+        """The contents of `config.json`, without any path of this machine."""
         return json.dumps(without_paths(asdict(self)), indent=2) + "\n"
 
     @classmethod
     def load(cls, path: Path) -> "SAESpec":
-        """Read a `config.json`; keys that this version does not know are left out.
+        """Read a `config.json`; unknown keys are ignored.
 
         Raises:
-            SAEError: the file is missing, not JSON, lacks a key, or a value is not what it has
-                to be.
+            SAEError: the file is missing, is not JSON, lacks a key, or has a wrong value.
         """
         stored = read_json(path, "SAE configuration", "fetch or train the SAE again")
         known = {f.name for f in fields(cls)}
@@ -208,11 +213,11 @@ class SAESpec:
         stored = _as_written_today(stored)
         for f in fields(cls):
             if f.name in stored and not fits(stored[f.name], f.type):
-                raise SAEError(f"{path}: {f.name} is {stored[f.name]!r:.80}, which is no {f.type}")
+                raise SAEError(f"{path}: {f.name} is {stored[f.name]!r:.80}, which is not {f.type}")
         for name, kind in METADATA.items():
             value = stored.get("metadata", {}).get(name)
             if value is not None and not fits(value, kind):
-                raise SAEError(f"{path}: metadata: {name} is {value!r:.80}, which is no {kind}")
+                raise SAEError(f"{path}: metadata: {name} is {value!r:.80}, which is not {kind}")
         spec = cls(**{key: value for key, value in stored.items() if key in known})
         spec.check(path)
         return spec
@@ -221,34 +226,39 @@ class SAESpec:
         """Check that the values, which have the right types, make sense.
 
         Raises:
-            SAEError: one does not.
+            SAEError: a value does not.
         """
         if min(self.d_in, self.d_sae) < 1:
             raise SAEError(f"{path}: d_in and d_sae must be at least 1")
         for name in ("hook_layer", "top_k", "top_k_aux", "n_batches_to_dead"):
             if getattr(self, name) < 0:
-                raise SAEError(f"{path}: {name} is {getattr(self, name)}, and has to be at least 0")
+                raise SAEError(f"{path}: {name} is {getattr(self, name)}; it must be at least 0")
         for name in ("l1_coefficient", "aux_penalty"):
             if not math.isfinite(getattr(self, name)):
-                raise SAEError(f"{path}: {name} is {getattr(self, name)}, which is no number")
+                raise SAEError(
+                    f"{path}: {name} is {getattr(self, name)}, which is not a finite number"
+                )
         if self.dtype not in DTYPES:
             raise SAEError(f"{path}: dtype is {self.dtype!r:.80}; it has to be {', '.join(DTYPES)}")
         check_sizes(path, "matryoshka_sizes", self.matryoshka_sizes, self.d_sae)
 
 
 def check_sizes(path: Path, key: str, sizes: list[int], d_sae: int) -> None:
-    """Check the sizes of nested SAEs, of which there may be none.
+    """Check the sizes of nested SAEs; there may be none.
 
     Raises:
-        SAEError: they do not rise to that of the whole.
+        SAEError: they do not increase to the size of the whole SAE.
     """
     if sizes and not (sizes[-1] == d_sae and all(a < b for a, b in pairwise((0, *sizes)))):
-        raise SAEError(f"{path}: {key} is {sizes!r:.80}, and has to rise to {d_sae}, the whole SAE")
+        raise SAEError(
+            f"{path}: {key} is {sizes!r:.80}; it must increase to {d_sae}, the size of the whole "
+            "SAE"
+        )
 
 
 def _as_written_today(stored: dict[str, Any]) -> dict[str, Any]:
-    """The values of a `config.json`, those that the trainer before this one wrote otherwise as
-    they are written now: a layer as text, a format with its module, null for no k."""
+    """The values of a `config.json` in today's form. This trainer's predecessor wrote a layer as
+    text, a number format with its module, and null for no k."""
     stored = dict(stored)
     layer, dtype = stored["hook_layer"], stored["dtype"]
     if isinstance(layer, str) and re.fullmatch("[0-9]{1,9}", layer):

@@ -1,8 +1,8 @@
 """Every setting of a training run, grouped; each field's docstring is its command-line help.
 
 The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`, `DataConfig`,
-`TrainingConfig`, `EndToEndConfig`) stand apart from those that do not (`RuntimeConfig`,
-`OutputConfig`, `TrackingConfig`, `PublishingConfig`): the workflow retrains for the former only.
+`TrainingConfig`, `EndToEndConfig`) are separate from the ones that do not (`RuntimeConfig`,
+`OutputConfig`, `TrackingConfig`, `PublishingConfig`): the workflow retrains only for the former.
 """
 
 import math
@@ -33,7 +33,7 @@ HOOK_NAMES = (
     "hook_mlp_out",
     "hook_resid_post",
 )
-"""The activations of a block, by TransformerLens's names, in the order in which they come about."""
+"""The activations of a block, by TransformerLens's names, in the order in which they arise."""
 
 DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.json")
 
@@ -57,10 +57,10 @@ class LoadConfig:
     and float32 elsewhere."""
 
     load_in_4bit: bool = False
-    """Quantise the model to 4 bits while loading (CUDA, needs bitsandbytes)."""
+    """Quantise the model to 4 bits while loading (needs CUDA and bitsandbytes)."""
 
     trust_remote_code: bool = False
-    """Run Python code that the model's repository brings along."""
+    """Run the Python code that ships with the model's repository."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,8 @@ class DataConfig:
     """Length of a window in tokens."""
 
     val_fraction: float = 0.1
-    """Share of the texts that is held out: half of its windows validate, half evaluate."""
+    """Share of the texts that is held out. Half of the held-out windows are for validation, half
+    for evaluation."""
 
     seed: int = 420
     """Seed of everything random: split, crops, order, initial weights."""
@@ -112,26 +113,27 @@ class HookConfig:
     """Where in the model the SAE sits."""
 
     hook_layer: int | None = None
-    """0-based layer; the middle one when omitted."""
+    """0-based layer; the middle one if omitted."""
 
     middle_layer_strategy: MiddleLayerStrategy = "lower"
-    """Which of the two middle layers, when the number of layers is even."""
+    """Which of the two middle layers, if the number of layers is even."""
 
     hook_name: str = "hook_resid_post"
     """TransformerLens name of the activation: hook_resid_pre, hook_resid_mid, hook_resid_post,
-    hook_attn_out, hook_mlp_out or mlp.hook_in (the MLP's input, normalised)."""
+    hook_attn_out, hook_mlp_out or mlp.hook_in (the MLP's normalised input)."""
 
     target_hook_name: str = ""
-    """Train a transcoder (arXiv 2406.11944), which makes a later activation of the same layer out
-    of that at the hook: from mlp.hook_in to hook_mlp_out, for one. Empty for an SAE."""
+    """Train a transcoder (arXiv 2406.11944), which predicts this later activation of the same
+    layer from the one at --hook-name, for example hook_mlp_out from mlp.hook_in. Empty for an
+    SAE."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "hook_layer")
         for option in ("hook_name", "target_hook_name"):
             if found := FULL_NAME.fullmatch(getattr(self, option)):
                 raise SAEError(
-                    f"--{option.replace('_', '-')} {found[0]}: give the name alone, {found[2]}, "
-                    f"and the layer apart, as --hook-layer {found[1]}"
+                    f"--{option.replace('_', '-')} {found[0]}: give only the name, {found[2]}, "
+                    f"and the layer separately, as --hook-layer {found[1]}"
                 )
         if not HOOK_NAME.fullmatch(self.hook_name):
             raise SAEError(f"--hook-name {self.hook_name!r}: not the name of an activation")
@@ -156,15 +158,15 @@ class TrainingConfig:
     """Passes over the training windows."""
 
     tokens_per_step: int = 4096
-    """Tokens in one optimizer step, which is also the pool of the batch top-k."""
+    """Tokens per optimizer step. The batch top-k selects among all of them together."""
 
     lr: float | Literal["auto"] = 1e-3
-    """Peak learning rate of Adam; `auto` chooses by the number of features, 0.004 for 4,608 and
-    less for more, as 1 / sqrt(features)."""
+    """Peak learning rate of Adam; `auto` takes 0.004 for 4,608 features, and otherwise scales it
+    with 1 / sqrt(features)."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the encoder product; `auto` takes bfloat16 where the hardware is fast at
-    it. Weights, sums and gradients are in float32 in any case."""
+    it. Weights, sums and gradients are always in float32."""
 
     recon_weight: float = 1.0
     """Weight of the reconstruction error in the loss."""
@@ -174,7 +176,7 @@ class TrainingConfig:
     0 never stops early."""
 
     early_stopping_min_delta: float = 0.0
-    """By how much the validation loss must fall to count as better."""
+    """Minimum decrease of the validation loss that counts as better."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "num_epochs", "tokens_per_step")
@@ -185,35 +187,34 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class RuntimeConfig:
-    """What the machine does at once. None of these changes the trained SAE; another device, and on
-    a GPU another batch size, changes it by as much as numbers are rounded."""
+    """Hardware settings. They do not change the trained SAE beyond rounding."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; `auto` takes CUDA, then Apple's MPS, then the CPU."""
 
     gpus: int = 1
-    """GPUs that share the training of one SAE; with `device` `cpu`, processes."""
+    """GPUs that share the training of one SAE; with --device cpu, processes."""
 
     batch_size: int = 8
-    """Windows in a forward pass of the language model on a GPU; a CPU takes about 1,024 tokens."""
+    """Windows per forward pass of the language model on a GPU (a CPU always uses about 1,024
+    tokens)."""
 
     activation_batch_size: int | Literal["auto"] = "auto"
-    """Tokens of SAE work at once: the rows of the encoder product that are in memory, in steps of
-    512 or, for a wide SAE, fewer."""
+    """Tokens that the SAE processes at once, and so the rows of the encoder product in memory;
+    rounded to steps of 512, or fewer for a wide SAE."""
 
     log_freq: int = 100
-    """Steps between two updates of the progress bar's figures."""
+    """Steps between updates of the figures in the progress bar."""
 
     checkpoint_freq: int = 2
-    """Epochs between two checkpoints; 0 keeps the best one only."""
+    """Epochs between checkpoints; 0 keeps only the best one."""
 
     resume_minutes: float = 5.0
-    """Minutes of training that a killed process may lose: so often the state is stored that the
-    same command goes on from; 0 stores it after every step."""
+    """How often, in minutes, the resumable state is saved; 0 saves it after every step."""
 
     max_skipped: int = 10
-    """Batches in a row that are skipped because a number in them is not finite; one more stops the
-    training."""
+    """Consecutive batches that may be skipped because they contain NaN or infinite numbers; one
+    more stops the training."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "gpus", "batch_size", "log_freq")
@@ -227,10 +228,10 @@ class HarvestConfig:
     """The workflow's store of activations."""
 
     passes: int = 1
-    """Different random crops of the corpus that are stored; epochs take them in turn."""
+    """How many different random crops of the corpus are stored; epochs take them in turn."""
 
     harvest_jobs: int = 1
-    """Jobs that share one model's pass."""
+    """Jobs that split the pass of one model."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "passes", "harvest_jobs")
@@ -241,7 +242,7 @@ class EvaluationConfig:
     """How an SAE is evaluated."""
 
     max_windows: int = 256
-    """Held-out windows that are evaluated, at most."""
+    """Maximum number of held-out windows evaluated."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "max_windows")
@@ -252,20 +253,19 @@ class FeaturesConfig:
     """What the analysis of an SAE's features reads, and what its page shows."""
 
     corpus_windows: int = 4096
-    """Windows of the texts that are read, at most; of more, so many at equal distances."""
+    """Maximum number of windows read; if there are more, an evenly spaced subset."""
 
     interesting_features: int = 120
-    """Features that are shown because they are strong, in the texts as a whole or in one
-    subject."""
+    """Features shown because they are strong, in the texts as a whole or in one subject."""
 
     random_features: int = 60
-    """Features that are shown at random, of the others that are active."""
+    """Features shown at random, from the remaining active ones."""
 
     top_windows: int = 10
-    """Windows in which a feature is most active that are shown of it."""
+    """Windows shown per feature, the ones in which it is most active."""
 
     context_tokens: int = 40
-    """Tokens that are shown of each."""
+    """Tokens shown per window."""
 
     def __post_init__(self) -> None:
         _at_least(self, 1, "corpus_windows", "top_windows", "context_tokens")
@@ -293,10 +293,10 @@ class OutputConfig:
     """Folder of the checkpoints."""
 
     run_name: str | None = None
-    """Name of the SAE's folder; made from model, hook and SAE when omitted."""
+    """Name of the SAE's folder; built from model, hook and SAE if omitted."""
 
     quiet: bool = False
-    """Print where the SAE is, and errors, and nothing else."""
+    """Print only the SAE's path and errors."""
 
 
 @dataclass(frozen=True)
@@ -307,23 +307,24 @@ class EndToEndConfig:
     """Add end-to-end losses in the last part of the training."""
 
     use_logit_kl: bool = True
-    """The KL divergence of the model's predictions (end-to-end)."""
+    """Use the KL divergence of the spliced model's predictions from the unmodified model's."""
 
     use_block_mse: bool = False
-    """The squared error of the later layers' residuals (end-to-end)."""
+    """Use the squared error of the later layers' residual streams."""
 
     logit_kl_weight: float = 1e-2
-    """Weight of the KL divergence; in a phase that is not the whole training, the default makes it
-    pull as hard as the reconstruction error, and another value in proportion."""
+    """Weight of the KL divergence. Unless the phase covers the whole training, the default gives
+    it the same gradient norm as the reconstruction error; other values scale it proportionally."""
 
     block_mse_weight: float = 1e-3
-    """Weight of the later layers' error, in the same way."""
+    """Weight of the later layers' error, scaled in the same way."""
 
     block_mse_layers: tuple[int, ...] = ()
-    """0-based layers behind the hook whose error counts; all of them when omitted."""
+    """0-based layers after the hook whose error counts; all of them if omitted."""
 
     end_to_end_fraction: float = 0.1
-    """Share of the optimizer steps, the last ones, with end-to-end losses; 1 is every step."""
+    """Share of the optimizer steps, at the end of the training, that use end-to-end losses; 1
+    means every step."""
 
     def __post_init__(self) -> None:
         _at_least(self, 0, "logit_kl_weight", "block_mse_weight")
@@ -365,7 +366,8 @@ class TrackingConfig:
     wandb_mode: Literal["online", "offline", "disabled"] = field(
         default_factory=lambda: _environment("WANDB_MODE", "online")  # type: ignore[arg-type]
     )
-    """Send as it happens, store for `wandb sync`, or neither (default: $WANDB_MODE, or online)."""
+    """Send as it happens, store for `wandb sync`, or do neither (default: $WANDB_MODE, else
+    online)."""
 
     wandb_group: str | None = field(default_factory=lambda: _environment("WANDB_RUN_GROUP"))
     """Group that the run belongs to (default: $WANDB_RUN_GROUP)."""
@@ -397,16 +399,18 @@ class RepoConfig:
     """Repository to upload to, `owner/name` (default: $SAE_HF_REPO_ID)."""
 
     hf_private: bool = False
-    """Upload to a private repository alone: a new one is made private, a public one is refused."""
+    """Upload to a private repository only: a new one is created private, a public one is
+    refused."""
 
     hf_license: str | None = None
     """License of the SAEs, as the Hub names it (mit, apache-2.0), for the model card."""
 
     hf_base_model: str | None = None
-    """Hub id of the language model, for the model card; by default its name, if that is one."""
+    """Hub id of the language model, for the model card; by default its name, if that is a Hub
+    id."""
 
     hf_dataset: str | None = None
-    """Hub id of the dataset that the texts are from, for the model card."""
+    """Hub id of the dataset that the texts come from, for the model card."""
 
     def __post_init__(self) -> None:
         for option in ("hf_repo_id", "hf_base_model", "hf_dataset"):
@@ -431,7 +435,7 @@ class PublishingConfig(RepoConfig):
 
     @property
     def repo(self) -> RepoConfig:
-        """The repository alone."""
+        """Only the settings of the repository."""
         return RepoConfig(**{f.name: getattr(self, f.name) for f in fields(RepoConfig)})
 
 

@@ -1,7 +1,7 @@
-"""Make the texts that the language model reads, from Markdown chapters of several subjects.
+"""Turn Markdown chapters of several subjects into the texts that the language model reads.
 
-Run from the repository's root: `python sae_core/data_processing/textbook_process.py`. The cleaning
-is described in `cleaning`; on top of it, fragments shorter than `min_words` and repetitions are
+Run from the repository root: `python sae_core/data_processing/textbook_process.py`. The cleaning
+is described in `cleaning`; after it, fragments shorter than `min_words` and duplicates are
 dropped.
 """
 
@@ -47,27 +47,29 @@ class ProcessConfig:
         RAW_DATA / "chemistry_chapters",
         RAW_DATA / "biology_chapters",
     )
-    """Folders of chapters, one a subject: the *.md files of each, in the order of their names."""
+    """Folders of chapters, one per subject; the *.md files of each are read in alphabetical
+    order."""
 
     subjects: tuple[str, ...] = ()
-    """Name of each folder's subject; by default the folder's own, without `_chapters`."""
+    """Name of each folder's subject; by default the folder's name without `_chapters`."""
 
     output: Path = DEFAULT_DATA_PATH
-    """JSON file to write, a list of texts; `<name>.sources.json` beside it says which chapter and
-    subject each is from."""
+    """JSON file to write, a list of texts. `<name>.sources.json` next to it says which chapter and
+    subject each text comes from."""
 
     method: Literal["paragraphs", "sentences", "chunks", "lines"] = "paragraphs"
-    """What becomes a text: a paragraph, a sentence, a stretch of up to `chunk_size` characters of
-    a chapter, or a line as the chapter has it (an unwrapped paragraph or an item of a list)."""
+    """What becomes a text: a paragraph, a sentence, a stretch of a chapter of up to --chunk-size
+    characters, or a line of the file (an unwrapped paragraph or a list item)."""
 
     chunk_size: int = 1000
-    """Most characters in a chunk; only a longer word makes a longer one (method chunks)."""
+    """Maximum characters per chunk, exceeded only by a single longer word (method chunks)."""
 
     chunk_overlap: int = 100
-    """Most characters that a chunk repeats from the end of the one before (method chunks)."""
+    """Maximum characters that a chunk repeats from the end of the one before (method chunks)."""
 
     min_words: int = 5
-    """Shortest text that is kept (method chunks: paragraph); a word has two letters or more."""
+    """Minimum length, in words, of a text that is kept (method chunks: of a paragraph); a word has
+    at least two letters."""
 
     def __post_init__(self) -> None:
         if not self.folders:
@@ -103,7 +105,7 @@ class Report(NamedTuple):
     """The file of texts."""
 
     sources: Sources
-    """What the texts are from, and what was left out."""
+    """Where the texts come from, and what was left out."""
 
     @property
     def texts(self) -> list[str]:
