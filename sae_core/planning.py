@@ -25,7 +25,7 @@ them before. docs/benchmarks.md has what this is compared with.
 import json
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -62,7 +62,14 @@ LIGHT_GB, LIGHT_SECONDS = 0.2, 1.5
 """A job that only reads and writes small files."""
 
 MODEL_BYTES = 2
-"""A parameter of the language model, a stored activation: bfloat16 or float16."""
+"""A parameter in a model's files, a stored activation: bfloat16 or float16."""
+
+EVALUATED_ROWS, TRAINED_ROWS = 128, 256
+"""Tokens whose logits are in memory at once: `LOGIT_ROWS` of `evaluation/metrics.py` and of
+`losses.py`, which need torch."""
+
+LOGIT_COPIES, LOGIT_GRADIENTS = 5, 7
+"""How many times they are, in float32: both models' logits and probabilities; with gradients."""
 
 ENOUGH_TOKENS = 1e6
 """Of a corpus for SAEs that are worth a look at their features: about as many as in the table of
@@ -154,6 +161,8 @@ class Machine:
     """Until a program with torch and transformers computes."""
     basis: str
     """Where these figures are from."""
+    is_cpu: bool = False
+    """Whether it is no GPU; here `auto` may mean float32."""
 
 
 class Cost(NamedTuple):
@@ -219,9 +228,10 @@ class Tables:
 
 def _entries(kind: Any, found: dict[str, Any], where: str) -> dict[str, Any]:
     known = {f.name for f in fields(kind)}
+    needed = {f.name for f in fields(kind) if f.default is MISSING}
     for name, entry in found.items():
-        if set(entry) != known:
-            wrong = sorted(known.symmetric_difference(entry))
+        if not needed <= set(entry) <= known:
+            wrong = sorted((needed - set(entry)) | (set(entry) - known))
             raise SAEError(f"{where}: {name}: missing or unknown: {', '.join(wrong)}")
     return {name: kind(**entry) for name, entry in found.items()}
 
@@ -290,8 +300,22 @@ class Planner:
         self.n_windows = self.n_train + held_out
         self.n_evaluation = min(held_out // 2, plan.evaluation.max_windows)
         self.model_bytes = MODEL_BYTES * shape.parameters
+        self.loaded_bytes = self._weight_bytes() * shape.parameters
+        self.loading_bytes = self.loaded_bytes
+        if self.loaded_bytes > self.model_bytes:  # files are in memory while they are converted
+            self.loading_bytes += self.model_bytes
         self.sites = 2 if model.hook.target_hook_name else 1
         """Activations that are stored of a token and layer: a transcoder's target is one more."""
+
+    def _weight_bytes(self) -> int:
+        """A parameter of the loaded model. `auto` is float32 on a CPU that is slow at bfloat16."""
+        dtype = self.model.model.model_dtype
+        in_full = dtype == "float32" or dtype == "auto" and self.machine.is_cpu
+        return 4 if in_full else 2
+
+    def _logits(self, rows: int, copies: int) -> float:
+        """Memory of the logits of so many tokens."""
+        return copies * 4 * rows * self.shape.vocab_size
 
     def costs(self) -> Iterator[Cost]:
         """The jobs, in the order in which they can run."""
@@ -324,7 +348,7 @@ class Planner:
                 model_flops=tokens * self.shape.flops(max(layers) + 1, self.length),
                 disk=stored,
                 read=self.model_bytes + stored,
-                memory=self.model_bytes + batch * (4 * len(layers) + 16),
+                memory=self.loading_bytes + batch * (4 * len(layers) + 16),
             )
 
     def training(self, run: RunPlan) -> Cost:
@@ -346,7 +370,9 @@ class Planner:
             )
             model_flops += checked * self.shape.flops(n_layers + behind, length, logits=2)
             n_logits = 2 * (trained + checked) * self.shape.vocab_size
-            memory = self.model_bytes + 3 * 4 * 512 * self.shape.vocab_size
+            memory = max(
+                self.loading_bytes, self.loaded_bytes + self._logits(TRAINED_ROWS, LOGIT_GRADIENTS)
+            )
         parameters = 2 * d * width
         read = training.num_epochs * (self.n_train + self.n_validation) * positions * d
         shuffled = min(SHUFFLE_TOKENS, self.n_train * positions) * d * MODEL_BYTES
@@ -379,7 +405,10 @@ class Planner:
             sae_flops=tokens * 4 * d * width,
             traffic=4 * tokens * self.shape.vocab_size * LOGIT_BYTES,
             read=self.model_bytes,
-            memory=self.model_bytes + batch * (3 * MODEL_BYTES * self.shape.vocab_size + 8 * width),
+            memory=max(
+                self.loading_bytes,
+                self.loaded_bytes + self._logits(EVALUATED_ROWS, LOGIT_COPIES) + 8 * batch * width,
+            ),
         )
 
     def features(self, run: RunPlan) -> Cost:
@@ -394,7 +423,7 @@ class Planner:
             model_flops=tokens * self.shape.flops(run.layer + 1, self.length),
             sae_flops=tokens * 2 * d * width,
             read=self.model_bytes,
-            memory=self.model_bytes + 3 * 4 * d * width,
+            memory=self.loading_bytes + 3 * 4 * d * width,
         )
 
     def _cost(

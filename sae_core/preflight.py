@@ -65,6 +65,12 @@ def _check_places(model: ModelPlan, record: ModelRecord, path: Path) -> None:
                 f"{where}: layers: {layer}: the model's layers are 0 to {record.n_layers - 1} "
                 f"(as {path} says; delete that file if the model has changed)"
             )
+    length, limit = model.data.max_text_length, record.context_length
+    if limit is not None and length > limit:
+        raise SAEError(
+            f"{where}: max_text_length: {length}: the model reads at most {limit} tokens; use "
+            "shorter windows"
+        )
     hooks = {"hook_name": model.hook.hook_name, "target_hook_name": model.hook.target_hook_name}
     for key, hook in hooks.items():
         if hook and hook not in record.hook_names:

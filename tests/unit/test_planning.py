@@ -252,3 +252,49 @@ def test_models_of_other_origins(
 @pytest.mark.parametrize(("tokens", "enough"), [(3e4, False), (999_999, False), (1e6, True)])
 def test_whether_the_text_is_enough(tokens: float, enough: bool) -> None:
     assert ("too little" in sufficiency(tokens)) != enough
+
+
+LARGE_VOCABULARY = ModelShape(4, 640, 4, 1, 256, 2048, 262144, True)
+"""Four blocks as Gemma-3-270m's, with its vocabulary."""
+
+
+@pytest.mark.parametrize(
+    ("job", "dtype", "measured"),
+    [
+        ("training", "float32", 3.253),
+        ("evaluation", "float32", 1.835),
+        ("evaluation", "bfloat16", 1.521),
+    ],
+)
+def test_memory_with_a_large_vocabulary(job: str, dtype: str, measured: float) -> None:
+    """Most memory that the processes held, in GB, on a CPU; 63,000 tokens in windows of 512."""
+    plan = planner(
+        {
+            "training": {"num_epochs": 1, "tokens_per_step": 1024},
+            "models": [
+                {"name": "m", "model_dtype": dtype, "layers": [1], "saes": [{"topk": 40}]},
+            ],
+        },
+        tokens=69120,
+        shape=LARGE_VOCABULARY,
+    )
+    [run] = plan.model.runs(4)
+    assert 1 <= getattr(plan, job)(run).memory / 1e9 / measured <= 1.25
+
+
+def test_weights_in_memory() -> None:
+    """`auto` may be float32 on a CPU, and is not on a GPU; the rows are those of the code."""
+    from sae_core import losses, planning
+    from sae_core.evaluation import metrics
+
+    assert metrics.LOGIT_ROWS == planning.EVALUATED_ROWS
+    assert losses.LOGIT_ROWS == planning.TRAINED_ROWS
+    loaded = {
+        (name, dtype): planner(
+            {"models": [{"name": "m", "model_dtype": dtype}]}, 1e6, machine=TABLES.machines[name]
+        ).loaded_bytes
+        / SMOLLM2.parameters
+        for name in ("cpu", "h100")
+        for dtype in ("auto", "float32", "bfloat16")
+    }
+    assert list(loaded.values()) == [4, 4, 2, 2, 4, 2]

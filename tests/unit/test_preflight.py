@@ -56,6 +56,7 @@ def record(folder: Path) -> Callable[[str], Path]:
 def write_record(folder: Path, path: Path) -> None:
     facts = {"name": "m", "source": "local directory", "commit": None, "path": str(path)}
     facts |= {"n_layers": 4, "d_model": 8, "hook_names": ["hook_resid_post", "hook_mlp_out"]}
+    facts |= {"context_length": 512}
     (folder / "m.json").write_text(json.dumps(facts))
 
 
@@ -70,6 +71,7 @@ def test_what_is_there_passes(plan: Callable[..., Plan], tmp_path: Path) -> None
     ("entry", "message"),
     [
         ({"layers": [0, 4]}, "models: m: layers: 4: the model's layers are 0 to 3"),
+        ({"max_text_length": 513}, "models: m: max_text_length: 513: the model reads at most 512"),
         ({"hook_name": "hook_resid_mid"}, "models: m: hook_name: hook_resid_mid: this model has"),
         (
             {"hook_name": "mlp.hook_in", "target_hook_name": "hook_mlp_out"},
