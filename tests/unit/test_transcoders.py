@@ -301,13 +301,17 @@ def test_a_configuration_without_the_field_is_an_sae(made: Path, tmp_path: Path)
         ("hook_mlp_out", "mlp.hook_in"),  # lies before it
         ("mlp.hook_in", "mlp.hook_in"),  # is no other
         ("mlp.hook_in", "hook_mlp"),  # is unknown
-        ("mlp.hook_in", "blocks.3.hook_mlp_out"),  # is of a layer
         ("hook_q", "hook_mlp_out"),
     ],
 )
 def test_a_wrong_target_is_named(source: str, target: str) -> None:
     with pytest.raises(SAEError, match=f"--target-hook-name {target}: .* order is hook_resid_pre"):
         HookConfig(hook_name=source, target_hook_name=target)
+
+
+def test_a_target_of_a_layer_is_told_apart() -> None:
+    with pytest.raises(SAEError, match="--target-hook-name blocks.3.hook_mlp_out: .*--hook-layer 3"):
+        HookConfig(hook_name="mlp.hook_in", target_hook_name="blocks.3.hook_mlp_out")
 
 
 def test_a_target_that_the_model_lacks_is_named_before_it_is_loaded(

@@ -1,8 +1,4 @@
 # The configuration, resolved by sae_core.workflow_config, and what the rules ask of it.
-#
-# In all rules a job's error stream is its log, and its stream 3 is Snakemake's, which cli.py needs
-# where the log takes no line. `exec` puts it in the shell's place: it gets signals, and learns of
-# Snakemake's death.
 
 import json
 import sys
@@ -93,8 +89,9 @@ def job(command):
     """The shell of a rule: one of the scripts.
 
     What a user has to mend is not tried again: the attempt before has left its error beside the log,
-    which Snakemake removes. 3 is Snakemake's error stream, for where the log takes no line. `exec` puts
-    the job in the shell's place: it gets signals, and learns of Snakemake's death.
+    which Snakemake removes. The job's error stream is its log; stream 3 is Snakemake's, for an error
+    that the log cannot take. `exec` puts the job in the shell's place: it gets signals, and learns of
+    Snakemake's death.
     """
     return (
         "if [ {resources.attempt} -gt 1 ] && [ -e {log}.error ]; then"
