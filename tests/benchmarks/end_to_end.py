@@ -161,7 +161,7 @@ def table(results: dict[float, dict[str, Any]]) -> str:
     """One row an SAE, compared with the first."""
     base = next(iter(results.values()))
     lines = [
-        "| end-to-end | tokens | CE gap | beside sinks | FVU | L0 | KL | dead | minutes | gap, × | "
+        "| end-to-end | tokens | CE gap | sinks kept | FVU | L0 | KL | dead | minutes | gap, × | "
         "time, × |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
