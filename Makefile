@@ -48,6 +48,7 @@ lint: setup
 	ruff check .
 	ruff format --check .
 	snakefmt --check workflow
+	mypy sae_core scripts
 	snakemake --configfile config/demo.yaml --lint
 
 test: lint

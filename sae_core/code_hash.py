@@ -90,8 +90,9 @@ def _imports(path: Path) -> tuple[Path, ...]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
                 found.extend(_files(f"{node.module}.{alias.name}"))
-        elif isinstance(node, ast.Constant) and str(node.value).endswith(".j2"):
-            found.extend(path.parent.glob(f"templates/{node.value}"))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            if node.value.endswith(".j2"):
+                found.extend(path.parent.glob(f"templates/{node.value}"))
     return tuple(found)
 
 

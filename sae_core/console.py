@@ -68,5 +68,5 @@ class Console(Observer):
             print(
                 f"stopped after epoch {history['epoch'][-1]}: the validation loss no longer falls"
             )
-        if skipped := sum(history.get("skipped_batches", [])):
+        if skipped := sum(filter(None, history.get("skipped_batches", []))):
             print(f"{skipped} batches were skipped: their numbers were not finite")

@@ -30,7 +30,8 @@ def pick_device(device: str) -> torch.device:
     if not available[device]:
         there = ", ".join(name for name, has in available.items() if has)
         raise SAEError(f"--device {device}: not available here; this machine has {there}")
-    return torch.device(device, local_rank() if device == "cuda" else None)
+    rank = local_rank() if device == "cuda" else None
+    return torch.device(device) if rank is None else torch.device(device, rank)
 
 
 def device_map(device: torch.device) -> torch.device | str:
@@ -79,5 +80,6 @@ def keep_freed_memory() -> None:
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not
-        for parameter, value in GLIBC_LIMITS.items() if mallopt else ():
-            mallopt(parameter, value)
+        if mallopt is not None:
+            for parameter, value in GLIBC_LIMITS.items():
+                mallopt(parameter, value)

@@ -8,10 +8,10 @@ processes (PID namespace) that the number counts in, and the process's own start
 import json
 import os
 import socket
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_type_hints
 
 State = Literal["alive", "dead", "unknown"]
 
@@ -48,7 +48,7 @@ class Holder:
         """What `text` says; None if it says something else, or not yet all."""
         try:
             found = json.loads(text)
-            return cls(**{f.name: f.type(found[f.name]) for f in fields(cls)})
+            return cls(**{name: of(found[name]) for name, of in get_type_hints(cls).items()})
         except (ValueError, KeyError, TypeError):
             return None
 

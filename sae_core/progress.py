@@ -46,9 +46,11 @@ class Progress(Protocol):
 class Lines:
     """A phase as lines, `LINE_SECONDS` apart; a phase that is over before then says nothing."""
 
+    n: float
+    total: float | None
+
     def __init__(self, what: str, unit: str, total: int | None) -> None:
-        self.what, self.unit, self.total = what, unit, total
-        self.n: float = 0
+        self.what, self.unit, self.total, self.n = what, unit, total, 0
         self.postfix = ""
         self.start = self.last = time.monotonic()
 

@@ -2,13 +2,20 @@
 
 import json
 import types
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, Field, fields
 from pathlib import Path
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from sae_core.errors import SAEError, one_line
 
-Record = TypeVar("Record")
+
+class Dataclass(Protocol):
+    """An instance of a dataclass, whichever."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+Record = TypeVar("Record", bound=Dataclass)
 
 
 def read_json(path: Path, what: str, advice: str) -> Any:
@@ -31,7 +38,7 @@ def read_record(kind: type[Record], path: Path, what: str, advice: str) -> Recor
     """
     stored = read_json(path, what, advice)
     hints = get_type_hints(kind)
-    required = {f.name for f in fields(kind) if f.default is f.default_factory is MISSING}  # type: ignore[arg-type]
+    required = {f.name for f in fields(kind) if f.default is f.default_factory is MISSING}
     if not isinstance(stored, dict) or not required <= set(stored) <= set(hints):
         raise SAEError(f"{path}: not a readable {what} (its keys are not the right ones); {advice}")
     for name, value in stored.items():

@@ -214,7 +214,7 @@ def _positive_entries(block: Tensor, floor: float = 0.0) -> Tensor:
     if flat.device.type != "cpu":
         return (flat <= max(floor, 0.0)).logical_not_().nonzero().squeeze(1)  # NaN is kept
     if floor > 0:
-        F.threshold_(flat, floor, 0.0)
+        torch.threshold_(flat, floor, 0.0)
     else:
         flat.view(INTEGERS[flat.element_size()]).clamp_(min=0)
     per_word = math.gcd(8 // flat.element_size(), flat.numel())  # a power of 2

@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from sae_core.errors import SAEError
 from sae_core.naming import (
@@ -344,7 +344,8 @@ class EndToEndConfig:
             raise SAEError("--block-mse-layers needs --use-block-mse")
 
 
-def _environment(name: str, default: str | None = None) -> str | None:
+def _environment(name: str, default: str | None = None) -> Any:
+    """What a field has by default, unchecked: an option that is given takes its place."""
     return os.environ.get(name) or default
 
 
@@ -356,7 +357,7 @@ class TrackingConfig:
     """Track the run with Weights & Biases."""
 
     wandb_project: str = field(
-        default_factory=lambda: _environment("WANDB_PROJECT", "sae-training") or ""
+        default_factory=lambda: _environment("WANDB_PROJECT", "sae-training")
     )
     """Project (default: $WANDB_PROJECT, else sae-training)."""
 
@@ -364,7 +365,7 @@ class TrackingConfig:
     """Team or user (default: $WANDB_ENTITY)."""
 
     wandb_mode: Literal["online", "offline", "disabled"] = field(
-        default_factory=lambda: _environment("WANDB_MODE", "online")  # type: ignore[arg-type]
+        default_factory=lambda: _environment("WANDB_MODE", "online")
     )
     """Send as it happens, store for `wandb sync`, or do neither (default: $WANDB_MODE, else
     online)."""

@@ -27,6 +27,7 @@ from sae_core.naming import (
     run_name,
     same_name,
 )
+from sae_core.records import Dataclass
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
@@ -43,7 +44,7 @@ from sae_core.train_config import (
     TrainingConfig,
 )
 
-Group = TypeVar("Group")
+Group = TypeVar("Group", bound=Dataclass)
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
 
 def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPlan:
     def group(kind: type[Group], base: str | None = None) -> Group:
-        known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
+        known = {f.name for f in fields(kind)}
         base_values = config.get(base, {}) if base else {}
         own = {key: value for key, value in entry.items() if key in known}
         return _group(kind, where, {**base_values, **own})

@@ -86,7 +86,7 @@ def making(options: Options, names: list[str]) -> Making:
     config = options.results / "config.yaml"
     return Making(
         environment(),
-        options.texts and Sources.load(options.texts),
+        Sources.load(options.texts) if options.texts else None,
         read_jobs(options.results / "benchmarks", owners),
         models,
         config.read_text(encoding="utf-8") if config.is_file() else "",

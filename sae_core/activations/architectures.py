@@ -26,7 +26,7 @@ def block_component(config: Any, architecture: str) -> Any:
     bridge_config = build_bridge_config_from_hf(config, architecture, name, torch.float32)
     try:
         adapter = ArchitectureAdapterFactory.select_architecture_adapter(bridge_config)
-        return adapter.component_mapping["blocks"]
+        return (adapter.component_mapping or {})["blocks"]
     except (ValueError, KeyError) as error:
         raise SAEError(
             f"--model-name {name}: TransformerLens knows no stack of blocks of {architecture}; "

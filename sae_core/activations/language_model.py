@@ -132,7 +132,8 @@ class LanguageModel:
         quantization = _four_bit(dtype, device) if config.load_in_4bit else None
         try:
             tokenizer = AutoTokenizer.from_pretrained(place.source, **options)
-            model, report = AutoModelForCausalLM.from_pretrained(
+            # Its type knows of no loading information.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 place.source,
                 dtype=dtype,
                 quantization_config=quantization,
@@ -142,6 +143,7 @@ class LanguageModel:
             )
         except Exception as error:  # damaged files raise all kinds
             raise cannot_load(name, error) from error
+        model, report = loaded
         # Only a model that is on several devices has that map.
         if {"cpu", "disk"} & set(getattr(model, "hf_device_map", {}).values()):
             raise cannot_load(name, "it is larger than the memory of the GPUs")
@@ -348,7 +350,8 @@ class LanguageModel:
     @contextmanager
     def _replacing_skip_path(self, hook: Hook, value: Tensor) -> Iterator[None]:
         """The residual in mid-block also goes past the MLP: replace it in the block's sum."""
-        block, clean = self._blocks[hook.layer], {}
+        block = self._blocks[hook.layer]
+        clean: dict[str, Tensor] = {}
         before = self._site(hook).module.register_forward_pre_hook(
             lambda _, args, kwargs: clean.update(mid=_input(args, kwargs).clone()),
             prepend=True,

@@ -97,7 +97,7 @@ def _twin(config: Any, trust_remote_code: bool) -> "LanguageModel":
             made_up = _made_up(parameter.shape, draw)
             setattr(module, name, nn.Parameter(made_up, requires_grad=False))
     twin = LanguageModel(model, tokenizer=None)
-    twin.hook_names = twin.named_hooks
+    twin.hook_names = tuple(twin.named_hooks)
     return twin
 
 

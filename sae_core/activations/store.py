@@ -261,12 +261,16 @@ class CachedSource(ActivationSource):
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
     """The same items, each made in a thread while the one before is in use."""
-    end = object()
+
+    def following() -> list[Item]:
+        """The next item; nothing at the end."""
+        return list(islice(items, 1))
+
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(next, items, end)
-        while (item := coming.result()) is not end:
-            coming = thread.submit(next, items, end)
-            yield item
+        coming = thread.submit(following)
+        while item := coming.result():
+            coming = thread.submit(following)
+            yield from item
 
 
 def _cover(manifests: list[Manifest], part: str, total: int) -> bool:

@@ -92,7 +92,8 @@ class Tokens:
 
     def labelled(self, texts: list[str]) -> tuple[Tensor, Tensor]:
         """`stream`, and (T,) int32 which of the texts each token is of."""
-        parts, lengths = [torch.empty(0, dtype=torch.int32)], []
+        parts = [torch.empty(0, dtype=torch.int32)]
+        lengths: list[int] = []
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             batch = texts[first : first + TEXTS_AT_ONCE]
             ended = [

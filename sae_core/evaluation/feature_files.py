@@ -134,11 +134,11 @@ class Writer:
         """Windows at `QUANTILES` of the sampled ones, each once and none that is among the top."""
         sample, best = self.table.sample, self.table.best
         order = sample.value[feature].argsort(descending=True, stable=True)
-        order = order[sample.place[feature][order] >= 0].tolist()
+        filled = order[sample.place[feature][order] >= 0].tolist()
         shown = set(best.place[feature].tolist())
         found = []
         for quantile in QUANTILES:
-            at = order[min(int((1 - quantile) * len(order)), len(order) - 1)] if order else None
+            at = filled[min(int((1 - quantile) * len(filled)), len(filled) - 1)] if filled else None
             if at is None or int(sample.place[feature, at]) in shown:
                 continue
             place = int(sample.place[feature, at])

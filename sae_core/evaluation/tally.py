@@ -9,6 +9,7 @@ R records (one for each window and feature that is active in it), C tokens of co
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -218,20 +219,20 @@ class Tally:
     ) -> None:
         self.n_features, self.n_subjects = n_features, n_subjects
         precise = torch.float32 if device.type == "mps" else torch.float64  # it has no other
-        integers = {"dtype": torch.long, "device": device}
-        sums = {"dtype": precise, "device": device}
-        self.count = torch.zeros(n_features, **integers)
+        counts = partial(torch.zeros, dtype=torch.long, device=device)
+        sums = partial(torch.zeros, dtype=precise, device=device)
+        self.count = counts(n_features)
         """(F,) tokens on which a feature is active."""
-        self.windows = torch.zeros(n_features, **integers)
+        self.windows = counts(n_features)
         """(F,) windows in which it is."""
-        self.at_first = torch.zeros(n_features, **integers)
+        self.at_first = counts(n_features)
         """(F,) windows on whose position 0 it is."""
-        self.total = torch.zeros(n_features, **sums)
+        self.total = sums(n_features)
         """(F,) sums of activations."""
-        self.by_subject = torch.zeros(n_features, n_subjects, **sums)
+        self.by_subject = sums(n_features, n_subjects)
         """(F, S) sums of activations."""
-        self.histogram = torch.zeros(n_features, 2 * OCTAVES * BINS_AN_OCTAVE, **integers)
-        self.subject_tokens = torch.zeros(n_subjects, **integers)
+        self.histogram = counts(n_features, 2 * OCTAVES * BINS_AN_OCTAVE)
+        self.subject_tokens = counts(n_subjects)
         self.n_tokens = self.n_outliers = self.n_windows = self.n_first_active = 0
         self.context, self.before = context, int(BEFORE * (context - 1))
         self.best = Best(n_features, top, context, device)

@@ -49,6 +49,8 @@ class _Jump(Function):
 class JumpReLUSAE(SparseAutoencoder):
     """A learned threshold for each feature, in training and at inference."""
 
+    threshold: nn.Parameter
+
     def __init__(self, spec: SAESpec) -> None:
         super().__init__(spec)
         # Where `top_k` of the pre-activations of random unit rows, of variance 1 / D, exceed it.
@@ -88,4 +90,4 @@ class JumpReLUSAE(SparseAutoencoder):
         near = sparse_ops.select(x, self.encoder, lambda pre: pre > least)
         above = near.value - self.threshold[near.pairs.column]
         if above.numel() > total:
-            self.threshold += above.topk(total + 1).values[-2:].mean()
+            self.threshold.add_(above.topk(total + 1).values[-2:].mean())

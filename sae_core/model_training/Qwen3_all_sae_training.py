@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar
 
 if not __package__:  # run as a file: import the package from the repository it lies in
     sys.path[0] = str(Path(__file__).resolve().parents[2])
@@ -16,6 +16,7 @@ from sae_core.errors import SAEError, one_line
 from sae_core.model_training.one_run import Trained, check_services, train_one
 from sae_core.naming import model_id, own_name, same_name
 from sae_core.progress import quiet
+from sae_core.records import Dataclass
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
@@ -47,6 +48,8 @@ PLANS = {
     "Qwen/Qwen3-32B": MemoryPlan(1, 128),
 }
 
+
+Group = TypeVar("Group", bound=Dataclass)
 
 GROUP = "qwen3_sae_batch"
 """W&B group of the runs, unless another is given."""
@@ -88,7 +91,7 @@ class BatchOutputConfig(OutputConfig):
 class BatchDataConfig(DataConfig):
     """The texts, and how they become windows of tokens."""
 
-    max_text_length: int | None = None  # type: ignore[assignment]
+    max_text_length: int | None = None  # type: ignore[assignment]  # `run` makes it an int
     """Length of a window in tokens; by default what suits the model's size."""
 
 
@@ -97,7 +100,7 @@ class BatchRuntimeConfig(RuntimeConfig):
     """What the machine does at once. None of these changes the trained SAEs; another device, and on
     a GPU another batch size, changes them by as much as numbers are rounded."""
 
-    batch_size: int | None = None  # type: ignore[assignment]
+    batch_size: int | None = None  # type: ignore[assignment]  # `run` makes it an int
     """Windows in a forward pass of the language model on a GPU, by default what suits its size;
     a CPU takes about 1,024 tokens."""
 
@@ -144,7 +147,7 @@ class BatchConfig:
         )
 
 
-def _as(group: type, settings: object, **changes: object) -> object:
+def _as(group: type[Group], settings: object, **changes: object) -> Group:
     """`settings` as the plain `group` that it extends, with `changes`."""
     values = {field.name: getattr(settings, field.name) for field in fields(group)}
     return group(**values | changes)

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from sae_core.errors import SAEError, one_line
 from sae_core.files import write_file
@@ -184,7 +184,7 @@ def init_timeout(login_seconds: float) -> float:
     return max(0.5, START_TIMEOUT - login_seconds)
 
 
-def _init(mode: str, note: RunNote, **about: Any) -> Any:
+def _init(mode: Literal["online", "offline"], note: RunNote, **about: Any) -> Any:
     import wandb
 
     run = wandb.init(

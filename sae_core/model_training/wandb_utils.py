@@ -65,7 +65,7 @@ class WandbRun(Observer):
         if record.improved or "val_loss" not in record.metrics:  # the epoch that is exported
             self.final = record.metrics
         # W&B drops steps that it has already, as when a training begins again after its death.
-        row = {"epoch": record.epoch, "tokens": record.tokens}
+        row: dict[str, float] = {"epoch": record.epoch, "tokens": record.tokens}
         row |= {_path(name): value for name, value in record.metrics.items()}
         self._tell(lambda: self._run.log(row, step=record.epoch, commit=True))
 

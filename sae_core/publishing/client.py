@@ -99,11 +99,11 @@ class PacedStream(httpcore2.NetworkStream):
         return data
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        view = memoryview(buffer)
-        for at in range(0, len(view), BLOCK):
+        for at in range(0, len(buffer), BLOCK):
+            block = buffer[at : at + BLOCK]
             began = time.monotonic()
-            self._stream.write(view[at : at + BLOCK], _seconds(timeout))
-            self._note(False, began, len(view[at : at + BLOCK]), httpcore2.WriteTimeout)
+            self._stream.write(block, _seconds(timeout))
+            self._note(False, began, len(block), httpcore2.WriteTimeout)
 
     def _note(self, is_reading: bool, began: float, n_bytes: int, failure: type[Exception]) -> None:
         if is_reading != self._is_reading:  # the next request, or its answer
@@ -301,8 +301,8 @@ def _advice(error: Exception) -> str:
     error = _cause(error)
     if isinstance(error, OfflineModeIsEnabled):
         return "HF_HUB_OFFLINE forbids to ask the Hub: unset it"
-    if _status(error) in ADVICE:
-        return ADVICE[_status(error)]
+    if (status := _status(error)) in ADVICE:
+        return ADVICE[status]
     if _may_pass(error):
         return "nothing is lost; run the same again when the Hub can be reached"
     return "the Hub or its client refuses this; trying again does not help"

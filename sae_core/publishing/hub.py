@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi
@@ -193,13 +194,17 @@ def _commit(api: HfApi, repo_id: str, contents: Contents, facts: SAEFacts) -> st
             # The large files first, so that each further try sends the commit alone.
             n_bytes = sum(operation.upload_info.size for operation in operations)
             patiently(
-                lambda ops=operations: api.preupload_lfs_files(repo_id, ops, free_memory=False),
+                partial(api.preupload_lfs_files, repo_id, operations, free_memory=False),
                 n_bytes,
             )
             repo_info(api, facts.repo)  # it may have become public in the meantime
             commit = patiently(
-                lambda head=head, ops=operations: api.create_commit(
-                    repo_id, ops, commit_message=f"Upload {facts.run_name}", parent_commit=head
+                partial(
+                    api.create_commit,
+                    repo_id,
+                    operations,
+                    commit_message=f"Upload {facts.run_name}",
+                    parent_commit=head,
                 ),
                 n_bytes,
             )

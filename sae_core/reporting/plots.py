@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import compress, product
 from textwrap import fill
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import matplotlib
 import numpy as np
@@ -46,7 +46,10 @@ LABEL_SIZE, NEAR = 8.5, 6
 """Of a point's label: the size of its type, and how far from the point it needs no line, in
 points."""
 
-LABEL_BOX = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.5}
+Look = dict[str, Any]
+"""Settings of something that is drawn, as matplotlib names them."""
+
+LABEL_BOX: Look = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.5}
 
 LOOK = {
     "figure.dpi": 72,  # a pixel is a point, as in the SVG
@@ -187,7 +190,7 @@ def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
         axes.plot(*line, color=colour, linewidth=1.2, alpha=0.6, zorder=1.5)
     _frame_points(axes, points, what.ideal)
     _legend(axes, drawn, colours, columns)
-    _place_labels(axes, points, _labels(drawn))
+    _place_labels(figure, axes, points, _labels(drawn))
     return _svg(figure)
 
 
@@ -236,25 +239,31 @@ def _from_zero(axes: Axes) -> None:
 
 
 def _over_epochs(axes: Axes, history: History, key: str) -> None:
-    epochs = history["epoch"]
-    if not epochs:  # trained elsewhere
+    epochs = _column(history, "epoch")
+    if not len(epochs):  # trained elsewhere
         _note(axes, "not recorded")
         return
     series = (("training", key, TRAINING, "-o"), ("validation", f"val_{key}", VALIDATION, "--s"))
     for label, name, colour, form in series:
         if name in history:
-            axes.plot(epochs, history[name], form, color=colour, label=label)
-    axes.set_xlim(min(epochs) - 0.5, max(epochs) + 0.5)
+            axes.plot(epochs, _column(history, name), form, color=colour, label=label)
+    axes.set_xlim(epochs.min() - 0.5, epochs.max() + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _end_to_end_phase(axes: Axes, history: History) -> None:
     """A line where the loss gains the end-to-end terms, if that is not the beginning."""
     column = history.get("logit_kl") or history.get("total_post_layer_mse") or []
-    epochs = [e for e, value in zip(history["epoch"], column, strict=False) if value is not None]
-    if epochs and epochs[0] > history["epoch"][0]:
-        look = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (4, 3))}
-        axes.axvline(epochs[0] - 0.5, **look, label="end-to-end from here")
+    first = next((i for i, value in enumerate(column) if value is not None), 0)
+    if first > 0:
+        start = _column(history, "epoch")[first] - 0.5
+        look: Look = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (4, 3))}
+        axes.axvline(start, **look, label="end-to-end from here")
+
+
+def _column(history: History, key: str) -> np.ndarray:
+    """One number an epoch; NaN where there is none."""
+    return np.array(history[key], dtype=float)
 
 
 def _is_finite(value: float | None) -> bool:
@@ -285,7 +294,7 @@ def _legend(
 ) -> None:
     """The hooks and the kinds of SAE, below the plot."""
     kinds = sorted({e["sae_type"] for e in evaluations})
-    look = {"linestyle": "", "markersize": 6}
+    look: Look = {"linestyle": "", "markersize": 6}
     hooks = [Line2D([], [], marker="o", color=c, label=h, **look) for h, c in colours.items()]
     axes.figure.legend(
         handles=[
@@ -332,21 +341,21 @@ def _traits(evaluation: Evaluation) -> tuple[str, ...]:
     )
 
 
-def _place_labels(axes: Axes, points: np.ndarray, labels: Sequence[str]) -> None:
+def _place_labels(figure: Figure, axes: Axes, points: np.ndarray, labels: Sequence[str]) -> None:
     """Write each label near its point, where it covers least; a line leads to those further off."""
-    axes.figure.draw_without_rendering()  # settles the layout
-    frame = axes.get_window_extent()
+    figure.draw_without_rendering()  # settles the layout
+    frame = np.array(axes.get_window_extent().extents)
     at = axes.transData.transform(points)
-    taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at]
+    taken = [np.array((x - 5, y - 5, x + 5, y + 5)) for x, y in at]
     for point, (x, y), label in zip(points, at, labels, strict=True):
-        size = TextPath((0, 0), label, size=LABEL_SIZE).get_extents().size + (4, 3)
+        size = np.array(TextPath((0, 0), label, size=LABEL_SIZE).get_extents().size) + (4, 3)
         boxes = {offset: _box(x, y, offset, size) for offset in _offsets(size)}
-        offset = min(boxes, key=lambda o: _covered(boxes[o], taken, frame.extents))
+        offset = min(boxes, key=lambda o: _covered(boxes[o], taken, frame))
         taken.append(boxes[offset])
-        where = {"xy": point, "xytext": offset, "textcoords": "offset points"}
-        look = {"ha": "center", "va": "center", "fontsize": LABEL_SIZE, "in_layout": False}
+        where: Look = {"xy": point, "xytext": offset, "textcoords": "offset points"}
+        look: Look = {"ha": "center", "va": "center", "fontsize": LABEL_SIZE, "in_layout": False}
         if max(np.abs(offset) - size / 2) > NEAR + 1:
-            line = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkB": 0}
+            line: Look = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkB": 0}
             axes.annotate("", **where, **look, arrowprops=line, zorder=1)
         axes.annotate(label, **where, **look, bbox=LABEL_BOX)
 
