@@ -1,8 +1,8 @@
-# make run    the embedded default, end to end        make test   lint and all tests
-# make bench  times and qualities beside the peers'   make fmt    format everything
-# make test-interop  SAEs to and from the peers       make rulegraph   redraw the README's picture
-# make test-conda    an environment for each rule
-# make chaos  the example with 20 of its processes killed: the same result to the last bit?
+# make run    the built-in example, end to end        make test   lint and all tests
+# make bench  speed and quality, compared with others make fmt    format everything
+# make test-interop  SAEs to and from other libraries make rulegraph   redraw the README's picture
+# make test-conda    one environment per rule
+# make chaos  the example with 20 of its processes killed; the result must be the same to the last bit
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -12,7 +12,7 @@ PEERS := .venv-peers
 CORES ?= all
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
-# Chapters that the benchmarks read; the shipped ones, or a folder that holds a folder a subject.
+# Chapters that the benchmarks read: the shipped ones, or a folder with one folder per subject.
 CHAPTERS := sae_core/data/raw_data
 
 .PHONY: setup run chaos test test-interop test-conda bench lint fmt rulegraph clean
@@ -22,7 +22,7 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: requirements.txt requirements-dev.txt
 	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11) and \
 	  'error: Python 3.11 or newer is needed: make PYTHON=python3.11')"
-	@echo "Installing the pinned dependencies into $(VENV); this takes some minutes"
+	@echo "Installing the pinned dependencies into $(VENV); this takes a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
 	touch $@
@@ -33,12 +33,12 @@ $(PEERS)/.installed: tests/tools/peers-requirements.txt
 	touch $@
 
 run: setup
-	@echo "The workflow of config/demo.yaml: Snakemake starts, then each job has a line, and a log in results/logs/"
+	@echo "The workflow of config/demo.yaml: once Snakemake has started, each job prints one line and has a log in results/logs/"
 	@python scripts/unlock.py
 	snakemake --configfile config/demo.yaml --cores $(CORES)
 	@cat results/logs/summarise.log
 	@echo "SAEs: results/saes/    evaluations: results/evaluations/    table: results/summary.csv"
-	@echo "Page to look at: $(CURDIR)/results/report.html, and from there the SAEs' features"
+	@echo "Open $(CURDIR)/results/report.html, which links to the pages of the SAEs' features"
 
 chaos: setup
 	rm -rf build/chaos

@@ -1,7 +1,7 @@
 """Train, evaluate and publish sparse autoencoders on the activations of language models.
 
-Nothing here imports torch, so that the workflow and the command lines can check their settings
-before they pay for it. The rooms, from the outermost in:
+Nothing here imports torch, so the workflow and the command lines can check their settings
+before they pay for that import. The rooms, from the outside in:
 
     model_training/                          the command lines
     sae_train, evaluation/, reporting/, publishing/, pretrained

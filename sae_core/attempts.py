@@ -1,4 +1,4 @@
-"""Which failures of a workflow's job another attempt may mend, told by a file beside its log."""
+"""Which failures of a job another attempt may fix, recorded in a file next to the job's log."""
 
 import os
 from collections.abc import Iterable
@@ -14,7 +14,7 @@ ENDING = ".error"
 
 
 def note_failure(error: BaseException, line: str) -> None:
-    """Leave the error's line in the file, if the workflow asks for it and the user has to mend what
+    """Leave the error's line in the file, if the workflow asks for it and the user has to fix what
     is wrong."""
     path = os.environ.get(ERROR_FILE)
     if path and isinstance(error, SAEError) and not isinstance(error, PassingError):
@@ -30,6 +30,6 @@ def is_final(logs: Iterable[str]) -> bool:
 
 
 def forget_failures(logs: Path) -> None:
-    """Remove what the last run of the workflow left: its errors may be mended."""
+    """Remove the files of the workflow's last run: its errors may have been fixed."""
     for path in logs.rglob(f"*.log{ENDING}"):
         path.unlink(missing_ok=True)

@@ -22,17 +22,17 @@ from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
 
 History = dict[str, list[float | None]]
-"""One list a metric, one entry an epoch; None for an epoch without end-to-end steps."""
+"""One list per metric, one entry per epoch; None for an epoch without end-to-end steps."""
 
 NUMBERS = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
 NUMBERS |= {torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64}
-"""Formats that a file of tensors may hold."""
+"""Number formats that a file of tensors may have."""
 
 COUNTERS = ("ever_fired", "num_batches_not_active")
 """Tensors that a directory need not have, in whatever format they are."""
 
 OLDER_KINDS = ("batch_topk", "standard")
-"""Kinds that the trainer before this one had; it stored no threshold with either."""
+"""Kinds that this trainer's predecessor had; it stored no threshold with either."""
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
@@ -77,7 +77,7 @@ def load_sae(folder: Path) -> SparseAutoencoder:
         raise SAEError(f"{folder}: no such SAE directory")
     path, config = folder / "weights.pt", folder / "config.json"
     spec, stored = SAESpec.load(config), read_tensors(path)
-    # First, so that a wrong size is found before anything of that size is made.
+    # First, so that a wrong size is found before anything of that size is allocated.
     _check_shape(path, stored, "W_dec", (spec.d_sae, spec.d_in))
     try:
         sae = build(spec)
@@ -101,7 +101,7 @@ def load_sae(folder: Path) -> SparseAutoencoder:
 
 @torch.no_grad()
 def _encode_as_older_trainer(sae: SparseAutoencoder, folder: Path) -> None:
-    """Make a BatchTopK SAE of the trainer before this one encode as it did there: by
+    """Make a BatchTopK SAE of this trainer's predecessor encode as it did there: by
     `relu((x - b_dec) @ W_enc)`, to which its `b_enc` was never added. Its features were the N*k
     largest of a batch even at inference; here it needs a threshold."""
     sae.threshold = None
@@ -126,7 +126,7 @@ def _check_shape(
     path: Path, stored: dict[str, Tensor], name: str, shape: tuple[int, ...]
 ) -> Tensor:
     if name not in stored:
-        raise SAEError(f"{path}: has no tensor {name}; the file is not a whole SAE")
+        raise SAEError(f"{path}: has no tensor {name}; the file is incomplete")
     if stored[name].shape != shape:
         raise SAEError(
             f"{path}: {name} has shape {tuple(stored[name].shape)}, but config.json says {shape}"
@@ -143,7 +143,7 @@ def load_history(folder: Path) -> History:
     path, what = folder / SAE_FILES[2], "training history"
     history = read_json(path, what, "fetch or train the SAE again")
     if not fits(history, History):
-        raise SAEError(f"{path}: not a readable {what}; it has to be one list of numbers a metric")
+        raise SAEError(f"{path}: not a readable {what}; it must be one list of numbers per metric")
     return history
 
 
@@ -169,7 +169,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     except SAEError:
         raise
     except FileNotFoundError as error:
-        raise SAEError(f"{path}: no such file; the SAE directory is not whole") from error
+        raise SAEError(f"{path}: no such file; the SAE directory is incomplete") from error
     except Exception as error:  # an unpickler that is fed garbage may raise anything
         raise SAEError(
             f"{path}: not a readable file of tensors; fetch or train it again"
@@ -183,8 +183,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def _check_size(path: Path) -> None:
-    """Check that an archive of tensors unpacks to no more than it holds, before it is unpacked:
-    PyTorch writes them without compression."""
+    """Check, before unpacking, that an archive of tensors is not compressed: PyTorch does not
+    compress them, and a compressed archive could unpack to any size."""
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return  # PyTorch's older form, which is no archive
@@ -194,7 +194,7 @@ def _check_size(path: Path) -> None:
     if unpacked > held:
         raise SAEError(
             f"{path}: unpacks to {unpacked:,} bytes from {held:,}; PyTorch does not compress "
-            "tensors, so that this is no file of its; fetch or train it again"
+            "tensors, so PyTorch did not write this file; fetch or train it again"
         )
 
 

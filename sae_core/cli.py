@@ -22,7 +22,7 @@ FLAT = (tyro.conf.OmitArgPrefixes,)
 UNNAMED = tyro.conf.arg(name="")
 
 LONGEST = 4000
-"""Characters of a message."""
+"""Maximum number of characters of a message."""
 
 CONSOLE = "SAE_CORE_CONSOLE"
 """Variable that names the workflow's own error stream, for a job whose error stream is a log."""
@@ -85,8 +85,8 @@ def run(
 
 
 def _speak_utf8() -> None:
-    """Begin anew in Python's UTF-8 mode where the locale has another encoding: names of files are
-    UTF-8 on disk, and libraries below Python read them as such whatever the locale is."""
+    """Restart in Python's UTF-8 mode if the locale has another encoding: file names are UTF-8 on
+    disk, and libraries below Python read them as UTF-8 whatever the locale is."""
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -115,15 +115,17 @@ def _say_elsewhere(line: str) -> None:
 
 
 def _reason(error: Exception) -> str:
-    """An error as one line: what the user can mend as it is, anything else by its name."""
+    """An error as one line: the message if the user can fix it, otherwise with the error's name."""
     if isinstance(error, SAEError):
         return one_line(error, most=LONGEST)
     if isinstance(error, RuntimeError) and is_out_of_memory(error):
-        return f"out of memory, and not for want of smaller pieces ({one_line(error)})"
+        return (
+            f"out of memory, although the batches are as small as they can be ({one_line(error)})"
+        )
     if isinstance(error, OSError) and error.errno in FULL:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}the disk is full ({error.strerror}); free some space"
-    return f"{type(error).__name__}: {one_line(error)} (not foreseen; --debug shows where)"
+    return f"{type(error).__name__}: {one_line(error)} (unexpected; --debug shows where)"
 
 
 def options(settings: Any) -> str:

@@ -97,7 +97,7 @@ def _imports(path: Path) -> tuple[Path, ...]:
 
 
 def _files(name: str) -> list[Path]:
-    """The files behind a dotted name: its packages, and the module it is or is in."""
+    """The files of a dotted name: its packages, and the module that it is or is in."""
     parts = name.split(".")
     if parts[0] != "sae_core":
         return []

@@ -24,7 +24,7 @@ SCALARS = {PLAIN, *(f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "bo
 
 
 class Plain(str):
-    """A word that stands in a file without quotes: the key that it belongs to gives it its type."""
+    """A word without quotes in a file: the key that it belongs to determines its type."""
 
 
 def read_config(files: Iterable[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def read_file(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError):  # then YAML has to say what is wrong
         content = _from_yaml(text, path)
     if not isinstance(content, dict):
-        raise SAEError(f"{path}: holds no keys; config/README.md lists them")
+        raise SAEError(f"{path}: has no keys; config/README.md lists them")
     return content
 
 
@@ -125,7 +125,9 @@ class _Values:
         if node.tag in SCALARS:
             return Plain(node.value)
         if node.tag != TEXT:
-            raise self.error(node, f"{node.tag.rpartition(':')[2]}: not a kind of value used here")
+            raise self.error(
+                node, f"{node.tag.rpartition(':')[2]}: not a type of value that is used here"
+            )
         return node.value
 
     def mapping(self, node: yaml.MappingNode, depth: int) -> dict[str, Any]:
@@ -146,7 +148,7 @@ class _Values:
         return {**merged, **own}
 
     def merged(self, node: yaml.Node, depth: int) -> dict[str, Any]:
-        """What `<<` brings along; of several mappings the first that has a key."""
+        """The values that `<<` adds; of several mappings, the first that has a key counts."""
         found: dict[str, Any] = {}
         for source in node.value if isinstance(node, yaml.SequenceNode) else [node]:
             if not isinstance(source, yaml.MappingNode):
@@ -159,11 +161,11 @@ class _Values:
 
 
 def _twice(key: str, where: str = "") -> str:
-    return f"the key {one_line(key)} stands here twice{where}; keep one, or give one another name"
+    return f"the key {one_line(key)} occurs twice here{where}; keep one, or rename one"
 
 
 def _over(config: Any, other: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with the values of `other` in the place of its own; mappings are merged."""
+    """`config` with its values replaced by `other`'s; mappings are merged."""
     merged = dict(config) if isinstance(config, Mapping) else {}
     for key, value in other.items():
         merged[key] = _over(merged.get(key), value) if isinstance(value, Mapping) else value

@@ -1,7 +1,7 @@
 """A configuration checked against its schema, and the messages about what does not fit.
 
-The schema also says what a word is: text that stands where a number or a boolean is expected, as
-`1e-3` does for YAML and `--config` gives all nested values, becomes one.
+The schema also determines the type of a word: text where a number or a boolean is expected becomes
+one. YAML reads `1e-3` as text, and `--config` gives all nested values as text.
 """
 
 import difflib
@@ -102,10 +102,10 @@ def _typed_mapping(
 
 
 def _check_text(text: str, path: Path) -> None:
-    """Check that a name or path holds nothing that would make two lines of it, or no text."""
+    """Check that a name or path contains no control character and can be encoded."""
     shown = text.replace("\n", "") if path[-1:] == ("wandb_notes",) else text
     if NO_TEXT.search(shown):
-        raise SAEError(f"config: {location(path)}: {ascii(text[:80])} holds a control character")
+        raise SAEError(f"config: {location(path)}: {ascii(text[:80])} contains a control character")
     if not text.isascii() and (encoding := sys.getfilesystemencoding()) != "utf-8":
         raise SAEError(
             f"config: {location(path)}: {ascii(text[:80])} needs UTF-8, and this locale has "
@@ -124,8 +124,8 @@ def _word(text: str, schema: dict[str, Any], path: Path) -> Any:
     is_free = "string" in kinds and not {"enum", "pattern"} & set(schema)
     if is_free and isinstance(text, Plain) and (kind := _other_kind(text)):
         raise SAEError(
-            f"config: {location(path)}: {text} is a {kind} to YAML, and text is expected; write it "
-            f"in quotes: {_assignment(path, json.dumps(text))}"
+            f"config: {location(path)}: YAML reads {text} as a {kind}, but text is expected; write "
+            f"it in quotes: {_assignment(path, json.dumps(text))}"
         )
     return str(text)
 
@@ -173,7 +173,7 @@ def _reason(error: ValidationError) -> str:
 def _unknown_keys(found: dict[str, Any], known: list[str]) -> str:
     unknown = sorted(set(found) - set(known))
     near = [match for key in unknown for match in difflib.get_close_matches(key, known, 1)]
-    hint = f"; is {', '.join(near)} meant?" if near else ""
+    hint = f"; did you mean {', '.join(near)}?" if near else ""
     return f"unknown key {', '.join(unknown)}{hint}; the keys are {', '.join(known)}"
 
 
@@ -213,12 +213,12 @@ def _kind_in_words(kind: str, schema: dict[str, Any]) -> str:
         return ", ".join(["a whole number" if kind == "integer" else "a number", *limits])
     if kind == "array":
         items = _allowed(schema["items"])
-        return f"a list: {items} each" if items else "a list"
+        return f"a list in which each item is {items}" if items else "a list"
     return {"null": "null", "boolean": "true or false", "object": "keys with values"}[kind]
 
 
 def _only_word(pattern: str) -> str:
-    """The word, where a pattern allows one alone."""
+    """The word, if a pattern allows only one."""
     match = re.fullmatch(r"\^(\w+)\$", pattern)
     return match[1] if match else ""
 

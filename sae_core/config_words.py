@@ -48,7 +48,7 @@ for own in ("--output", "--subjects", "--model-id"):  # the workflow's own
 
 
 def in_config_words(message: str) -> str:
-    """A message with the configuration's keys in the place of the options that stand for them."""
+    """A message with its options replaced by the configuration's keys."""
 
     def key(option: re.Match[str]) -> str:
         word = option[0]

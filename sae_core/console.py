@@ -21,14 +21,14 @@ SHOWN = (
     "val_sparsity",
     "val_skipped_batches",
 )
-"""Of an epoch's figures, those that it has."""
+"""The figures of an epoch that are shown, if it has them."""
 
 
 class Console(Observer):
-    """A bar an epoch, with the loss, and a line after it.
+    """One progress bar per epoch, with the loss, and one line after it.
 
     Args:
-        log_freq: steps between two updates of the bar's figures.
+        log_freq: steps between updates of the figures in the bar.
     """
 
     def __init__(self, log_freq: int) -> None:
@@ -69,4 +69,4 @@ class Console(Observer):
                 f"stopped after epoch {history['epoch'][-1]}: the validation loss no longer falls"
             )
         if skipped := sum(filter(None, history.get("skipped_batches", []))):
-            print(f"{skipped} batches were skipped: their numbers were not finite")
+            print(f"{skipped} batches were skipped: they contained NaN or infinite numbers")

@@ -10,12 +10,12 @@ from sae_core.ranks import local_rank
 from sae_core.sparse_ops import Precision
 
 GLIBC_LIMITS = {-8: 1, -3: 2**25, -1: 2**31 - 1}
-"""Of malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD (32 MB, the most there is) and M_TRIM_THRESHOLD."""
+"""From malloc.h: M_ARENA_MAX, M_MMAP_THRESHOLD (32 MB, its maximum) and M_TRIM_THRESHOLD."""
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of that name; `auto` is CUDA, then MPS, then the CPU. Of several processes that
-    share a training, each has a GPU of its own.
+    """The device of that name; `auto` is CUDA, then MPS, then the CPU. If several processes share
+    a training, each has its own GPU.
 
     Raises:
         SAEError: this machine does not have it.
@@ -35,8 +35,8 @@ def pick_device(device: str) -> torch.device:
 
 
 def device_map(device: torch.device) -> torch.device | str:
-    """Where transformers is to put a model: on `device`, or on as many GPUs as it needs, one
-    filled after the other."""
+    """Where transformers should put a model: on `device`, or on as many GPUs as it needs, filling
+    one after the other."""
     several = device.type == "cuda" and device.index is None and torch.cuda.device_count() > 1
     return "sequential" if several else device
 

@@ -1,4 +1,4 @@
-"""The one exception a user is meant to read, and any other as a line."""
+"""The one exception that a user is meant to read, and any other exception as one line."""
 
 OUT_OF_MEMORY = (
     "DefaultCPUAllocator: ",
@@ -9,18 +9,18 @@ OUT_OF_MEMORY = (
 
 
 class SAEError(Exception):
-    """A fault that the user can mend.
+    """A fault that the user can fix.
 
     The message is one line that names the file, key or option at fault and says what to do.
     """
 
 
 class PassingError(SAEError):
-    """A fault that may be gone at the next attempt: of a network, a service or a disk."""
+    """A fault of a network, a service or a disk, which may be gone at the next attempt."""
 
 
 class Interrupted(KeyboardInterrupt):
-    """A signal ended the work at a point from which the same command goes on with it."""
+    """A signal ended the work at a point from which the same command can continue."""
 
 
 def one_line(error: object, most: int = 300) -> str:
@@ -31,8 +31,8 @@ def one_line(error: object, most: int = 300) -> str:
 
 
 def is_unicode(text: str) -> bool:
-    """Whether all of a text are characters: halves of surrogate pairs are none, and stand in names
-    of files for bytes that are not UTF-8."""
+    """Whether a text consists of characters. Halves of surrogate pairs are not characters; in file
+    names they represent bytes that are not UTF-8."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -41,7 +41,7 @@ def is_unicode(text: str) -> bool:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether memory, of the device or of the machine, is what was lacking. By torch's name for
-    it, so that what needs no torch need not import it."""
+    """Whether the device or the machine ran out of memory. Recognised by the name of torch's
+    class, so that torch need not be imported."""
     names = {kind.__name__ for kind in type(error).__mro__}
     return "OutOfMemoryError" in names or any(sign in str(error) for sign in OUT_OF_MEMORY)

@@ -15,7 +15,7 @@ from typing import BinaryIO
 from sae_core.errors import PassingError, SAEError
 
 FORBIDDEN = (PermissionError, NotADirectoryError, IsADirectoryError)
-"""Errors of writing that stay until the user does something; a disk may have room again."""
+"""Write errors that stay until the user does something; a full disk may have room again."""
 
 NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 """What a file system answers that can sync files, but no folders."""
@@ -52,10 +52,10 @@ def write_parts(path: Path, parts: Iterable[bytes]) -> None:
 
 @contextmanager
 def _temporary(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
-    """A new file beside `path`, which is deleted at the end if it is still there.
+    """A new file next to `path`, which is deleted at the end if it is still there.
 
-    It is locked, and the kernel ends the lock with the process: a file that nobody holds is what a
-    killed writer left behind.
+    It is locked, and the kernel ends the lock with the process: a file without a lock was left
+    behind by a killed writer.
     """
     while True:
         temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -81,7 +81,7 @@ def _delete_leftovers(path: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """A folder to write files into, which in the end takes the place of `folder`: there are never
+    """A folder to write files into, which in the end replaces `folder`: there are never
     some of the old files and some of the new, and whatever fails, the old ones stay.
 
     The old folder is moved aside for the new one; should the process die between the two moves,
@@ -125,7 +125,7 @@ def bring_back(folder: Path) -> Path:
 @contextmanager
 def writing(path: Path, n_bytes: int | Callable[[], int]) -> Iterator[None]:
     """Where `n_bytes` are written to a file or folder: what fails names it and them. A function
-    tells how many they are when that is known only then.
+    gives the number when it is known only then.
 
     Raises:
         SAEError: it cannot be written.
@@ -149,13 +149,13 @@ def check_space(path: Path, n_bytes: int, advice: str) -> None:
     """
     free = shutil.disk_usage(path.parent).free
     if n_bytes > free:
-        raise SAEError(f"{path}: takes {n_bytes:,} bytes, and {free:,} are free there; {advice}")
+        raise SAEError(f"{path}: needs {n_bytes:,} bytes, but {free:,} are free there; {advice}")
 
 
 def sync(path: Path) -> None:
     """Write a file, or a folder's list of names, to the disk itself, so that a power cut keeps it.
 
-    Some file systems cannot do this for a folder; there its list of names is as safe as they make
+    Some file systems cannot do this for a folder; there, its list of names is as safe as they keep
     it.
     """
     descriptor = os.open(path, os.O_RDONLY)

@@ -21,16 +21,16 @@ ENDED = ("Z", "X")
 
 @dataclass(frozen=True)
 class Holder:
-    """A process, by all that tells it from others. What a system does not say is empty."""
+    """Everything that identifies a process. What the system does not reveal is empty."""
 
     pid: int
     host: str
     machine: str
     """The machine's own id."""
     boot: str
-    """Another one after each start of the machine."""
+    """Changes with each start of the machine."""
     namespace: str
-    """Of the machine's processes, or of a container's."""
+    """The namespace of the machine's processes, or of a container's."""
     started: str
     """Clock ticks of the machine when the process began."""
     since: str
@@ -54,7 +54,7 @@ class Holder:
 
     @property
     def text(self) -> str:
-        """As it stands in a lock."""
+        """The contents of a lock file."""
         return json.dumps(asdict(self))
 
     def state(self) -> State:
@@ -65,7 +65,7 @@ class Holder:
             return "alive" if started == self.started and state not in ENDED else "dead"
         here = (socket.gethostname(), machine, namespace)
         if machine and boot and (self.host, self.machine, self.namespace) == here:
-            return "dead"  # the machine has been started anew since
+            return "dead"  # the machine has been restarted since
         return "unknown"
 
     def __str__(self) -> str:

@@ -2,8 +2,8 @@
 workflow is; from time to time the last line of a running job's log; and what failed, with its log
 and its error, where it fails and again at the end.
 
-Snakemake's records come as to its logger plugins; a plugin would have to be installed beside
-Snakemake, and this workflow brings its own along.
+Snakemake's records arrive as they do at its logger plugins. A plugin would have to be installed
+together with Snakemake; this module ships with the workflow.
 """
 
 import logging
@@ -27,7 +27,7 @@ TAIL = 2**14
 """Bytes at the end of a log that are looked at."""
 
 SILENT = ("job_finished", "job_started", "progress", "resources_info", "run_info", "shellcmd")
-"""Events that are no news beside the lines of the jobs."""
+"""Events that add nothing to the lines of the jobs."""
 
 CHATTER = (
     "Select jobs to execute",
@@ -40,7 +40,7 @@ CHATTER = (
 """Beginnings of messages that are none either."""
 
 FINAL = ("Exiting because a job execution failed", "At least one job did not complete")
-"""Of what is said about failed jobs, each of which has its own line."""
+"""What Snakemake says about failed jobs, each of which already has its own line."""
 
 RETRY = "Trying to restart job"
 
@@ -71,7 +71,7 @@ class JobLines(logging.Handler):
         super().__init__()
         self.stream, self.counts = stream, counts
         self.final: set[int] = set()
-        """Of the jobs that failed, those whose further attempts end at once."""
+        """The failed jobs whose further attempts end at once."""
         self.setFormatter(others)
         self.running: dict[int, Job] = {}
         self.failed: dict[int, Job] = {}
@@ -154,7 +154,7 @@ class JobLines(logging.Handler):
                 self.show_progress()
 
     def show_progress(self) -> None:
-        """Of the jobs that have run longest: the last lines of their logs, if they are new."""
+        """The last log lines of the jobs that have run longest, if these lines are new."""
         for number, job in list(self.running.items())[:MOST_SHOWN]:
             line = _last_line(job.logs)
             if line and line != self.seen.get(number):

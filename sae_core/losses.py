@@ -17,7 +17,7 @@ LOGIT_ROWS = 256
 def reconstruction_loss(x: Tensor, x_hat: Tensor) -> Tensor:
     """Mean over tokens of the squared error `||x - x_hat||^2`, both (N, D).
 
-    The trainer scales activations to `E||x||^2 = 1`, so that this is close to the fraction of
+    The trainer scales activations to `E||x||^2 = 1`, so this is close to the fraction of
     variance unexplained.
     """
     return F.mse_loss(x_hat, x, reduction="sum") / len(x)

@@ -1,4 +1,4 @@
-"""Out of memory: the unit of work is halved, and the work goes on with the same meaning."""
+"""Out of memory: halve the unit of work and continue, with the same result."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -11,7 +11,7 @@ Result = TypeVar("Result")
 
 
 class WorkingUnit:
-    """How many items are worked on at once: halved whenever that many do not fit into memory.
+    """How many items are processed at a time: halved whenever that many do not fit into memory.
 
     Args:
         size: how many to begin with.
@@ -57,9 +57,9 @@ class WorkingUnit:
     def _halve(self, reason: str) -> None:
         if self.size == 1:
             raise SAEError(
-                f"out of memory with one of the {self.items} at once: {self.advice} ({reason})"
+                f"out of memory with {self.items} reduced to 1: {self.advice} ({reason})"
             )
         self.size //= 2
-        print(f"out of memory: {self.size} {self.items} at once from now on", flush=True)
+        print(f"out of memory: continuing with {self.size} {self.items}", flush=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

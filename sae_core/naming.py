@@ -1,4 +1,4 @@
-"""Run names, hook names and paths: every name that appears on disk is made here."""
+"""Run names, hook names and paths: every name that appears on disk is built here."""
 
 import os
 import re
@@ -12,33 +12,33 @@ from sae_core.errors import SAEError
 MiddleLayerStrategy = Literal["lower", "upper"]
 
 SAE_FILES = ("weights.pt", "config.json", "history.json")
-"""What every SAE directory holds, a checkpoint and a final export alike."""
+"""The files of every SAE directory, in checkpoints and final exports alike."""
 
 EXPORT_FILES = (*SAE_FILES, "cfg.json", "sae_weights.safetensors")
-"""What a final SAE directory holds: the last two are SAELens's format."""
+"""The files of a final SAE directory; the last two are in SAELens's format."""
 
 BEST_CHECKPOINT = "best_model.pt"
 
 STATES = "resume"
-"""Where an interrupted training goes on from; beside its checkpoints, until it is done."""
+"""Folder of the state that an interrupted training resumes from, next to its checkpoints."""
 
 STALE_STATES = "resume.stale"
 """The same of a training with other settings, data or code: not used, and free to be deleted."""
 
 LOCK_FILE = "training.lock"
-"""Held by the process that trains; beside its checkpoints."""
+"""Lock of the process that trains, next to its checkpoints."""
 
 METRICS_FILE = "metrics.jsonl"
-"""What a training told, one event a line; beside its checkpoints."""
+"""The events of a training, one per line, next to its checkpoints."""
 
 WANDB_NOTE = "wandb.json"
-"""Which W&B run a training has; beside its checkpoints."""
+"""The W&B run of a training, next to its checkpoints."""
 
 EVALUATION_FILE = "evaluation.json"
-"""An SAE's evaluation in its folder on the Hub, and beside the checkpoints of a run by hand."""
+"""An SAE's evaluation, in its folder on the Hub and next to the checkpoints of a run by hand."""
 
 UPLOAD_MARKER = "upload.json"
-"""What became of the upload of a run by hand; beside its checkpoints."""
+"""The result of uploading a run by hand, next to its checkpoints."""
 
 NAME_BYTES = 180
 """Longest name of a folder: file systems take 255 bytes, and files are named after it."""
@@ -49,14 +49,14 @@ PUNCTUATION = re.compile(r"[ -,/:-@\[-^`{-~]")
 REPO_ID = re.compile(r"(?=.{3,96}$)\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)
 
 LOCAL_PATH = re.compile(r"(~|/|\.{1,2}([/\\]|$)|\\\\|[A-Za-z]:[\\/]|file:)")
-"""How a path that says where something lies on a machine begins."""
+"""The beginning of a path that reveals a location on a machine."""
 
 CACHED_REPO = re.compile(r"models--(.+)/snapshots/[^/]+$")
 """A model's folder in the Hub's cache."""
 
 
 def local_name(path: str) -> str:
-    """What lies at a path, by the path's last part; in the Hub's cache, by the repository's name.
+    """A name for a path: its last part or, in the Hub's cache, the repository's name.
 
     It is safe as the beginning of a folder's name, and says nothing of where the path leads.
     """
@@ -74,8 +74,8 @@ def own_name(model_name: str) -> str:
 
 
 def without_paths(value: Any, renamed: Mapping[str, str] = MappingProxyType({})) -> Any:
-    """A value of JSON in which every path that says where something lies on this machine is
-    replaced by what its last part calls it, and every text in `renamed` by what that says."""
+    """A JSON value in which every path that reveals a location on this machine is replaced by
+    its last part, and every text in `renamed` by its new name."""
     if isinstance(value, dict):
         return {key: without_paths(item, renamed) for key, item in value.items()}
     if isinstance(value, list | tuple):

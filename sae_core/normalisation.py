@@ -22,8 +22,8 @@ class Normalisation(NamedTuple):
     scale: float
     max_norm: float
     target: "Normalisation | None" = None
-    """Of a transcoder's target. A token is an outlier if either activation is one: the input of
-    an MLP is normalised, and shows none of those that its output has."""
+    """The normalisation of a transcoder's target. A token is an outlier if either activation is
+    one: the input of an MLP is normalised and hides the outliers of its output."""
 
     @classmethod
     def measure(cls, x: Tensor) -> "Normalisation":
@@ -42,7 +42,7 @@ class Normalisation(NamedTuple):
 
     @classmethod
     def of_sites(cls, sites: "Iterable[Normalisation]") -> "Normalisation":
-        """Of an SAE's activation, or of a transcoder's and its target."""
+        """The normalisation of an SAE's activation, or of a transcoder's activation and target."""
         x, *target = sites
         return x._replace(target=target[0]) if target else x
 
@@ -72,7 +72,7 @@ class Normalisation(NamedTuple):
 
     @property
     def output(self) -> "Normalisation":
-        """Of what the SAE gives."""
+        """The normalisation of the SAE's output."""
         return self if self.target is None else self.target
 
     def raw(self, x_hat: Tensor) -> Tensor:

@@ -1,18 +1,18 @@
 """What the jobs of a configuration will cost, from the shapes of the models and the tokens alone.
 
 A floating-point operation is a multiplication or an addition. With d the width of the activations,
-D the number of features, k active ones a token, L the length of a window, per token:
+D the number of features, k the active features per token and L the length of a window, per token:
 
-* a block of the model: two a parameter of its matrices, and 4 L for every dimension of all heads
-  (attention over the whole window, as it is computed); the logits: two a parameter;
+* a block of the model: two per parameter of its matrices, and 4 L per dimension of all heads
+  (attention is computed over the whole window); the logits: two per parameter;
 * harvest: the blocks up to the last hooked one;
 * a training step: 2 d D for the encoder product, and 8 k d for decoding and the gradients, which
   work on pairs of token and feature; 10 d D where the code is dense (the `standard` and `gated`
-  kinds); with end-to-end losses the model once, the blocks behind the hook once and back, which
-  takes `BACKWARD` times as long, and the logits three times, and so for the batch that balances
-  them; every validation in their phase the model once and the blocks behind
+  kinds); with end-to-end losses the model once, the blocks after the hook once and back, which
+  takes `BACKWARD` times as long, and the logits three times, and the same for the batch that
+  balances the losses; every validation in their phase the model once and the blocks after
   the hook once, both with logits;
-* the evaluation: the model and, three times, the blocks behind the hook, each with logits;
+* the evaluation: the model and, three times, the blocks after the hook, each with logits;
 * the analysis of features: the blocks up to the hook, and 2 d D for the encoder product.
 
 A job takes, in seconds, `start_seconds` of the machine, `step_ms` for every training step, in which
@@ -39,7 +39,7 @@ BYTES_PER_TOKEN = 4.5
 """Of English text, with the tokenizers of SmolLM2 and Qwen3; for a corpus that is not counted."""
 
 OPTIMIZER_BYTES = 64
-"""Memory traffic a parameter and step: weights, gradient and Adam's two moments read and written,
+"""Memory traffic per parameter and step: weights, gradient and Adam's two moments read and written,
 and the passes for clipping, projection and unit norm, in float32."""
 
 BACKWARD = 5
@@ -72,7 +72,7 @@ LOGIT_COPIES, LOGIT_GRADIENTS = 5, 7
 """How many times they are, in float32: both models' logits and probabilities; with gradients."""
 
 ENOUGH_TOKENS = 1e6
-"""Of a corpus for SAEs that are worth a look at their features: about as many as in the table of
+"""Tokens of a corpus for SAEs worth studying: about as many as in the table of
 docs/benchmarks.md on quality, where they suffice for 4,608 features of a model of 135 million
 parameters. Larger SAEs want more."""
 
@@ -135,7 +135,7 @@ class ModelShape:
         return self.n_layers * self.block + self.unembedding * (1 if self.tied else 2)
 
     def flops(self, blocks: int, length: int, logits: int = 0) -> float:
-        """Operations a token through so many blocks, in windows of `length`, and through the
+        """Operations per token through so many blocks, in windows of `length`, and through the
         unembedding so many times."""
         attention = 4 * length * self.n_heads * self.head_dim
         return blocks * (2 * self.block + attention) + logits * 2 * self.unembedding
@@ -143,7 +143,7 @@ class ModelShape:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a job runs on; rates are those that are reached, not those of a data sheet."""
+    """What a job runs on; rates are reached in practice, not data sheet figures."""
 
     model_tflops: float
     """Of the language model's passes."""
@@ -221,7 +221,7 @@ class Tables:
         if record.is_file():
             return ModelShape.read(Path(ModelRecord.load(record).path))
         raise SAEError(
-            f"{model.name}: not in the table `shapes`, and not fetched; add its shape to the file "
+            f"{model.name}: neither in the table `shapes` nor fetched; add its shape to the file "
             "of --tables, or fetch it"
         )
 
@@ -265,8 +265,8 @@ def downloads(plan: Plan, tables: Tables, records: Path) -> str | None:
     if known and len(known) < len(missing):
         size += f" and {len(missing) - len(known)} of unknown size"
     return (
-        f"To download from the Hub, but for what its cache has: {size} ({', '.join(missing)}). "
-        "What every job costs: python scripts/plan.py --help"
+        f"To download from the Hub, unless already cached: {size} ({', '.join(missing)}). "
+        "The cost of every job: python scripts/plan.py --help"
     )
 
 
@@ -276,8 +276,8 @@ def sufficiency(tokens: float) -> str:
         return f"A corpus of {tokens:,.0f} tokens."
     megabytes = ENOUGH_TOKENS * BYTES_PER_TOKEN / 1e6
     return (
-        f"A corpus of {tokens:,.0f} tokens: enough to try the workflow, too little for SAEs to "
-        f"study, which want {ENOUGH_TOKENS:,.0f} or more ({megabytes:g} MB of text)."
+        f"A corpus of {tokens:,.0f} tokens: enough to try the workflow, but SAEs worth studying "
+        f"need {ENOUGH_TOKENS:,.0f} or more ({megabytes:g} MB of text)."
     )
 
 
@@ -305,7 +305,7 @@ class Planner:
         if self.loaded_bytes > self.model_bytes:  # files are in memory while they are converted
             self.loading_bytes += self.model_bytes
         self.sites = 2 if model.hook.target_hook_name else 1
-        """Activations that are stored of a token and layer: a transcoder's target is one more."""
+        """Activations stored per token and layer: a transcoder's target is one more."""
 
     def _weight_bytes(self) -> int:
         """A parameter of the loaded model. `auto` is float32 on a CPU that is slow at bfloat16."""

@@ -35,11 +35,11 @@ def _check_chapters(plan: Plan) -> None:
         for path in find_chapters(folder, where):
             if set("{}") & set(str(path)):
                 raise SAEError(
-                    f"{where}: Snakemake takes the braces in {path} for a pattern; rename it"
+                    f"{where}: Snakemake takes the braces in {path} as a pattern; rename it"
                 )
         other = subjects.setdefault(folder.resolve(), subject)
         if other != subject:
-            raise SAEError(f"{where}: the folder of {other} too; give each subject its own")
+            raise SAEError(f"{where}: also the folder of {other}; give each subject its own")
 
 
 def _check_source(model: ModelPlan) -> None:
@@ -50,7 +50,9 @@ def _check_source(model: ModelPlan) -> None:
     if not folder.is_dir():
         raise SAEError(f"{where}: no such folder; name the model's directory")
     if not (folder / "config.json").is_file():
-        raise SAEError(f"{where}: holds no config.json; name a directory in Hugging Face's format")
+        raise SAEError(
+            f"{where}: contains no config.json; name a directory in Hugging Face's format"
+        )
 
 
 def _check_places(model: ModelPlan, record: ModelRecord, path: Path) -> None:

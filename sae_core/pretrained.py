@@ -55,9 +55,9 @@ def load_pretrained(
         name: an SAE directory; the run name of one in `sae_core/pretrained_models` or
             `results/saes`; or `owner/repository/run_name` on the Hub, which is downloaded once.
         revision: branch, tag or commit on the Hub.
-        threshold: the inference threshold of a BatchTopK SAE. Those of the trainer before this
-            one were stored without; they encode once they have this, or `sae.calibrate` has found
-            one from activations.
+        threshold: the inference threshold of a BatchTopK SAE. SAEs of this trainer's predecessor
+            were stored without one and cannot encode until it is given here, or found from
+            activations by `sae.calibrate`.
         with_history: return the training history too, as `Pretrained(sae, history)`.
 
     Raises:
@@ -94,8 +94,8 @@ def _folder(name: str, revision: str | None) -> Path:
     if not REPO_ID.fullmatch(f"{owner}/{repository}") or not RUN.fullmatch(run):
         places = ", ".join(str(root) for root in ROOTS)
         raise SAEError(
-            f"{name[:200]!r}: no such SAE directory, and no SAE of that name in {places}; on the "
-            "Hub it is owner/repository/run_name"
+            f"{name[:200]!r}: no such SAE directory, and no SAE of that name in {places}; for "
+            "one on the Hub, give owner/repository/run_name"
         )
     from sae_core.publishing.hub import fetch_folder
 

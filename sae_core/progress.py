@@ -1,7 +1,7 @@
 """Progress on the error stream: a bar on a terminal, a line now and then in a log, or nothing.
 
 Both show the rate, the time left and what the caller adds, such as the loss. Neither has colours,
-so that `NO_COLOR` asks nothing of them.
+so `NO_COLOR` changes nothing.
 """
 
 import contextlib
@@ -30,10 +30,10 @@ class Progress(Protocol):
     total: float | None
 
     def update(self, n: float = 1) -> object:
-        """So much more is done."""
+        """Record that this much more is done."""
 
     def set_postfix(self, **figures: str) -> None:
-        """Show figures behind the time left."""
+        """Show figures after the time left."""
 
     def close(self) -> None:
         """The phase is over."""
@@ -44,7 +44,7 @@ class Progress(Protocol):
 
 
 class Lines:
-    """A phase as lines, `LINE_SECONDS` apart; a phase that is over before then says nothing."""
+    """A phase as lines, `LINE_SECONDS` apart; a shorter phase prints nothing."""
 
     n: float
     total: float | None

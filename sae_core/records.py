@@ -40,7 +40,7 @@ def read_record(kind: type[Record], path: Path, what: str, advice: str) -> Recor
     hints = get_type_hints(kind)
     required = {f.name for f in fields(kind) if f.default is f.default_factory is MISSING}
     if not isinstance(stored, dict) or not required <= set(stored) <= set(hints):
-        raise SAEError(f"{path}: not a readable {what} (its keys are not the right ones); {advice}")
+        raise SAEError(f"{path}: not a readable {what} (it does not have the right keys); {advice}")
     for name, value in stored.items():
         if not fits(value, hints[name]):
             raise SAEError(f"{path}: not a readable {what} (the value of {name}); {advice}")

@@ -1,7 +1,7 @@
 """One process at a time for one piece of work.
 
-The lock is the kernel's, on a file beside the work, and ends with the process that holds it,
-however that ends: what a killed process leaves behind is a file, and locks nobody out. Between the
+The lock is the kernel's, on a file next to the work, and ends with the process that holds it,
+however it ends: a killed process leaves a file behind, which locks nobody out. Between the
 nodes of a cluster it works where the shared file system passes locks on, as NFS does, and Lustre
 if it is mounted with `flock`. Where it does not, and the file is of a process of another machine,
 nobody can know whether that process lives: then the lock is refused, until the file is deleted.
@@ -23,7 +23,7 @@ from sae_core.naming import LOCK_FILE
 from sae_core.ranks import is_follower
 
 POLL = 0.5
-"""Seconds between two looks at a lock that another process holds."""
+"""Seconds between checks of a lock that another process holds."""
 
 MOUNTS = Path("/proc/self/mountinfo")
 
@@ -31,12 +31,12 @@ OWN_LOCKS = ("fuse", "9p", "virtiofs")
 """Kinds of file systems that may be shared, but whose locks are not."""
 
 OWN_LOCK_OPTIONS = {"localflock", "nolock", "local_lock=flock", "local_lock=all"}
-"""Of Lustre and NFS."""
+"""Mount options of Lustre and NFS."""
 
 
 def run_lock(checkpoints: Path) -> AbstractContextManager[None]:
-    """Keep every other process from the training whose checkpoints are in a folder, but those that
-    share it: of these the first has the lock.
+    """Lock the training whose checkpoints are in a folder against other processes. Of several
+    processes that share the training, the first has the lock.
 
     Raises:
         SAEError: another one is at it, or the folder does not take locks.
@@ -77,7 +77,7 @@ def lock(path: Path, work: str, wait: float = 0.0) -> Iterator[None]:
 
 
 def _acquired(path: Path, deadline: float) -> TextIO:
-    """The file, locked and still the one at its path, which the holder before may have deleted."""
+    """The locked file, after checking that the holder before has not deleted it."""
     while True:
         file = path.open("a+", encoding="utf-8")
         try:
@@ -102,7 +102,7 @@ def _acquired(path: Path, deadline: float) -> TextIO:
 
 
 def _check_earlier(path: Path) -> None:
-    """Of a lock file that was left behind: that its holder cannot be at work elsewhere.
+    """Check, for a lock file that was left behind, that its holder cannot be running elsewhere.
 
     Raises:
         SAEError: it is of another machine, whose locks do not reach this one.
@@ -113,13 +113,13 @@ def _check_earlier(path: Path) -> None:
         return
     if earlier.state() == "unknown" and has_own_locks(path, MOUNTS.read_text(encoding="utf-8")):
         raise SAEError(
-            f"{path}: {earlier} may be at work, and this file system does not tell one machine of "
-            "the locks of another; if it is not, delete the file"
+            f"{path}: {earlier} may still be running, and on this file system machines cannot see "
+            "each other's locks; if it is not running, delete the file"
         )
 
 
 def has_own_locks(path: Path, mounts: str) -> bool:
-    """Whether each machine has locks of its own on the file system of a file.
+    """Whether each machine has separate locks on the file system of a file.
 
     Args:
         mounts: as Linux lists them in `MOUNTS`.

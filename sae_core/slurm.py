@@ -24,7 +24,7 @@ def wait_for_jobs(folder: Path, rules: Iterable[str], seconds: float = 10) -> No
         if live != told:
             print(
                 f"Waiting for the SLURM jobs {' '.join(sorted(live))}, which an earlier Snakemake "
-                "started here; scancel them to go on at once",
+                "started here; scancel them to continue at once",
                 file=sys.stderr,
                 flush=True,
             )

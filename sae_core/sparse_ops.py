@@ -1,11 +1,11 @@
 """BatchTopK without the dense code: every step after the encoder product works on N*k pairs.
 
-With N tokens, width D and k active features a token, k << D, a dense implementation spends most
+With N tokens, width D and k active features per token, k << D, a dense implementation spends most
 of its time on N x D matrices that are almost all zero. Here
 
     pre = (x - b_dec) @ W_enc + b_enc            the one dense product, in row blocks
     (row, column, value) = the N*k largest entries of relu(pre)
-    x_hat[row] += value * W_dec[column]          a bag of decoder rows a token (CSR order)
+    x_hat[row] += value * W_dec[column]          a bag of decoder rows per token (CSR order)
 
 and with g = dL/dx_hat the gradients need the same pairs only:
 
@@ -18,12 +18,12 @@ because the top-k mask is constant almost everywhere.
 
 Where the hardware multiplies bfloat16 fast, float32 takes advantage of it and stays exact. The
 product then only finds candidates, entries that may exceed a lower bound of the smallest kept
-value; their values are computed in float32, and the largest are taken of those. Rounding both
+value; their values are computed in float32, and the largest of these are kept. Rounding both
 factors to bfloat16 moves a product by at most 2^-8 |x| |w|, and so no entry is missed when the
 bound is lowered by that much. With bfloat16 values the product's own numbers are taken instead.
 
 Shapes: N tokens, F features (D above), D activation width, P pairs, C candidates. `W_enc` is
-(D, F) with the memory layout of its transpose, so that a feature's encoder direction is contiguous.
+(D, F) with the memory layout of its transpose, so a feature's encoder direction is contiguous.
 """
 
 import math
@@ -45,7 +45,7 @@ from sae_core.parallel import ALONE, Everyone
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
 
 BLOCK_BYTES = 2**25
-"""Pre-activations of one row block: about what a processor's cache holds."""
+"""Pre-activations of one row block: about what fits in a processor's cache."""
 
 TILE_ROWS = 512
 """Tokens in one call of the product, at most. A matrix product's last bits depend on how many rows
@@ -59,7 +59,7 @@ BOUND_MARGIN = 0.95
 """The lower bound is this share of the smallest kept value that is expected."""
 
 CANDIDATE_FACTOR = 4
-"""Candidates are cut back to the `total` largest when there are this many times as many."""
+"""Candidates are cut back to the `total` largest when there are this many times more."""
 
 SLICE_BYTES = 256
 """On a CPU the pairs' vectors are read this many bytes at a time: such a slice of a whole matrix
@@ -69,7 +69,7 @@ SLICE_REUSE = 10
 """Slicing copies a matrix, which pays when each of its rows is read this often or more."""
 
 SAMPLED_PAIRS = 2**16
-"""Pairs whose two vectors are gathered at once where there is no sampled product."""
+"""Pairs whose two vectors are gathered at a time where there is no sampled product."""
 
 ROUNDING = 1.1 * 2**-8
 """Most that rounding two vectors to bfloat16 moves their product, over the product of their norms;
@@ -83,7 +83,7 @@ class Precision(NamedTuple):
     """The number formats of the encoder product; weights, sums and gradients are in float32."""
 
     product: torch.dtype
-    """In which it is made."""
+    """Number format in which the product is computed."""
     values: torch.dtype
     """In which the values of the code are. If in another one, the product only finds candidates."""
 
@@ -135,7 +135,7 @@ class SparseCode:
     value: Tensor
     """(P,) the activation of each pair, above 0."""
     least: float = 0.0
-    """Of a top-k, the smallest value that is kept; 0 where fewer were positive than wanted."""
+    """The smallest value that a top-k keeps; 0 if fewer than wanted were positive."""
 
     def to_dense(self) -> Tensor:
         """(N, F) the same code with its zeros."""
@@ -231,7 +231,7 @@ class _Product:
     Args:
         x: (N, D) centred activations.
         total: how many entries are wanted.
-        bound: it is the numbers above it that the product gives, so that it rounds these finely.
+        bound: the product returns the numbers above it, so it rounds these finely.
     """
 
     def __init__(
@@ -289,7 +289,7 @@ class _Largest:
         self.values: list[Tensor] = []
 
     def look_at(self, first: int, rows: int) -> None:
-        """Take the candidates of some rows, which lie behind all earlier ones."""
+        """Take the candidates of some rows, which come after all earlier ones."""
         index, value = self.product.candidates(first, rows, self.bound)
         self.indices.append(index)
         if value is not None:
@@ -406,8 +406,8 @@ def batch_topk(
 class LowerBound:
     """A guess at the smallest value that the next batch keeps, from the last two batches.
 
-    Early in training it falls by several percent a step, which is taken to go on. It moves values
-    by a rounding, as they are found relative to it, so that it is part of a training's state.
+    Early in training it falls by several percent per step, which is assumed to continue. Values are
+    computed relative to it, so it affects their rounding and is part of a training's state.
     """
 
     def __init__(self, value: float = 0.0, last: float = 0.0) -> None:

@@ -10,7 +10,7 @@ from sae_core.errors import Interrupted
 from sae_core.ranks import local_rank
 
 SHUTDOWN_SECONDS = 300
-"""That the processes may take to store their state after a signal."""
+"""Seconds that the processes may take to store their state after a signal."""
 
 
 def launched(n: int) -> bool:

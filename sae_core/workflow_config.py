@@ -179,7 +179,7 @@ class Plan:
         return " ".join(filter(None, [options(settings), options(model.data), passes]))
 
     def train_options(self, run: RunPlan) -> str:
-        """What an SAE is made of, besides its activations."""
+        """The settings that determine an SAE, apart from its activations."""
         target = run.model.hook.target_hook_name
         hooks = f"--hook {run.hook_spec}" + (f" --target-hook-name {target}" if target else "")
         settings = [run.sae, self.training, run.model.data, self.end_to_end]
@@ -226,7 +226,7 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
     for index, entry in enumerate(config["models"]):
         model = _model(entry, f"models[{index}]", config)
         if same_name(model.model_id) in map(same_name, plan.models):
-            raise SAEError(f"config: models[{index}].name: {model.name!r} stands in the list twice")
+            raise SAEError(f"config: models[{index}].name: {model.name!r} is in the list twice")
         plan.models[model.model_id] = model
     return plan
 
@@ -261,8 +261,8 @@ def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
         path_component(run.name, "config: models")
         if run.name in seen:
             raise SAEError(
-                f"config: models: two SAEs are named {run.name}; let their kind, topk or "
-                "sae_expansion differ, or remove one"
+                f"config: models: two SAEs are named {run.name}; change the kind, topk or "
+                "sae_expansion of one, or remove one"
             )
         seen.add(run.name)
 

@@ -1,8 +1,8 @@
 """The lock of a workflow in its folder, and when it may be removed.
 
-Snakemake's own lock names files, not the process that holds it. So each Snakemake lays a record of
-itself beside its lock; without one, or with that of another machine or container, nobody can know
-whether the lock's holder lives.
+Snakemake's own lock names files, not the process that holds it. So each Snakemake puts a record of
+itself next to its lock. Without a record, or with one from another machine or container, nobody can
+know whether the lock's holder is alive.
 """
 
 import shutil
@@ -19,34 +19,34 @@ LOCKS = Path(".snakemake/locks")
 RECORDS = "*.holder.json"
 
 OURS = ("snakemake", "/scripts/")
-"""In the command line of Snakemake, or of a job."""
+"""Parts of the command lines of Snakemake and of its jobs."""
 
 
 def record_holder() -> None:
-    """Say beside Snakemake's lock that this process holds it; Snakemake deletes both together."""
+    """Record next to Snakemake's lock that this process holds it; Snakemake deletes both."""
     if is_locked():
         write_file(LOCKS / f"{uuid.uuid4().hex}.holder.json", Holder.here().text)
 
 
 def doubts() -> str | None:
-    """Why the lock of this folder may be of a workflow that is at work; None if nothing says so.
+    """Why the lock of this folder may belong to a running workflow; None if it cannot.
 
     Raises:
-        SAEError: the workflow is at work.
+        SAEError: the workflow is running.
     """
     alive = processes(Path.cwd())
     holders = [Holder.parse(path.read_text(encoding="utf-8")) for path in LOCKS.glob(RECORDS)]
     alive += [h.pid for h in holders if h and h.state() == "alive" and h.pid not in alive]
     if alive:
         raise SAEError(
-            f"{LOCKS}: the workflow is at work here, in the processes "
+            f"{LOCKS}: the workflow is running here, in the processes "
             f"{', '.join(map(str, sorted(alive)))}; wait for them, or stop them"
         )
     if not holders or None in holders:
         return "it does not say which process holds it"
     others = [str(holder) for holder in holders if holder and holder.state() == "unknown"]
     if others:
-        return f"it is of another machine or container ({'; '.join(others)})"
+        return f"it belongs to another machine or container ({'; '.join(others)})"
     return None
 
 
@@ -61,8 +61,8 @@ def remove_lock() -> None:
 
 
 def processes(folder: Path) -> list[int]:
-    """The ids of the processes of a workflow that are at work in a folder, as far as they can be
-    seen: those of this machine, or of this container."""
+    """The ids of the processes of a workflow that are running in a folder on this machine, or in
+    this container."""
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:

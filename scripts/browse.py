@@ -1,4 +1,4 @@
-"""The analysis of one SAE's features -> a page to look at."""
+"""The analysis of one SAE's features -> a web page."""
 
 import sys
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ class Options:
     """What to read, and where the page goes."""
 
     entries: Path
-    """JSON lines: the features that are shown, with their windows."""
+    """JSON lines: the features to show, with their windows."""
 
     corpus: Path
     """JSON file: figures of all features together."""

@@ -31,11 +31,11 @@ class Job:
     output: Path
     """JSON file to write."""
     checkpoints: Path
-    """Folder of the SAE's checkpoints, where its W&B run is noted."""
+    """Folder of the SAE's checkpoints, which has the note of its W&B run."""
     device: str = RuntimeConfig.device
     """Where to compute."""
     batch_size: int = RuntimeConfig.batch_size
-    """Windows in one forward pass on a GPU."""
+    """Windows per forward pass on a GPU."""
     load: LoadConfig = field(default_factory=LoadConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)

@@ -1,4 +1,4 @@
-"""One SAE directory and its texts -> what its features are about, as three files."""
+"""One SAE directory and its texts -> the analysis of its features, as three files."""
 
 import json
 import sys
@@ -14,12 +14,12 @@ from sae_core.train_config import FeaturesConfig, LoadConfig, ModelConfig, Runti
 
 @dataclass(frozen=True)
 class Job:
-    """The SAE to look into."""
+    """The SAE to analyse."""
 
     sae: Path
     """SAE directory."""
     texts: Path
-    """Processed JSON file that it was trained on; its sources lie beside it, if they are known."""
+    """Processed JSON file that it was trained on, with its sources file next to it, if any."""
     record: Path
     """The model's record."""
     entries: Path
@@ -31,7 +31,7 @@ class Job:
     device: str = RuntimeConfig.device
     """Where to compute."""
     batch_size: int = RuntimeConfig.batch_size
-    """Windows in one forward pass."""
+    """Windows per forward pass."""
     load: LoadConfig = field(default_factory=LoadConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
 

@@ -1,4 +1,4 @@
-"""Bring a language model onto this machine and record what it is."""
+"""Fetch a language model onto this machine and write a record of it."""
 
 import sys
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from sae_core.model_sources import FetchConfig, fetch
 
 @dataclass(frozen=True)
 class Job:
-    """What to fetch, and where to note it."""
+    """What to fetch, and where to record it."""
 
     model: FetchConfig
     output: Path

@@ -23,17 +23,17 @@ class Job:
     output: Path
     """Folder to write: a shard."""
     receipt: Path
-    """JSON file to write: what the shard holds, for when its data is deleted."""
+    """JSON file to write: what the shard contains, which stays when its data is deleted."""
     device: str = RuntimeConfig.device
     """Where to compute."""
     batch_size: int = RuntimeConfig.batch_size
-    """Windows in one forward pass on a GPU."""
+    """Windows per forward pass on a GPU."""
     passes: int = 1
-    """Different random crops of the corpus."""
+    """How many different random crops of the corpus to store."""
     shard: int = 0
-    """Number of this job among those that share the pass."""
+    """Index of this job among the jobs that split the pass, counted from 0."""
     shards: int = 1
-    """How many share it."""
+    """Number of jobs that split the pass."""
     load: LoadConfig = field(default_factory=LoadConfig)
     data: DataConfig = field(default_factory=DataConfig)
 

@@ -1,6 +1,6 @@
-"""Print what every job of a configuration will cost: tokens, FLOPs, disk, memory, hours.
+"""Estimate the cost of every job of a configuration: tokens, FLOPs, disk, memory, hours.
 
-Nothing runs and nothing is fetched. How the figures are made: sae_core/planning.py.
+Nothing runs and nothing is fetched. sae_core/planning.py describes how the figures are computed.
 """
 
 import sys
@@ -25,13 +25,13 @@ class Options:
     """The workflow's configuration."""
 
     machine: str = "cpu"
-    """The machine that each job runs on, one of the tables."""
+    """The machine that each job runs on, one of those in the tables file."""
 
     corpus_tokens: float | None = None
-    """Tokens of the corpus; by default estimated from the chapters that are there."""
+    """Tokens of the corpus; by default estimated from the chapters."""
 
     tables: Path = ROOT / "config/planning.yaml"
-    """Machines, and the shapes of models that are not fetched."""
+    """File with machines, and with the shapes of models that have not been fetched."""
 
     results: Path = Path("results")
     """Where records of fetched models are."""

@@ -22,7 +22,7 @@ class Options:
     """What to read, and where the results go."""
 
     runs: Path
-    """The SAEs: a file with a run name a line."""
+    """The SAEs: a file with one run name per line."""
 
     results: Path
     """The workflow's results: `evaluations`, `saes`, `features`, and if there `benchmarks` and
@@ -74,7 +74,7 @@ def read_names(path: Path) -> list[str]:
     except OSError as error:
         raise SAEError(f"--runs {path}: cannot be read ({error.strerror})") from error
     if not all(names):
-        raise SAEError(f"--runs {path}: no run names; give one a line")
+        raise SAEError(f"--runs {path}: no run names; give one per line")
     return names
 
 

@@ -1,7 +1,7 @@
 """Remove the lock that a killed Snakemake left in this folder, if nothing of it is alive.
 
-A lock whose holder cannot be known to be dead, as it is of another machine or container, is asked
-about; where nobody can answer, it stays.
+If it is not certain that a lock's holder is dead, because it is on another machine or in another
+container, the user is asked; where nobody can answer, the lock stays.
 """
 
 import sys
@@ -20,11 +20,11 @@ from sae_core.workflow_lock import LOCKS, doubts, is_locked, remove_lock
 
 @dataclass(frozen=True)
 class Options:
-    """What is removed."""
+    """What to remove."""
 
     force: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    """Also a lock whose holder cannot be known to be dead: look first that no Snakemake is at
-    work in this folder, on whatever machine."""
+    """Also remove a lock whose holder may be alive. First make sure that no Snakemake is running
+    in this folder, on any machine."""
 
 
 def unlock(options: Options) -> None:
@@ -34,16 +34,16 @@ def unlock(options: Options) -> None:
     if (doubt := doubts()) and not options.force:
         if not sys.stdin.isatty():
             raise SAEError(
-                f"{LOCKS}: {doubt}; if no Snakemake is at work in this folder, "
+                f"{LOCKS}: {doubt}; if no Snakemake is running in this folder, run "
                 "python scripts/unlock.py --force"
             )
-        print(f"This folder is locked, and the lock cannot be known to be left over: {doubt}.")
-        print("Is no other Snakemake at work here, so that the lock may be removed? [y/N] ", end="")
+        print(f"This folder is locked, and it is not certain that the lock is left over: {doubt}.")
+        print("Remove it? Answer y only if no Snakemake is running in this folder. [y/N] ", end="")
         sys.stdout.flush()
         if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-            raise SAEError(f"{LOCKS}: stays")
+            raise SAEError(f"{LOCKS}: the lock stays")
     remove_lock()
-    print("the lock of a killed Snakemake is removed; what it had not finished begins again")
+    print("the lock of a killed Snakemake is removed; its unfinished jobs will start again")
 
 
 if __name__ == "__main__":

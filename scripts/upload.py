@@ -1,4 +1,4 @@
-"""One SAE directory and its evaluation -> the Hub, and a marker that says so."""
+"""One SAE directory and its evaluation -> the Hub, and a marker file."""
 
 import sys
 from dataclasses import dataclass, field
@@ -18,13 +18,13 @@ class Job:
     sae: Path
     """Final SAE directory; its name is the folder's in the repository."""
     marker: Path
-    """JSON file to write when all is there: repository, commit and the SHA-256 of every file."""
+    """JSON file to write after the upload: repository, commit and the SHA-256 of every file."""
     evaluation: Path | None = None
     """The SAE's evaluation, JSON."""
     checkpoints: Path | None = None
-    """Folder of its checkpoints, where its W&B run is noted."""
+    """Folder of its checkpoints, which has the note of its W&B run."""
     dry_run: bool = False
-    """Say what would be sent, and send nothing."""
+    """Print what would be sent, and send nothing."""
     repo: RepoConfig = field(default_factory=RepoConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
@@ -39,7 +39,7 @@ def run(job: Job) -> None:
 
     if job.dry_run:
         facts = SAEFacts.read(job.sae, job.evaluation, job.repo)
-        print(f"would be sent to {job.repo.hf_repo_id}, besides a line in its README.md:")
+        print(f"would be sent to {job.repo.hf_repo_id}, plus a line in its README.md:")
         for name, content in hub.run_files(job.sae, job.evaluation, facts).items():
             size = len(content) if isinstance(content, bytes) else content.stat().st_size
             print(f"{size:>12,}  {name}")

@@ -1,8 +1,8 @@
 """The language model: load it, read activations at hooks, stop early, resume from a layer.
 
 Hooks are named as in TransformerLens. Its architecture adapter says which module of the Hugging
-Face model a name stands for, and the model's own forward (with fused attention) does the work:
-the same numbers as `TransformerBridge`, whose eager attention is slower.
+Face model a name refers to, and the model's own forward (with fused attention) does the work. The
+numbers are the same as with `TransformerBridge`, whose eager attention is slower.
 """
 
 import re
@@ -34,7 +34,7 @@ CPU_TOKENS = 1024
 """Tokens in one forward pass on a CPU, about."""
 
 BLOCK_ENDS = ("hook_resid_pre", "hook_resid_post")
-"""What goes into a block and comes out of it, in every model."""
+"""The input and the output of a block, in every model."""
 
 HOOK_SPEC = re.compile(rf"blocks\.([0-9]{{1,6}})\.({HOOK_NAME.pattern})", re.ASCII)
 
@@ -79,7 +79,7 @@ class _Reached(Exception):
 
 
 class LanguageModel:
-    """A causal language model without gradients of its own.
+    """A causal language model whose weights have no gradients.
 
     Args:
         model: a Hugging Face causal language model.
@@ -158,7 +158,7 @@ class LanguageModel:
 
         No logits, no cache, and no padding: every token counts.
 
-        On a CPU all passes have one shape, for which fewer windows are filled up, so that a
+        On a CPU all passes have one shape, and fewer windows are padded to it, so that a
         window's activations do not depend on which windows it is with.
         """
         n = len(tokens)
@@ -181,10 +181,10 @@ class LanguageModel:
         return found
 
     def windows_at_once(self, length: int, batch_size: int) -> int:
-        """Windows of `length` tokens in a forward pass: `batch_size`, but on a CPU always those of
-        about `CPU_TOKENS` tokens.
+        """Windows of `length` tokens per forward pass: `batch_size`, but on a CPU always as many
+        as have about `CPU_TOKENS` tokens.
 
-        The last bits of a matrix product depend on its shape. More at once is no faster there.
+        The last bits of a matrix product depend on its shape. Larger passes are no faster there.
         """
         return max(1, CPU_TOKENS // length) if self.device.type == "cpu" else batch_size
 
@@ -194,13 +194,13 @@ class LanguageModel:
             "use shorter windows (--max-text-length), a smaller --model-dtype or another --device"
         )
         size = self.windows_at_once(length, batch_size)
-        return WorkingUnit(size, "windows in a forward pass", advice)
+        return WorkingUnit(size, "windows per forward pass", advice)
 
     @torch.no_grad()
     def hidden(
         self, tokens: Tensor, hooks: Sequence[Hook] = ()
     ) -> tuple[Tensor, dict[Hook, Tensor]]:
-        """(B, L) tokens -> (B, L, D) what `unembed` makes logits of, and the activations at
+        """(B, L) tokens -> (B, L, D) the input of `unembed`, and the activations at
         `hooks` on the way."""
         found: dict[Hook, Tensor] = {}
         with self._recording(hooks, found, stop=False):
@@ -247,7 +247,7 @@ class LanguageModel:
         value: Tensor,
         hooks: Sequence[Hook] = (),
     ) -> tuple[Tensor, dict[Hook, Tensor]]:
-        """`logits` of the same: what `unembed` makes of `resume_hidden`."""
+        """The same with logits: `unembed` applied to `resume_hidden`."""
         hidden, found = self.resume_hidden(tokens, residual, hook, value, hooks)
         return self.unembed(hidden), found
 
@@ -261,7 +261,7 @@ class LanguageModel:
         return logits.to(self.device).view(*hidden.shape[:-1], -1)
 
     def _run_base(self, tokens: Tensor) -> Tensor:
-        """(B, L, D) what the model gives before it makes logits of it."""
+        """(B, L, D) the model's last hidden state, from which it computes the logits."""
         output = self._base(tokens.to(self.device), use_cache=False)
         return output.last_hidden_state.to(self.device)
 
@@ -372,7 +372,7 @@ class LanguageModel:
 
     @contextmanager
     def _skipping(self, n_blocks: int, residual: Tensor) -> Iterator[None]:
-        """The first `n_blocks` blocks do nothing, and the residual behind them is `residual`."""
+        """The first `n_blocks` blocks do nothing, and the residual after them is `residual`."""
         value = residual.to(self.dtype, copy=True)
         given = (value,) if self._blocks_give_tuples else value
         with forward_of(list(self._blocks)[:n_blocks], lambda *_, **__: given):

@@ -6,7 +6,7 @@ from sae_core.errors import SAEError
 from sae_core.model_places import Place, cannot_load
 
 LIMITS = ("max_position_embeddings", "n_positions", "max_sequence_length", "max_seq_len", "n_ctx")
-"""What the greatest number of tokens is called: the first that a configuration has counts."""
+"""Names of the maximum number of tokens; the first one in a configuration counts."""
 
 
 def read_configuration(name: str, place: Place, trust_remote_code: bool) -> Any:
@@ -29,7 +29,7 @@ def context_length(config: Any) -> int | None:
     """How many tokens a model reads at most: the positions that it was trained on, stretched as
     its rotary embedding is. None without a limit, as with relative positions."""
     text = config.get_text_config()
-    if getattr(text, "alibi", False):  # attention is told distances, and they may be any
+    if getattr(text, "alibi", False):  # attention uses distances, which may be any
         return None
     stated = (getattr(text, name, None) for name in LIMITS)
     limit = next((n for n in stated if isinstance(n, int) and n > 0), None)

@@ -18,7 +18,7 @@ class ModelFacts(NamedTuple):
     n_layers: int
     d_model: int
     commit: str | None
-    """Of the Hub's repository; None for a local directory."""
+    """Commit of the Hub's repository; None for a local directory."""
     hook_names: tuple[str, ...]
     context_length: int | None
     """Tokens that it reads at most; None without a limit."""

@@ -8,7 +8,7 @@ yields one vector of the model's width per token, and if the residual stream add
     hook_resid_mid + hook_mlp_out = hook_resid_post
 
 If it does not, there is no middle to read or to splice into: a block may normalise what it has
-added, or scale it. Blocks whose attention and MLP stand side by side have no middle either.
+added, or scale it. Blocks with attention and MLP in parallel have no middle either.
 """
 
 import copy
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from sae_core.activations.language_model import LanguageModel
 
 TOLERANCE = 1e-4
-"""Of a sum that holds, relative to its length: the block adds the same float32 numbers."""
+"""Relative tolerance of a sum that holds: the block adds the same float32 numbers."""
 
 TOKENS = torch.tensor([[1, 2, 3, 4, 5], [5, 3, 1, 2, 4]])
 """(B, L) that the blocks run on."""
@@ -128,9 +128,9 @@ def _each_reading(twin: "LanguageModel", layer: int) -> Iterator[tuple[str, Tens
 
 
 def _judged(x: dict[str, Tensor]) -> tuple[set[str], set[str]]:
-    """The hooks that a block gives, and those that it gives wrongly.
+    """The hooks that a block has, and the hooks that it has but with wrong values.
 
-    The sums are the middle's: a value spliced in there goes on past the MLP as it is, too.
+    The sums concern the middle: a value spliced in there also has to bypass the MLP unchanged.
     """
     sums = _adds_up(x, PRE, ATTN, MID), _adds_up(x, MID, MLP, POST)
     wrong = {MID} if False in sums else set()

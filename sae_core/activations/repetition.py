@@ -1,5 +1,5 @@
-"""Text that stands twice in a corpus: what a text repeats of the one before it, and how much of the
-held-out texts the training texts have too."""
+"""Text that occurs twice in a corpus: what a text repeats of the one before it, and how much of the
+held-out texts also occurs in the training texts."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -51,7 +51,7 @@ def _is_overlapping(texts: list[str]) -> bool:
 
 
 def apart(texts: list[str], held_out: set[int]) -> tuple[list[str], list[str]]:
-    """Training and held-out texts, those with the indices `held_out`.
+    """Training texts and held-out texts; `held_out` has the indices of the latter.
 
     Where texts repeat the end of the one before, as chunks do, each character belongs to the text
     that has it first; a text of the other side is given without it.
@@ -73,8 +73,8 @@ def apart(texts: list[str], held_out: set[int]) -> tuple[list[str], list[str]]:
 
 
 def repeated_share(train: list[str], held_out: list[str]) -> float:
-    """The share of the held-out texts' stretches of `STRETCH` characters that also stand in the
-    training texts. Time in proportion to the texts; memory bounded."""
+    """The share of the held-out texts' stretches of `STRETCH` characters that also occur in the
+    training texts. Takes time in proportion to the texts, and bounded memory."""
     n_stretches = sum(max(0, len(text) - STRETCH + 1) for text in held_out)
     every = max(1, math.ceil(n_stretches / MOST_STRETCHES))
     wanted = torch.cat([torch.empty(0, dtype=torch.long), *_hashes(held_out, every)])
@@ -89,7 +89,7 @@ def repeated_share(train: list[str], held_out: list[str]) -> float:
 
 
 def _hashes(texts: Iterable[str], every: int) -> Iterator[Tensor]:
-    """Of blocks of texts, the hashes of their stretches that `every` divides."""
+    """For blocks of texts, the hashes of their stretches that `every` divides."""
     block: list[str] = []
     size = 0
     for text in texts:

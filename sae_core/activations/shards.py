@@ -1,9 +1,9 @@
 """Shards: folders of activations, written in one pass of the model.
 
-A shard holds `manifest.json`, and for each hook one file of raw activations (windows, positions, D)
-for training and one for validation, read back memory-mapped. Beside each lies the list of its
-windows' SHA-256, and the manifest has the SHA-256 of the list: a window is the unit that training
-gathers, so that it is checked as it is read, without a pass of its own over the file.
+A shard has `manifest.json`, and for each hook one file of raw activations (windows, positions, D)
+for training and one for validation, read back memory-mapped. Next to each file is the list of its
+windows' SHA-256, and the manifest has the SHA-256 of the list. A window is the unit that training
+gathers, so it is checked when it is read, without a separate pass over the file.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ Parts = dict[str, int]
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a shard folder holds."""
+    """The contents of a shard folder."""
 
     hooks: list[str]
     dtype: str
@@ -54,7 +54,7 @@ class Manifest:
     """SHA-256 of each list of digests, by its file's name."""
 
     checksum: str = ""
-    """Of the rest, so that a manifest that somebody edited is found out."""
+    """Hash of the other fields, to detect a manifest that somebody edited."""
 
     def save(self, path: Path) -> None:
         """Write the manifest as JSON."""
@@ -70,12 +70,12 @@ class Manifest:
         """Read a shard's manifest.
 
         Raises:
-            SAEError: it is missing or not one of ours.
+            SAEError: it is missing or not a manifest.
         """
         path = folder / "manifest.json"
         manifest = read_record(cls, path, "shard", "harvest again")
         if manifest.checksum != manifest._checksum():
-            raise SAEError(f"{path}: not as it was written; harvest again")
+            raise SAEError(f"{path}: has changed since it was written; harvest again")
         return replace(manifest, checksum="")
 
     def same_harvest(self, other: "Manifest") -> bool:
@@ -90,7 +90,7 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 def _files(folder: Path, hook_spec: str, part: str) -> tuple[Path, Path]:
-    """The windows of a part at a hook, and their digests one behind the other."""
+    """The files of a part's windows at a hook and of their concatenated digests."""
     return folder / f"{hook_spec}.{part}.bin", folder / f"{hook_spec}.{part}.sha256"
 
 
@@ -201,12 +201,12 @@ class WindowFile:
     """The windows of a part at a hook in one shard, memory-mapped.
 
     Raises:
-        SAEError: the shard does not hold the hook, or the file is not as it was written.
+        SAEError: the shard does not hold the hook, or the file has changed.
     """
 
     def __init__(self, folder: Path, hook_spec: str, part: str, manifest: Manifest) -> None:
         if hook_spec not in manifest.hooks:
-            raise SAEError(f"{folder}: holds no activations of {hook_spec}; harvest again")
+            raise SAEError(f"{folder}: has no activations of {hook_spec}; harvest again")
         self.path, digests = _files(folder, hook_spec, part)
         n_windows = manifest.windows[part]
         shape = (n_windows, manifest.positions, manifest.d_in)
@@ -214,7 +214,7 @@ class WindowFile:
         _check_length(self.path, math.prod(shape) * dtype.itemsize)
         _check_length(digests, n_windows * DIGEST_BYTES)
         if file_sha256(digests) != manifest.digests[digests.name]:
-            raise SAEError(f"{digests}: not as it was written; harvest again")
+            raise SAEError(f"{digests}: has changed since it was written; harvest again")
         self.digests, self.checked = digests.read_bytes(), bytearray(n_windows)
         self.windows = torch.empty(shape, dtype=dtype)
         if n_windows:
@@ -229,7 +229,7 @@ class WindowFile:
         """(W, positions, D) the windows `indices` (W,); each is checked the first time.
 
         Raises:
-            SAEError: one is not as it was written.
+            SAEError: a window has changed.
         """
         rows = self.windows[indices]
         for index, window in zip(indices.tolist(), _as_bytes(rows), strict=True):
@@ -237,7 +237,8 @@ class WindowFile:
                 digest = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
                 if hashlib.sha256(window).digest() != digest:
                     raise SAEError(
-                        f"{self.path}: window {index} is not as it was written; harvest again"
+                        f"{self.path}: window {index} has changed since it was written; "
+                        "harvest again"
                     )
                 self.checked[index] = True
         return rows

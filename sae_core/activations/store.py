@@ -1,6 +1,6 @@
 """Where the trainer's batches come from: one pass of the model into shards, or the model itself.
 
-Both sources read the same windows in the same order through the same shuffle, so that with equal
+Both sources read the same windows in the same order through the same shuffle, so with equal
 settings they give the same batches. One epoch is one pass over the windows in a random order;
 about `SHUFFLE_TOKENS` activations at a time are gathered from them and shuffled.
 """
@@ -26,16 +26,16 @@ CALIBRATION_TOKENS = 2**16
 """Held-out activations that an inference threshold is calibrated on, about."""
 
 SHUFFLE_TOKENS = 2**18
-"""Activations that are shuffled together, at least (or all there are)."""
+"""Minimum number of activations that are shuffled together (or all, if there are fewer)."""
 
 Item = TypeVar("Item")
 
 
 class ActivationSource(ABC):
-    """Batches of activations at one hook, in an order that depends on seed and epoch alone.
+    """Batches of activations at one hook, in an order that depends only on seed and epoch.
 
-    For a transcoder, a row is the activation at the hook and, behind it, that at its target: where
-    D stands here, it is the width of both together.
+    For a transcoder, a row is the activation at the hook followed by the one at its target: D is
+    then the width of both together.
 
     Args:
         n_train, n_validation: windows.
@@ -70,7 +70,7 @@ class ActivationSource(ABC):
         return min(self.n_train, -(-SHUFFLE_TOKENS // self.positions))
 
     def pass_of(self, epoch: int) -> int:
-        """The pass over the texts, which cuts them in a way of its own, that an epoch reads."""
+        """The pass over the texts that an epoch reads; each pass cuts them differently."""
         return epoch
 
     def train_batches(
@@ -92,7 +92,7 @@ class ActivationSource(ABC):
         """(W,) the training windows of step `step` (from 0) of an epoch, when it takes whole ones:
         `tokens_per_step / positions` on average, and at least one.
 
-        They follow those that `train_batches` reads for the steps before.
+        They follow the windows that `train_batches` reads for the steps before.
         """
         tokens = max(self.tokens_per_step, self.positions)
         first, last = (-(-number * tokens // self.positions) for number in (step, step + 1))
@@ -122,7 +122,7 @@ class ActivationSource(ABC):
             yield rows[torch.randperm(len(rows), generator=draw)]
 
     def validation_windows(self, stride: int = 1) -> Iterator[Tensor]:
-        """(W,) of the validation windows, one in `stride`, those of each validation batch."""
+        """(W,) the windows of each validation batch, taking one validation window in `stride`."""
         per_batch = max(1, self.tokens_per_step // self.positions)
         if self.n_validation:
             yield from torch.arange(0, self.n_validation, stride).split(per_batch)
@@ -142,7 +142,7 @@ class StreamingSource(ActivationSource):
     """Straight from the model: nothing on disk, new crops every epoch.
 
     Args:
-        batch_size: windows in a forward pass.
+        batch_size: windows per forward pass.
         target: of a transcoder.
         everyone: the processes that share the training, and so the passes.
     """
@@ -210,7 +210,8 @@ class CachedSource(ActivationSource):
         for folder, manifest in zip(folders, manifests, strict=True):
             if not manifest.same_harvest(first):
                 raise SAEError(
-                    f"{folder}: of another harvest than {folders[0]}; give the shards of one"
+                    f"{folder}: belongs to another harvest than {folders[0]}; give the shards of "
+                    "one harvest"
                 )
         self.d_in, self.dtype = first.d_in, first.dtype
         self.passes, self.bos = first.passes, first.bos
@@ -218,7 +219,7 @@ class CachedSource(ActivationSource):
         for part, total in first.total.items():
             if not _cover(manifests, part, total):
                 raise SAEError(
-                    f"{folders[0]}: {len(folders)} shards do not make up its {total} {part} "
+                    f"{folders[0]}: {len(folders)} shards do not add up to its {total} {part} "
                     "windows; give every shard of the harvest once"
                 )
             self._files[part] = [

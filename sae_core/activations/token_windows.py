@@ -1,7 +1,7 @@
 """Texts become windows of tokens: split, packed end to end, cropped at random for training.
 
-Texts are joined by the end-of-text token, so that no window holds padding. The training stream is
-a ring: pass p begins at a random offset and lays its windows end to end around it, so that a pass
+Texts are joined by the end-of-text token, so no window contains padding. The training stream is
+a ring: pass p begins at a random offset and lays its windows end to end around it, so a pass
 sees every token at most once, and each pass cuts the text at other places. Held-out windows are
 fixed; even ones validate (early stopping, threshold), odd ones are left for the evaluation.
 """
@@ -115,7 +115,7 @@ class Tokens:
         return encoded
 
     def _cut(self, text: str) -> list[str]:
-        """The text in pieces, cut behind the first character of each control token it spells."""
+        """The text in pieces, cut after the first character of each control token it contains."""
         ends = [found.start() + 1 for found in self._spelled.finditer(text)]
         return [text[a:b] for a, b in pairwise([0, *ends, len(text)])]
 
@@ -154,8 +154,8 @@ class TokenWindows:
             if texts and stream.numel() < self._step:
                 raise SAEError(
                     f"--max-text-length {length}: the {part} texts have {stream.numel()} tokens, "
-                    "less than one window; give more text, a shorter window"
-                    + (" or a larger --val-fraction" if part == "held-out" else "")
+                    "less than one window; give more text or a shorter window"
+                    + (", or raise --val-fraction" if part == "held-out" else "")
                 )
         self.n_train = self._train.numel() // self._step
         n_held_out = self._held_out.numel() // self._step
@@ -178,7 +178,7 @@ class TokenWindows:
         return self._with_bos(self._train[at])
 
     def validation(self, indices: Tensor | None = None) -> Tensor:
-        """(W, length) the fixed windows that validate, or those of them that `indices` names."""
+        """(W, length) the fixed validation windows, or the ones that `indices` names."""
         return self._fixed(0, self.n_validation, indices)
 
     def evaluation(self) -> Tensor:
@@ -240,12 +240,12 @@ def text_notes(tokenizer: Any, texts: Sequence[str], data: DataConfig) -> list[s
     if n_blank := sum(map(is_blank, texts)):
         notes.append(f"empty texts: {n_blank} of {len(texts)}, left out")
     if spelled := [word for word in map(tokens.spelled, texts) if word]:
-        notes.append(f"texts that spell a control token: {len(spelled)}, such as {spelled[0]}; "
+        notes.append(f"texts that contain a control token: {len(spelled)}, such as {spelled[0]}; "
                      "it is read as text")  # fmt: skip
     train, held_out = split_texts(list(texts), data.val_fraction, data.seed)
     if held_out:
         share = 100 * repeated_share(train, held_out)
-        notes.append(f"held-out text that also stands in training texts: {share:.1f}%")
+        notes.append(f"held-out text that also occurs in training texts: {share:.1f}%")
     return notes
 
 

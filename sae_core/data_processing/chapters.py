@@ -5,7 +5,7 @@ from pathlib import Path
 from sae_core.errors import SAEError, is_unicode
 
 NO_CHAPTERS = (".", "~", "#")
-"""How the names of what editors and systems put beside files begin: locks, copies, forks."""
+"""How the names of files that editors and systems create begin: locks, copies, forks."""
 
 
 def chapters_in(folder: Path) -> list[Path]:
@@ -33,9 +33,9 @@ def find_chapters(folder: Path, where: str) -> list[Path]:
         nested = sorted({path.parent for path in folder.rglob("*.md") if path.parent != folder})
         if nested:
             raise SAEError(
-                f"{where}: the .md files are in folders below it, such as {nested[0]}; name those"
+                f"{where}: the .md files are in its subfolders, such as {nested[0]}; name those"
             )
-        raise SAEError(f"{where}: holds no .md file; put the chapters there as *.md")
+        raise SAEError(f"{where}: contains no .md file; put the chapters there as *.md files")
     for path in chapters:
         if not is_unicode(path.name):
             raise SAEError(f"{where}: the name of {ascii(path.name)} is not UTF-8; rename the file")

@@ -9,14 +9,14 @@ What `clean` does, in this order:
 3.  Characters: line ends become newlines, form feeds paragraph ends; byte-order marks, zero-width
     characters, soft hyphens and control characters go; ligatures become letters. Nothing else is
     normalised: m² stays m².
-4.  Images go, Markdown tables as those of HTML, and pointers to media ("Click to view content
-    (https://...)"); links are reduced to their text.
+4.  Images, tables (Markdown and HTML) and pointers to media ("Click to view content (https://...)")
+    are removed; links are reduced to their text.
 5.  A heading glued to the end of a paragraph ("... works.# Summary", "... works.Key Terms") becomes
-    a line of its own; the kind of an exercise goes from behind its number ("39. Professional
+    a separate line; the kind of an exercise after its number is removed ("39. Professional
     Application A car ...").
 6.  Line by line, what is not prose goes: headings, rules, code fences, link definitions, lines
     without a letter or digit, page numbers, entries of a table of contents ("1.1 Something"),
-    captions of no more than "FIGURE 1.2", and running headers, that is, short lines found three
+    captions that are only "FIGURE 1.2", and running headers, that is, short lines found three
     times or more in the chapter.
 7.  A heading that is glued to the start of a paragraph goes, the paragraph's words stay: words in
     capitals before the start of a sentence. A heading that is a caption, a sentence of eight words
@@ -26,14 +26,14 @@ What `clean` does, in this order:
     a backslash at the end) and list items keep their line. Words hyphenated over a line break are
     joined if the second part begins in lower case; the hyphen stays if the chapter elsewhere has
     the word with it and never without.
-9.  A figure's or table's caption starts a paragraph of its own, and stays: it is prose.
+9.  A figure's or table's caption starts a separate paragraph and is kept: it is prose.
 10. A paragraph that ends without a full stop, and the next that begins in lower case, are one
     paragraph broken by a page, picture, formula or caption, and are joined. Not across a heading,
-    and not if the first begins in lower case too: those are the entries of a glossary.
+    and not if the first begins in lower case too: such paragraphs are the entries of a glossary.
 11. Emphasis, code marks, bullets and quotation marks of Markdown are reduced to their text; runs
     of spaces, and the punctuation around lost formulas, are tidied.
 
-All of it takes time in proportion to the chapter, whatever the chapter holds: no pattern reads a
+All of it takes time in proportion to the chapter, whatever the chapter contains: no pattern reads a
 run of characters again from each of them, and nothing reads a paragraph again for each line.
 """
 
@@ -266,7 +266,7 @@ def _regions(
 
 
 def _replace(text: str, pieces: Iterable[tuple[int, int, str]]) -> str:
-    """Put other words in the place of pieces of a text, given by where they begin and end."""
+    """Replace pieces of a text, given by where they begin and end, with other words."""
     parts, at = [], 0
     for start, end, instead in pieces:
         parts += [text[at:start], instead]
@@ -336,7 +336,7 @@ class _Assembly:
         self._dropped = dropped
         self._words = set(WORDS.findall(text.casefold()))
         self._current: list[Line] | None = None  # the paragraph that the next line belongs to
-        self._broken: list[Line] | None = None  # the one that the next paragraph may go on with
+        self._broken: list[Line] | None = None  # the one that the next paragraph may continue
         self._wrapped = False  # whether the line before runs on into the next
         self._lines = list(_without_tables(text.split("\n"), dropped))
         self._running = _running_headers(self._lines)
@@ -475,7 +475,7 @@ def _prose_in_heading(heading: str, following: str) -> str:
 
 
 def _is_entry(words: list[str]) -> bool:
-    """Whether the words are those of a glossary's entry, not of a heading."""
+    """Whether the words are a glossary entry, not a heading."""
     return len(words) >= 5 and words[0][0].islower() and _lower_share(words) > 0.6
 
 
@@ -502,7 +502,7 @@ def _split_capitals(line: str) -> tuple[str, str]:
 
 
 def _goes_on(paragraph: list[Line], line: str) -> bool:
-    """Whether the line goes on with a paragraph that a page or a formula broke."""
+    """Whether the line continues a paragraph that a page or a formula broke."""
     return _is_open(paragraph[-1][-1]) and _is_lower(line) and not _is_lower(paragraph[0][0])
 
 

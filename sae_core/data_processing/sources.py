@@ -1,4 +1,4 @@
-"""Where texts come from: a file beside the file of texts, as that is a plain list of strings.
+"""Where texts come from: a file next to the file of texts, which is a plain list of strings.
 
 It tells for every chapter, in the order of the texts, its subject and how many texts it gave, and
 what was left out and why. The hash of the file of texts ties the two together.
@@ -54,7 +54,7 @@ class Sources:
         return [chapter for chapter in self.chapters for _ in range(chapter.texts)]
 
     def save(self, texts: Path) -> None:
-        """Write the sources of the file `texts`, beside it."""
+        """Write the sources of the file `texts`, next to it."""
         content = {"texts_sha256": file_sha256(texts), **asdict(self)}
         write_file(sources_path(texts), json.dumps(content, ensure_ascii=False, indent=1) + "\n")
 
@@ -63,7 +63,7 @@ class Sources:
         """The sources of the file `texts`, or None where nothing is known of them.
 
         Raises:
-            SAEError: they are damaged, or those of other texts.
+            SAEError: they are damaged, or belong to other texts.
         """
         path = sources_path(texts)
         if not path.exists():
@@ -75,19 +75,19 @@ class Sources:
             dropped = {reason: Dropped(**what) for reason, what in stored["dropped"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SAEError(
-                f"{path}: not a readable file of sources ({error}); make it again, or remove it to "
-                "go on without subjects"
+                f"{path}: not a readable file of sources ({error}); create it again, or delete it "
+                "to continue without subjects"
             ) from error
         if sha256 != file_sha256(texts):
             raise SAEError(
-                f"{path}: is about other texts than {texts.name} has now; make both again, or "
-                "remove it to go on without subjects"
+                f"{path}: belongs to other texts than {texts.name} has now; create both again, or "
+                "delete it to continue without subjects"
             )
         return cls(chapters, dropped)
 
 
 def sources_path(texts: Path) -> Path:
-    """Where the sources of a file of texts are: `<name>.sources.json` beside `<name>.json`."""
+    """Where the sources of a file of texts are: `<name>.sources.json` next to `<name>.json`."""
     return texts.with_suffix(".sources.json")
 
 

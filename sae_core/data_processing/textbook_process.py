@@ -133,9 +133,9 @@ class _Counts:
 
 
 def process(config: ProcessConfig) -> Report:
-    """Clean the chapters; write their texts to `config.output`, and the sources beside it.
+    """Clean the chapters; write their texts to `config.output`, and the sources next to it.
 
-    One chapter at a time is in memory, and of the texts before it only what tells repetitions.
+    One chapter at a time is in memory; of earlier texts only hashes, to detect duplicates.
     """
     found = [
         (config.subject_of(index), file)

@@ -9,7 +9,7 @@ from sae_core.errors import SAEError, is_unicode
 from sae_core.files import write_parts
 
 MAKE_IT = "python sae_core/data_processing/textbook_process.py"
-"""The command that makes a file of texts from chapters."""
+"""The command that creates a file of texts from chapters."""
 
 
 def read_texts(path: Path, option: str = "--data-path") -> list[str]:
@@ -18,7 +18,7 @@ def read_texts(path: Path, option: str = "--data-path") -> list[str]:
     if not isinstance(texts, list):
         raise SAEError(
             f"{option} {path}: holds a JSON {_kind(texts)}, not a list of texts; "
-            f"make the file with `{MAKE_IT}`"
+            f"create the file with `{MAKE_IT}`"
         )
     if not texts:
         raise SAEError(f"{option} {path}: the list is empty; give a file with at least one text")
@@ -31,14 +31,14 @@ def read_texts(path: Path, option: str = "--data-path") -> list[str]:
         if not is_unicode(text):
             raise SAEError(
                 f"{option} {path}: item {index} (counted from 0) holds half a surrogate pair, "
-                "which is no character; make the file again"
+                "which is not a character; create the file again"
             )
     return texts
 
 
 def write_texts(path: Path, texts: Iterable[str]) -> None:
-    """Write a file of texts, one to a line, each as it comes; whatever fails, an earlier file stays
-    as it was."""
+    """Write a file of texts, one per line, each as it comes; whatever fails, an earlier file stays
+    unchanged."""
     write_parts(path, _parts(texts))
 
 
@@ -57,7 +57,7 @@ def _load(path: Path, option: str) -> Any:
         return json.loads(path.read_bytes().decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise SAEError(
-            f"{where}: no such file; make it with `{MAKE_IT}` or give {option} another file"
+            f"{where}: no such file; create it with `{MAKE_IT}` or give {option} another file"
         ) from error
     except OSError as error:
         raise SAEError(
@@ -65,20 +65,20 @@ def _load(path: Path, option: str) -> Any:
         ) from error
     except UnicodeDecodeError as error:
         raise SAEError(
-            f"{where}: not UTF-8 (byte {error.start}); save it as UTF-8 or make it again with "
+            f"{where}: not UTF-8 (byte {error.start}); save it as UTF-8 or create it again with "
             f"`{MAKE_IT}`"
         ) from error
     except json.JSONDecodeError as error:
         raise SAEError(
-            f"{where}: not JSON, or cut off (line {error.lineno}: {error.msg}); make it again "
+            f"{where}: not JSON, or cut off (line {error.lineno}: {error.msg}); create it again "
             f"with `{MAKE_IT}`"
         ) from error
     except RecursionError as error:
         raise SAEError(
-            f"{where}: nested too deeply for a list of texts; make it again with `{MAKE_IT}`"
+            f"{where}: nested too deeply for a list of texts; create it again with `{MAKE_IT}`"
         ) from error
     except ValueError as error:  # a number of thousands of digits
-        raise SAEError(f"{where}: not a list of texts; make it again with `{MAKE_IT}`") from error
+        raise SAEError(f"{where}: not a list of texts; create it again with `{MAKE_IT}`") from error
 
 
 def _kind(value: Any) -> str:

@@ -1,8 +1,8 @@
-"""A threshold for SAEs that have none: BatchTopK SAEs of the trainer before this one, which kept
+"""A threshold for SAEs that have none: BatchTopK SAEs of this trainer's predecessor, which kept
 the N*k largest features of a batch even at inference.
 
 Such an SAE is calibrated on the texts that it is used on, so that its tokens have k active features
-on average. Only what is asked of it there has that threshold: the next texts get their own.
+on average. The threshold holds for these texts only: the next texts get their own.
 """
 
 import sys
@@ -31,7 +31,7 @@ def calibrated(
     Position 0 and outliers, which do not count in the evaluation, do not count here.
 
     Yields:
-        what to record of that, as JSON values; nothing for an SAE with a threshold of its own.
+        what to record of that, as JSON values; nothing for an SAE that has a threshold.
     """
     if sae.threshold is not None:
         yield {}
@@ -54,7 +54,7 @@ def calibrated(
 def _counted_activations(
     model: LanguageModel, sae: SparseAutoencoder, windows: Tensor, batch_size: int
 ) -> Tensor:
-    """(N, D) those of at most `WINDOWS` windows at equal distances."""
+    """(N, D) the activations of at most `WINDOWS` evenly spaced windows."""
     if len(windows) > WINDOWS:
         windows = windows[torch.arange(WINDOWS) * len(windows) // WINDOWS]
     hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)

@@ -28,10 +28,10 @@ N_TOKENS = 10
 """Tokens that a feature promotes, and suppresses, that are listed."""
 
 QUANTILES = (0.75, 0.5, 0.25, 0.05)
-"""Of a feature's windows by their greatest activation; one is shown of each."""
+"""Quantiles of a feature's windows by their largest activation; one window is shown for each."""
 
 N_PAIRS, FEW_TOKENS = 200, 8
-"""Pairs of features that are listed, of those that are active together on so many tokens."""
+"""How many pairs of features are listed, and on how many tokens a pair must be active together."""
 
 N_PARTNERS = 5
 
@@ -46,7 +46,7 @@ UNKNOWN = "\ufffd"
 
 
 class Pieces:
-    """Tokens as text. A character that several tokens make up goes to the last of them."""
+    """Tokens as text. A character made up of several tokens is assigned to the last of them."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -118,7 +118,7 @@ class Writer:
         }
 
     def _tokens(self, effect: Tensor, sign: int = 1) -> list[list[Any]]:
-        """Of the tokens that occur, those with the greatest `effect` (V,)."""
+        """The tokens with the largest `effect` (V,), among the tokens that occur."""
         best = effect[self.occurring].topk(min(N_TOKENS, len(self.occurring)))
         tokens = self.occurring[best.indices].tolist()
         found = zip(tokens, best.values.tolist(), strict=True)
@@ -243,7 +243,7 @@ def _shares(table: FeatureTable, subjects: list[str], feature: int) -> dict[str,
 
 
 def _histogram(counts: Tensor) -> dict[str, Any]:
-    """Of one feature's activations, by their log2, without the empty ends."""
+    """Histogram of one feature's activations by their log2, without the empty ends."""
     filled = counts.nonzero().squeeze(1).tolist()
     first, last = (filled[0], filled[-1]) if filled else (0, -1)
     edges = [i / BINS_AN_OCTAVE - OCTAVES for i in range(first, last + 2)]
@@ -280,7 +280,7 @@ def _top_pairs(table: FeatureTable) -> list[list[Any]]:
 
 
 def _partners(table: FeatureTable) -> dict[int, list[list[Any]]]:
-    """For each feature those that are most often active together with it."""
+    """For each feature, the features that are most often active together with it."""
     found: dict[int, list[list[Any]]] = {}
     for a, b, tokens, jaccard in _ranked_pairs(table):
         for one, other in ((a, b), (b, a)):

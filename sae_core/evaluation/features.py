@@ -1,16 +1,16 @@
 """What an SAE's features are about: one pass of the model over the texts, up to the hook.
 
 A feature's density is the share of tokens on which it is active. Its share of a subject is the
-mean activation on that subject's tokens over the sum of those means, so that a longer subject
-counts no more. Tokens that it promotes and suppresses: what the model would predict if the last
-residual were the feature's decoder direction alone, through the final normalisation and the
-unembedding (direct logit attribution); the half difference to the opposite direction, so that
-biases cancel. Of all tokens those count that occur in the texts: rare ones, whose embeddings were
-hardly trained, would fill every list. Neighbours are features by the cosine of their decoder rows;
-partners those that are active on the same tokens, by Jaccard's index.
+mean activation on that subject's tokens divided by the sum of these means over the subjects, so a
+longer subject does not count more. The tokens that it promotes and suppresses are what the model
+would predict if the last residual were the feature's decoder direction alone, after the final
+normalisation and the unembedding (direct logit attribution). Half the difference to the opposite
+direction is taken, so that biases cancel. Only tokens that occur in the texts are listed: rare
+ones, whose embeddings were hardly trained, would fill every list. Neighbours are the features with
+the highest cosine between decoder rows; partners are active on the same tokens, by Jaccard's index.
 
-Position 0 of a window and outliers do not train an SAE and are not counted, but for the number of
-features that are active on position 0 and nowhere else, which random crops are there to prevent.
+Position 0 of a window and outliers do not train an SAE and are not counted. The one exception is
+the number of features that are active only on position 0, which random crops should prevent.
 """
 
 from collections.abc import Iterator
@@ -62,7 +62,7 @@ class Corpus(NamedTuple):
     def read(
         cls, tokenizer: Any, texts: list[str], sources: Sources | None, spec: SAESpec, most: int
     ) -> "Corpus":
-        """In windows as long as those that the SAE was trained with, `most` at most."""
+        """At most `most` windows, as long as the windows that the SAE was trained with."""
         length = spec.metadata.get("max_text_length") or DataConfig.max_text_length
         tokens = Tokens(tokenizer)
         windows = corpus_windows(tokens, texts, length, most)
@@ -152,7 +152,7 @@ def feature_table(sae: SparseAutoencoder, tally: Tally) -> FeatureTable:
 
 @torch.no_grad()
 def nearest(W_dec: Tensor, n: int = N_NEIGHBOURS) -> tuple[Tensor, Tensor]:
-    """(F, n) the features whose decoder rows (F, D) have the greatest cosine, and the cosines."""
+    """(F, n) the features whose decoder rows (F, D) have the largest cosine, and the cosines."""
     unit = F.normalize(W_dec.float(), dim=1)
     n = min(n, len(unit) - 1)
     found, cosines = [], []

@@ -27,7 +27,8 @@ def identity(run_name: str, spec: SAESpec, model_name: str | None = None) -> dic
 
 
 def density_histogram(density: Tensor) -> dict[str, Any]:
-    """Histogram of the log10 of features' densities (F,); features that never fired apart."""
+    """Histogram of the log10 of features' densities (F,); features that never fired are
+    counted separately."""
     alive = density[density > 0].double().cpu().log10().clamp(min=-6.0)
     counts, edges = torch.histogram(alive, bins=DENSITY_BINS, range=(-6.0, 0.0))
     return {

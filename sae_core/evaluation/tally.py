@@ -1,4 +1,4 @@
-"""What is kept of every feature while a corpus goes by: memory is bounded however long it is.
+"""The statistics kept for every feature while a corpus is read, in bounded memory.
 
 A feature's best windows and a random sample of its windows are the same thing, the records with
 the greatest keys so far: the key is the activation for the one, a hash for the other. Which pairs
@@ -27,13 +27,13 @@ PAIR_BUDGET = 2**22
 """Pairs of features active on one token that are kept, over all sampled tokens."""
 
 NOWHERE = 2**62
-"""The place of a record that is not there: behind all others."""
+"""The place of a missing record: after all others."""
 
 MANTISSA = 2**24
 """Integers below it are exact in float32."""
 
 BEFORE = 0.75
-"""Share of the context that lies before the peak: causal models have seen nothing else."""
+"""Share of the context that is before the peak: causal models have seen nothing else."""
 
 
 def hashed(index: Tensor, salt: int) -> Tensor:
@@ -45,7 +45,7 @@ def hashed(index: Tensor, salt: int) -> Tensor:
 
 
 class Best:
-    """The `n` records of each feature with the greatest keys; of equal keys the earlier places.
+    """The `n` records of each feature with the largest keys; of equal keys, the earlier places.
 
     A record stays in its slot until a better one takes it: only `ordered` sorts them.
 
@@ -68,7 +68,7 @@ class Best:
         place: Tensor,
         context: Callable[[Tensor], Tensor],
     ) -> None:
-        """Take those of R records that belong to the best.
+        """Keep whichever of R records are among the best.
 
         Args:
             feature: (R,), in any order; key, value and place likewise, places ascending.
@@ -101,7 +101,7 @@ class Best:
         self.place[at], self.context[at] = place[record], context(record).bfloat16()
 
     def ordered(self) -> "Records":
-        """The records of every feature on the CPU, those with the greatest keys first."""
+        """The records of every feature on the CPU, largest keys first."""
         key, place = self.key.cpu(), self.place.cpu()
         order = _order(key, place)
         wide = order[..., None].expand(-1, -1, self.context.shape[2])
@@ -125,7 +125,7 @@ class Records(NamedTuple):
 
 
 def _order(key: Tensor, place: Tensor) -> Tensor:
-    """(A, M) the entries of each row: the greatest keys first, of equal ones the least places."""
+    """(A, M) the entries of each row, the largest keys first; of equal keys, the earlier places."""
     order = place.argsort(dim=1, stable=True)
     return order.gather(1, key.gather(1, order).argsort(dim=1, descending=True, stable=True))
 
@@ -168,7 +168,7 @@ class TokenSample:
         """Sampled tokens, active or not."""
         self._n_pairs = 0
         self._parts: list[tuple[Tensor, Tensor, Tensor]] = []
-        """Of each batch: the sampled tokens, and the token and feature of each entry."""
+        """For each batch: the sampled tokens, and the token and feature of each entry."""
 
     def add(self, tokens: Tensor, token: Tensor, feature: Tensor) -> None:
         """Take a batch: the counted tokens (N,), and the entries (P,) of their codes, by token."""
@@ -211,7 +211,8 @@ class TokenSample:
 class Tally:
     """Counts, sums, histograms and records of F features.
 
-    Position 0 of a window is counted apart, and outliers are not counted: neither trained the SAE.
+    Position 0 of a window is counted separately and outliers are not counted: neither trained the
+    SAE.
     """
 
     def __init__(
@@ -240,7 +241,7 @@ class Tally:
         self.tokens = TokenSample()
 
     def add(self, code: SparseCode, outlier: Tensor, subject: Tensor | None) -> None:
-        """Take a batch of windows, which follow those before.
+        """Count a batch of windows, which follow the windows counted before.
 
         Args:
             code: of its N tokens.

@@ -13,11 +13,11 @@ from sae_core.sae_config import SAESpec
 
 
 class ModelIdentity(NamedTuple):
-    """What tells a language model from another one of its shape."""
+    """What distinguishes a language model from another one of the same shape."""
 
     name: str
     commit: str | None
-    """Of the Hub's repository."""
+    """Commit of the Hub's repository."""
     sha256: str | None
     """`model_sha256` of its files, where it has no commit; None if it was not recorded."""
 
@@ -65,7 +65,7 @@ def check_texts(name: str, spec: SAESpec, path: Path, option: str) -> None:
         file = spec.metadata.get("data_file", "a file")
         raise SAEError(
             f"{option} {path}: its SHA-256 is {found[:12]}…, and {name} was trained on {file} with "
-            f"{recorded[:12]}…: which of these texts it has seen is not known; give that file"
+            f"{recorded[:12]}…, so which of these texts it has seen is unknown; give that file"
         )
 
 

@@ -1,8 +1,8 @@
 """BatchTopK SAEs (Bussmann, Leask, Nanda: "BatchTopK Sparse Autoencoders", arXiv 2412.06410).
 
-Training keeps the N*k largest pre-activations of a batch of N tokens, so that tokens may use more
-or fewer than k features. Inference replaces the batch by one threshold, so that a token's
-features do not depend on its neighbours.
+Training keeps the N*k largest pre-activations of a batch of N tokens, so a token may use more or
+fewer than k features. Inference replaces the batch top-k by one threshold, so a token's features
+do not depend on its neighbours.
 """
 
 import math
@@ -56,7 +56,7 @@ class BatchTopKSAE(SparseAutoencoder):
     @torch.no_grad()
     def set_threshold(self, threshold: float) -> None:
         if not 0 <= threshold < math.inf:
-            raise SAEError(f"threshold {threshold}: it has to be a number of at least 0")
+            raise SAEError(f"threshold {threshold}: must be a number of at least 0")
         self.threshold = self.W_enc.new_tensor(threshold)
 
     @torch.no_grad()
@@ -66,7 +66,7 @@ class BatchTopKSAE(SparseAutoencoder):
         x = as_rows(activations, self.W_enc)
         guess = 0.0 if self.threshold is None else float(self.threshold)
         total = x.shape[0] * self.spec.top_k
-        # One more than are wanted. The threshold lies halfway between the two smallest of them, so
+        # One more than needed. The threshold is halfway between the two smallest of them, so
         # that `encode`, which rounds in another order, finds the same `total` above it.
         code = sparse_ops.batch_topk(
             x, self.encoder, total + 1, lower_bound=sparse_ops.BOUND_MARGIN * guess

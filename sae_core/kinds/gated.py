@@ -2,7 +2,7 @@
 arXiv 2404.16014).
 
 A gate says which features are active, a magnitude path by how much. They share the encoder's
-directions, and the L1 penalty acts on the gate alone, so that it does not shrink the magnitudes:
+directions, and the L1 penalty acts only on the gate, so it does not shrink the magnitudes:
 
     gate = (x - b_dec) @ W_enc + b_enc    magnitude = (x - b_dec) @ (W_enc * exp(r_mag)) + b_mag
     f = [gate > 0] * relu(magnitude)

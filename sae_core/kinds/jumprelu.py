@@ -1,14 +1,14 @@
 """JumpReLU SAEs (Rajamanoharan et al.: "Jumping Ahead: Improving Reconstruction Fidelity with
 JumpReLU Sparse Autoencoders", arXiv 2407.14435).
 
-Every feature has a threshold theta of its own, and is `pre` where `pre > theta` and 0 elsewhere.
-The loss is flat in theta almost everywhere, so that its gradient is estimated from the
+Every feature has its own threshold theta, and is `pre` where `pre > theta` and 0 elsewhere.
+The loss is flat in theta almost everywhere, so its gradient is estimated from the
 pre-activations near it, with a rectangle of width eps as the kernel (equations 11 and 12):
 
     d JumpReLU / d theta = -theta / eps    d [pre > theta] / d theta = -1 / eps
     where |pre - theta| < eps / 2, and 0 elsewhere
 
-What brings the code to k active features a token is the paper's penalty with a target,
+The code is brought to k active features per token by the paper's penalty with a target,
 `(L0 / k - 1)^2`, L0 being the mean over the batch. Only the pairs above `theta - eps / 2` matter.
 """
 

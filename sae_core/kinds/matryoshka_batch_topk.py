@@ -35,7 +35,7 @@ class MatryoshkaBatchTopKSAE(BatchTopKSAE):
         pairs = code.pairs
         sizes = torch.tensor(self.spec.matryoshka_sizes, device=pairs.column.device)
         group = torch.bucketize(pairs.column, sizes, right=True)
-        # A token's share in each group is a row of its own: row `group * N + token`.
+        # A token's share in each group is a separate row: row `group * N + token`.
         row = group * pairs.n_rows + pairs.row
         index, order = torch.sort(row * pairs.n_columns + pairs.column)
         shares = sparse_ops.SparseCode(

@@ -1,7 +1,7 @@
 """TopK SAEs (Gao et al.: "Scaling and evaluating sparse autoencoders", arXiv 2406.04093).
 
-Every token keeps its k largest pre-activations, in training and at inference, so that there is no
-threshold to calibrate. Fewer than k are active where fewer are positive.
+Every token keeps its k largest pre-activations, in training and at inference, so there is no
+threshold to calibrate. Fewer than k are active if fewer are positive.
 """
 
 from typing import Any

@@ -33,7 +33,7 @@ from sae_core.train_config import (
 
 
 class MemoryPlan(NamedTuple):
-    """What fits a common GPU."""
+    """Settings that fit a common GPU."""
 
     batch_size: int
     max_text_length: int
@@ -92,17 +92,16 @@ class BatchDataConfig(DataConfig):
     """The texts, and how they become windows of tokens."""
 
     max_text_length: int | None = None  # type: ignore[assignment]  # `run` makes it an int
-    """Length of a window in tokens; by default what suits the model's size."""
+    """Length of a window in tokens; by default chosen by the model's size."""
 
 
 @dataclass(frozen=True)
 class BatchRuntimeConfig(RuntimeConfig):
-    """What the machine does at once. None of these changes the trained SAEs; another device, and on
-    a GPU another batch size, changes them by as much as numbers are rounded."""
+    """Hardware settings. They do not change the trained SAEs beyond rounding."""
 
     batch_size: int | None = None  # type: ignore[assignment]  # `run` makes it an int
-    """Windows in a forward pass of the language model on a GPU, by default what suits its size;
-    a CPU takes about 1,024 tokens."""
+    """Windows per forward pass of the language model on a GPU, by default chosen by its size (a
+    CPU always uses about 1,024 tokens)."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +120,7 @@ class BatchConfig:
     publishing: PublishingConfig = field(default_factory=PublishingConfig)
 
     def run(self, model_name: str) -> RunConfig:
-        """The single run for one of the models; what was given on the command line wins."""
+        """The single run for one of the models; options from the command line take precedence."""
         plans = {same_name(name): plan for name, plan in PLANS.items()}
         plan = plans.get(
             same_name(model_name),
@@ -154,8 +153,8 @@ def _as(group: type[Group], settings: object, **changes: object) -> Group:
 
 
 def train_all(config: BatchConfig) -> None:
-    """Train on one model after the other; a model that fails does not stop the rest, and when the
-    same call is made again, those that are done are not trained again.
+    """Train on one model after the other. A model that fails does not stop the rest, and a second
+    call with the same settings does not train finished models again.
 
     Raises:
         SAEError: W&B or the Hub will not let the runs in; or some model failed, and the table that
@@ -164,7 +163,9 @@ def train_all(config: BatchConfig) -> None:
     _check_names(config.model.models)
     check_services(config.tracking, config.publishing)
     if config.runtime.gpus > 1:
-        raise SAEError("--gpus: here 1; single_sae_training.py and the workflow can use more")
+        raise SAEError(
+            "--gpus: this script uses 1; single_sae_training.py and the workflow can use more"
+        )
     outcomes: dict[str, str] = {}
     done: list[Trained] = []
     failures: list[Exception] = []
@@ -202,7 +203,7 @@ def _check_names(models: tuple[str, ...]) -> None:
         if other != model:
             raise SAEError(
                 f"--models: {other} and {model} would have the same name, {own_name(model)}; train "
-                "them one by one with single_sae_training.py, with a --model-id each"
+                "them one by one with single_sae_training.py, each with its own --model-id"
             )
 
 

@@ -59,19 +59,20 @@ class Minibatch:
 
     model_name: str | None = None
     """Hub id or local directory of the language model; by default the Hub id that the SAE records.
-    The path of a directory is recorded nowhere, and has to be given."""
+    The path of a local directory is never recorded, so give it here."""
 
     num_windows: int = 16
-    """Windows in the minibatch, at most."""
+    """Maximum number of windows in the minibatch."""
 
     batch_size: int = RuntimeConfig.batch_size
-    """Windows in a forward pass of the language model on a GPU; a CPU takes about 1,024 tokens."""
+    """Windows per forward pass of the language model on a GPU (a CPU always uses about 1,024
+    tokens)."""
 
     device: str = RuntimeConfig.device
     """Where to compute: auto, cuda, mps or cpu."""
 
     json: bool = False
-    """Print JSON, with all that is measured, in place of the tables."""
+    """Print JSON with all figures instead of the tables."""
 
     load: LoadConfig = field(default_factory=LoadConfig)
 
@@ -80,7 +81,7 @@ def measure(config: Minibatch) -> list[dict[str, Any]]:
     """The figures of every SAE, each on windows that it has not seen.
 
     Raises:
-        SAEError: the texts or the model are not those that an SAE was trained on.
+        SAEError: an SAE was trained on other texts or another model.
     """
     from sae_core.activations.language_model import LanguageModel
     from sae_core.checkpoint import load_sae
@@ -132,8 +133,8 @@ def _model(
 def _windows(
     config: Minibatch, named: Sequence[tuple[str, "SAESpec"]], tokenizer: Any, texts: list[str]
 ) -> "list[Tensor]":
-    """Each SAE's windows: those that it held out, and for one that does not record its texts
-    those of the first that does."""
+    """Each SAE's windows: the ones that it held out. An SAE that does not record its texts gets
+    the windows of the first SAE that does."""
     from sae_core.evaluation.metrics import data_config, held_out_windows
     from sae_core.evaluation.unseen import records_texts
 
@@ -154,8 +155,8 @@ def _windows(
             if len(found) > 1
         ]
         print(
-            f"not the same windows for all SAEs ({'; '.join(differ)}): each is measured on those "
-            "that it has not seen, and their figures are not quite comparable",
+            f"not the same windows for all SAEs ({'; '.join(differ)}): each is measured on windows "
+            "that it has not seen, so their figures are not strictly comparable",
             file=sys.stderr,
             flush=True,
         )
@@ -163,14 +164,14 @@ def _windows(
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """One line an SAE."""
+    """One line per SAE."""
     rows = [[_figure(result[key]) for key in SHOWN] for result in results]
     names = [result["run_name"] for result in results]
     return _aligned(["SAE", *SHOWN.values()], names, rows)
 
 
 def table_of_layers(results: list[dict[str, Any]]) -> str:
-    """The error behind the hook: one line a layer, and a column for each SAE, in their order."""
+    """The error after the hook: one line per layer, and one column per SAE, in their order."""
     layers = sorted({int(layer) for result in results for layer in result["block_mse"]})
     rows = [[_figure(result["block_mse"].get(str(n))) for result in results] for n in layers]
     heading = ["layer", *(f"SAE {number}" for number in range(1, len(results) + 1))]
@@ -201,7 +202,7 @@ def show(config: Minibatch) -> None:
         for size in dict.fromkeys((result["n_windows"], result["n_tokens"]) for result in results):
             print(f"{size[0]} windows, {size[1]} tokens")
         print(table(results))
-        print(f"\nMSE of the residual after each layer behind the hook\n{table_of_layers(results)}")
+        print(f"\nMSE of the residual stream after each later layer\n{table_of_layers(results)}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:

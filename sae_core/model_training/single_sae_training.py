@@ -15,7 +15,7 @@ from sae_core.train_config import RunConfig
 
 
 def train(config: RunConfig) -> None:
-    """Train the SAE and say where it is."""
+    """Train the SAE and print its path."""
     if launched(config.runtime.gpus):
         return
     with quiet(config.output.quiet):

@@ -4,8 +4,8 @@ W&B never stops or slows the work. Only a key that is missing or wrong, or a run
 is an error, and before anything is loaded. If W&B cannot be reached, the run is stored on disk,
 and one line says how to send it later.
 
-Which run a training has is noted beside its checkpoints, so that it goes on when the training is
-started again after an interruption, and so that evaluation and upload, which may be other
+The run of a training is noted next to its checkpoints, so that it continues when the training is
+restarted after an interruption, and so that evaluation and upload, which may be other
 processes, can add to its summary.
 """
 
@@ -31,8 +31,8 @@ from sae_core.train_config import TrackingConfig
 os.environ.setdefault("OTEL_SDK_DISABLED", "true")
 
 LOGIN_TIMEOUT = 2
-"""Seconds that W&B has to say whether the key is right, as the client wants them, whole; a
-`WANDB_HTTP_TIMEOUT` in the environment goes before. Then the run is stored on disk."""
+"""Seconds that W&B has to say whether the key is right, a whole number for the client; a
+`WANDB_HTTP_TIMEOUT` in the environment takes precedence. After that the run is stored on disk."""
 
 START_TIMEOUT = 2.6
 """Seconds that W&B has to log in and to start a run; then the run is stored on disk."""
@@ -41,8 +41,8 @@ CLIENT_SECONDS = 2.0
 """What the client takes above the time limit that it is given for a start, when that fails."""
 
 FINISH_TIMEOUT = 2.4
-"""Seconds that sending the rest may take at the end, whatever W&B does in them; with those for a
-start, five in all."""
+"""Seconds that sending the rest may take at the end, whatever W&B does; five in total, together
+with the seconds for a start."""
 
 UNREACHABLE = ("did not respond in time", "invalid character")
 """In the client's message when a login gets no answer, or one that is not W&B's; both have no class
@@ -59,13 +59,13 @@ REFUSED = re.compile(r"denied|forbidden|not found|not logged in|unauthori[sz]ed|
 
 @dataclass(frozen=True)
 class RunNote:
-    """Which W&B run a training has: `wandb.json` beside its checkpoints."""
+    """The W&B run of a training: `wandb.json` next to its checkpoints."""
 
     id: str
     project: str
     entity: str | None
     fingerprint: str
-    """Of the settings that make the result; with others, a training is another run."""
+    """Hash of the settings that determine the result; a training with others is another run."""
     finished: bool
 
     def save(self, checkpoints: Path) -> None:
@@ -76,7 +76,7 @@ class RunNote:
     def load(cls, checkpoints: Path) -> "RunNote | None":
         """Read the note, if there is one."""
         try:
-            return read_record(cls, checkpoints / WANDB_NOTE, "note", "it is made anew")
+            return read_record(cls, checkpoints / WANDB_NOTE, "note", "it is created again")
         except SAEError:
             return None
 
@@ -113,7 +113,7 @@ def log_in(settings: TrackingConfig) -> TrackingConfig:
     except wandb.errors.Error as error:
         problem = one_line(error)
         if any(words in problem for words in UNREACHABLE):
-            print("W&B: cannot be reached; the run is stored here instead", flush=True)
+            print("W&B: cannot be reached; the run is stored locally instead", flush=True)
             return replace(settings, wandb_mode="offline")
     raise SAEError(
         f"--wandb: {problem}; run `python -m wandb login`, set WANDB_API_KEY, or use "
@@ -135,9 +135,9 @@ def _http_timeout(seconds: int) -> Iterator[None]:
 
 
 def add_to_summary(settings: TrackingConfig, checkpoints: Path, values: dict[str, Any]) -> None:
-    """Add to the summary of the run that is noted beside `checkpoints`, if there is one.
+    """Add to the summary of the run that is noted next to `checkpoints`, if there is one.
 
-    Whatever becomes of it, the caller goes on.
+    If it fails, the caller continues.
     """
     note = RunNote.load(checkpoints)
     if not is_on(settings) or note is None:
@@ -147,7 +147,7 @@ def add_to_summary(settings: TrackingConfig, checkpoints: Path, values: dict[str
         run.summary.update(values)
         finish(run, 0)
     except Exception as error:  # whatever a client's background process may come up with
-        print(f"W&B: not told ({one_line(error)})", flush=True)
+        print(f"W&B: not updated ({one_line(error)})", flush=True)
 
 
 def evaluation_summary(figures: dict[str, Any]) -> dict[str, float]:
@@ -168,14 +168,14 @@ def start(settings: TrackingConfig, note: RunNote, **about: Any) -> Any:
         except wandb.errors.Error as error:
             if REFUSED.search(str(error).lower()):
                 raise SAEError(
-                    f"--wandb: W&B refuses the run ({one_line(error)}); check --wandb-entity and "
+                    f"--wandb: W&B rejects the run ({one_line(error)}); check --wandb-entity and "
                     "--wandb-project, run `python -m wandb login`, or use --wandb-mode offline"
                 ) from error
-            print("W&B: cannot be reached; the run is stored here instead", flush=True)
+            print("W&B: cannot be reached; the run is stored locally instead", flush=True)
             wandb.teardown()  # else the client holds the failed run's id
     run = _init("offline", note, **about)
     folder = run.settings.sync_dir
-    print(f"W&B: offline; send the run with `python -m wandb sync {folder}`", flush=True)
+    print(f"W&B: offline; sync the run with `python -m wandb sync {folder}`", flush=True)
     return run
 
 
@@ -200,13 +200,13 @@ def _init(mode: Literal["online", "offline"], note: RunNote, **about: Any) -> An
             console="off",
             silent=True,
             disable_git=True,
-            # By itself the client tells the command line, with its paths, and where all lies.
+            # By default the client sends the command line and the paths of everything.
             x_disable_meta=True,
             program=Path(sys.argv[0]).name,
         ),
         **about,
     )
-    # A resumed run forgets its axes, unless told again.
+    # A resumed run forgets its axes unless they are defined again.
     run.define_metric("epoch")
     run.define_metric("tokens")
     for part in ("train/*", "val/*"):
@@ -222,6 +222,6 @@ def finish(run: Any, exit_code: int) -> None:
     except Exception as error:  # TimeoutError, or a background process that is gone
         command = f"python -m wandb sync --no-skip-online {run.settings.sync_dir}"
         print(
-            f"W&B: not all of the run was sent ({one_line(error)}); send the rest with `{command}`",
+            f"W&B: not all of the run was sent ({one_line(error)}); sync the rest with `{command}`",
             flush=True,
         )

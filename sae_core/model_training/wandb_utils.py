@@ -28,7 +28,7 @@ class WandbRun(Observer):
         name: the SAE's run name.
         checkpoints: where the run is noted.
         config: the resolved settings, in groups; of paths, W&B gets the last part.
-        tags: besides those of the settings.
+        tags: in addition to the tags of the settings.
 
     Raises:
         SAEError: the key is missing or wrong, or W&B refuses the run.
@@ -109,13 +109,13 @@ class WandbRun(Observer):
                 replace(self.note, finished=True).save(self.checkpoints)
 
     def _tell(self, call: Callable[[], Any]) -> None:
-        """Tell W&B something; if that fails, the run ends there, and the training goes on."""
+        """Send W&B something; if that fails, the run ends there, and the training continues."""
         if self._run is None:
             return
         try:
             call()
         except Exception as error:  # whatever a client's background process may come up with
-            print(f"W&B: no longer told ({one_line(error)}); the training goes on", flush=True)
+            print(f"W&B: sending stopped ({one_line(error)}); training continues", flush=True)
             self._run = None
 
 
@@ -127,7 +127,7 @@ def _path(metric: str) -> str:
 
 
 def _note(settings: TrackingConfig, checkpoints: Path, config: dict[str, Any]) -> RunNote:
-    """The run to go on with, or a new one."""
+    """The run to continue, or a new one."""
     makes = {name: group for name, group in config.items() if name not in ("runtime", "output")}
     fingerprint = hashlib.sha256(json.dumps(makes, sort_keys=True).encode()).hexdigest()
     new = RunNote(

@@ -38,11 +38,11 @@ MAX_WAIT = 60.0
 """Seconds that the Hub may ask for, of this module or of the client within a try."""
 
 PATIENCE = 300.0
-"""Seconds that all tries of a request may take together, besides what its bytes need at
-`LEAST_SPEED`: whatever waits, the client, its storage's own client, or this module."""
+"""Seconds that all tries of a request may take together, in addition to what its bytes need at
+`LEAST_SPEED`, whether the client waits, the client of its storage, or this module."""
 
 BLOCK = 1 << 16
-"""Bytes that are handed to the network at once."""
+"""Bytes handed to the network at a time."""
 
 _give_up = math.inf
 """When the request that is being made has taken too long, by the monotonic clock."""
@@ -134,9 +134,9 @@ def _seconds(timeout: float | None) -> float:
 
 
 def _check_time(request: httpx2.Request) -> None:
-    """Let no request begin after its time, whoever makes it."""
+    """Let no request start after its deadline, whoever sends it."""
     if time.monotonic() > _give_up:
-        raise TimeoutError(f"{request.url.host}: given up, it took too long")
+        raise TimeoutError(f"{request.url.host}: gave up after too long a wait")
 
 
 def _shorten_wait(response: httpx2.Response) -> None:
@@ -228,7 +228,7 @@ def _check_namespace(account: dict[str, Any], repo_id: str) -> None:
     writable += [o["name"] for o in account.get("orgs", []) if o.get("roleInOrg") != "read"]
     if same_name(owner) not in map(same_name, writable):
         raise SAEError(
-            f"--hf-repo-id {repo_id}: the token may not make a repository under {owner}; it may "
+            f"--hf-repo-id {repo_id}: the token may not create a repository under {owner}; it may "
             f"under {', '.join(writable)}"
         )
     _check_role(account, repo_id)
@@ -246,13 +246,13 @@ def _check_role(account: dict[str, Any], repo_id: str) -> None:
         )
     if not may_write:
         raise SAEError(
-            f"upload to {repo_id}: the token may not write there; make one with the role `write` "
+            f"upload to {repo_id}: the token may not write there; create one with the role `write` "
             "in your settings on the Hub, and give it to `hf auth login`"
         )
 
 
 def _status(error: Exception) -> int | None:
-    """The HTTP status behind a failure; Xet's client has it in its message alone."""
+    """The HTTP status of a failure; Xet's client has it only in its message."""
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code
     found = re.search(r"HTTP status \w+ error \((\d{3})", str(error))
@@ -286,12 +286,10 @@ UNSENDABLE = (UnicodeEncodeError, httpx2.LocalProtocolError)
 """A header that cannot be sent; what is ours in the headers is the token."""
 
 ADVICE = {
-    401: "the token is not valid: run `hf auth login` or set HF_TOKEN anew, then run the same "
-    "again",
-    403: "the token has no right to do this: make one that may write there, then run the same "
-    "again",
+    401: "the token is not valid: run `hf auth login` or set a new HF_TOKEN, then try again",
+    403: "the token has no permission for this: create one that may write there, then try again",
     404: "no such repository, or the token may not see it",
-    413: "a file is larger than the Hub takes; trying again does not help",
+    413: "a file is larger than the Hub accepts; trying again does not help",
 }
 """What to do about a status of the Hub."""
 
@@ -300,12 +298,12 @@ def _advice(error: Exception) -> str:
     """What to do about a failure."""
     error = _cause(error)
     if isinstance(error, OfflineModeIsEnabled):
-        return "HF_HUB_OFFLINE forbids to ask the Hub: unset it"
+        return "HF_HUB_OFFLINE forbids access to the Hub: unset it"
     if (status := _status(error)) in ADVICE:
         return ADVICE[status]
     if _may_pass(error):
-        return "nothing is lost; run the same again when the Hub can be reached"
-    return "the Hub or its client refuses this; trying again does not help"
+        return "try again when the Hub can be reached"
+    return "the Hub or its client rejects this; trying again does not help"
 
 
 @contextmanager
@@ -317,8 +315,8 @@ def named(what: str) -> Iterator[None]:
         raise
     except UNSENDABLE:  # its message may hold the token
         raise SAEError(
-            f"{what}: the token holds a character that no token has; run `hf auth login` or set "
-            "HF_TOKEN anew"
+            f"{what}: the token contains a character that no token has; run `hf auth login` or set "
+            "a new HF_TOKEN"
         ) from None
     except Exception as error:  # the client's failures have no common base class
         kind = PassingError if _may_pass(error) else SAEError

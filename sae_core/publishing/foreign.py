@@ -1,14 +1,14 @@
-"""Other people's SAE directories as SAEs of ours: SAELens's, dictionary_learning's, and those of
-the trainer before this one, which load as they are.
+"""Converts SAE directories of SAELens and dictionary_learning into ours, and reads directories of
+this trainer's predecessor, which load unchanged.
 
-Each of the others computes what one of our kinds does, but for two things that are folded into the
-weights here, with the same reconstructions. An encoder may take x as it is, not `x - b_dec`:
+Each of the others computes what one of our kinds does, except for two things that are folded into
+the weights here, with the same reconstructions. An encoder may take x itself, not `x - b_dec`:
 
     x @ W_enc + b = (x - b_dec) @ W_enc + (b + b_dec @ W_enc)
 
-And decoder rows may have norms n other than 1: they are divided by n, and what leads to the
-features is multiplied by it, so that features are n times as large. A TopK SAE that ranks its
-features without their norms would choose others then, and keeps its rows as they are.
+And decoder rows may have norms n other than 1: they are divided by n, and the encoder is
+multiplied by n, so features are n times as large. A TopK SAE that ranks its features without
+their norms would then choose other features, so it keeps its rows unchanged.
 """
 
 import re
@@ -40,7 +40,7 @@ SAELENS_KINDS = {
     "matryoshka_batchtopk": "matryoshka_batch_topk",
     **{theirs: ours for ours, theirs in TRANSCODERS.items()},
 }
-"""Our kinds by SAELens's architectures. Two of them exist in checkpoints of its training alone; it
+"""Our kinds by SAELens's architectures. Two of them exist only in checkpoints of its training; it
 exports them as "jumprelu"."""
 
 SAELENS_SETTINGS = {
@@ -48,7 +48,7 @@ SAELENS_SETTINGS = {
     "reshape_activations": "none",
     "finetuning_scaling_factor": False,
 }
-"""What SAELens can do besides, and what it is called when it does not."""
+"""What SAELens can do in addition, and the value of the setting when it does not."""
 
 FOLDED = "; the last checkpoint of a training in SAELens, final_<tokens>, has it in its weights"
 
@@ -79,7 +79,7 @@ DICTIONARY_TENSORS = {
     "decoder_bias": "b_dec",
     "decoder.bias": "b_dec",
 }
-"""Our tensors by dictionary_learning's, where they differ; its weights lie the other way round."""
+"""Our tensors by dictionary_learning's names, where these differ; its weights are transposed."""
 
 HOOKS = {"resid_pre": "hook_resid_pre", "resid_mid": "hook_resid_mid", "attn": "hook_attn_out",
          "attention": "hook_attn_out", "mlp": "hook_mlp_out"}  # fmt: skip
@@ -90,14 +90,14 @@ UNIT = 1e-4
 
 
 class Foreign(NamedTuple):
-    """What a directory holds."""
+    """The contents of a directory."""
 
     kind: str
     tensors: dict[str, Tensor]
     """Under our names."""
     k: int
     sizes: list[int]
-    """Of the nested SAEs of a Matryoshka SAE."""
+    """The sizes of the nested SAEs of a Matryoshka SAE."""
     takes_x: bool
     """The encoder takes x, not `x - b_dec`."""
     ranks_by_norm: bool
@@ -106,16 +106,16 @@ class Foreign(NamedTuple):
     hook_name: str
     origin: dict[str, Any]
     target_hook_name: str = ""
-    """Of a transcoder, which takes x."""
+    """Hook name of a transcoder's target; a transcoder takes x."""
 
 
 def import_sae(folder: Path) -> SparseAutoencoder:
     """The SAE in a directory of SAELens (`cfg.json`, `sae_weights.safetensors`), an export or a
     checkpoint of its training; of dictionary_learning (`config.json`, `ae.pt`), with the same
-    reconstructions; or of the trainer before this one (`config.json`, `weights.pt`).
+    reconstructions; or of this trainer's predecessor (`config.json`, `weights.pt`).
 
     Raises:
-        SAEError: it is none, damaged, or does something that no kind of ours does.
+        SAEError: it is not one, is damaged, or does something that no kind here does.
     """
     if (folder / "cfg.json").is_file():
         return _as_ours(_read_saelens(folder), folder)
@@ -147,7 +147,7 @@ def _read_saelens(folder: Path) -> Foreign:
         target = _read_hook(about, "hook_name_out")
         if target[0] != layer:
             raise SAEError(
-                f"{config.path}: its hooks lie in two layers; no transcoder here does that"
+                f"{config.path}: its hooks are in two layers; no transcoder here does that"
             )
     tensors = _read_saelens_tensors(folder / "sae_weights.safetensors", kind)
     _check_shape(tensors, config, "d_in", "d_sae")
@@ -249,7 +249,7 @@ def _is_turned(key: str, tensor: Tensor) -> bool:
 
 
 def _with_stored_k(trainer: Settings, tensors: dict[str, Tensor], folder: Path) -> Settings:
-    """The settings with the `k` that is stored beside the weights, if there is one."""
+    """The settings with the `k` that is stored with the weights, if there is one."""
     if "k" not in tensors:
         return trainer
     k = tensors["k"].tolist()
@@ -257,7 +257,7 @@ def _with_stored_k(trainer: Settings, tensors: dict[str, Tensor], folder: Path) 
 
 
 def _read_groups(folder: Path, tensors: dict[str, Tensor]) -> list[int]:
-    """The sizes of the nested SAEs, from those of their groups."""
+    """The sizes of the nested SAEs, computed from the sizes of their groups."""
     groups = tensors.get("group_sizes", torch.empty(0, dtype=torch.long))
     if groups.ndim != 1 or groups.is_floating_point():
         raise SAEError(f"{folder / 'ae.pt'}: group_sizes are not whole numbers in one row")
@@ -288,7 +288,7 @@ def _check_tensors(found: Foreign, folder: Path) -> None:
         given = found.tensors.get(name)
         if given is None or given.shape != tensor.shape:
             shape = "missing" if given is None else f"of shape {tuple(given.shape)}"
-            raise SAEError(f"{folder}: {name} is {shape}, and has to be {tuple(tensor.shape)}")
+            raise SAEError(f"{folder}: {name} is {shape}, but must be {tuple(tensor.shape)}")
         if given.dtype not in NUMBERS or not given.is_floating_point():
             raise SAEError(f"{folder}: {name} holds numbers of type {given.dtype}")
         if not torch.isfinite(given).all():
@@ -304,7 +304,7 @@ def _wanted(found: Foreign) -> dict[str, Tensor]:
 
 
 def _check_shape(tensors: dict[str, Tensor], said: Settings, d_in: str, d_sae: str) -> None:
-    """Check the sizes that a configuration names, where it does, against those of the weights."""
+    """Check the sizes in a configuration, if it has any, against the sizes of the weights."""
     shape = tensors["W_enc"].shape if "W_enc" in tensors else ()
     if len(shape) == 2:
         for key, size in ((d_in, shape[0]), (d_sae, shape[1])):

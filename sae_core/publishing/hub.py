@@ -77,7 +77,7 @@ def upload(folder: Path, evaluation: Path | None, repo: RepoConfig) -> Marker:
     facts = SAEFacts.read(folder, evaluation, repo)
     run_files(folder, evaluation, facts)  # what is missing is said before a repository is made
     if facts.run_name != folder.name:
-        print(f"{folder}: its name is made of a local path; published as {facts.run_name}")
+        print(f"{folder}: its name contains a local path; published as {facts.run_name}")
     with named(f"upload of {facts.run_name} to {repo_id}"):
         if not patiently(lambda: api.repo_exists(repo_id)):
             private = True if repo.hf_private else None
@@ -98,24 +98,26 @@ def upload(folder: Path, evaluation: Path | None, repo: RepoConfig) -> Marker:
 
 
 def run_files(folder: Path, evaluation: Path | None, facts: SAEFacts) -> Contents:
-    """What an SAE's folder in the repository holds, by path."""
+    """The contents of an SAE's folder in the repository, by path."""
     sources = dict(facts.files)
     if evaluation is not None:
         sources[EVALUATION_FILE] = evaluation
     missing = [str(path) for path in sources.values() if not path.is_file()]
     if missing:
-        raise SAEError(f"{missing[0]}: no such file; an upload needs a whole final SAE directory")
+        raise SAEError(
+            f"{missing[0]}: no such file; an upload needs a complete final SAE directory"
+        )
     found = {name: _public(path, facts) for name, path in sources.items()}
     found[CARD] = sae_card(facts).encode()
     return {f"{facts.run_name}/{name}": content for name, content in found.items()}
 
 
 def _public(path: Path, facts: SAEFacts) -> Path | bytes:
-    """A file as others may read it: itself, unless it is JSON that holds a local path."""
+    """A file as it is published: unchanged, unless it is JSON that contains a local path."""
     if path.suffix != ".json":
         return path
     content = facts.public(path)
-    if content == read_json(path, path.stem, "make it again"):
+    if content == read_json(path, path.stem, "create it again"):
         return path
     return (json.dumps(content, indent=2) + "\n").encode()
 
@@ -191,7 +193,7 @@ def _commit(api: HfApi, repo_id: str, contents: Contents, facts: SAEFacts) -> st
             return head
         operations = [sent.get(name) or CommitOperationAdd(name, card) for name in missing]
         try:
-            # The large files first, so that each further try sends the commit alone.
+            # The large files first, so that each further try sends only the commit.
             n_bytes = sum(operation.upload_info.size for operation in operations)
             patiently(
                 partial(api.preupload_lfs_files, repo_id, operations, free_memory=False),

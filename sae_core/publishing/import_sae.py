@@ -1,5 +1,4 @@
-"""Turn an SAE directory of SAELens, dictionary_learning or the trainer before this one into one of
-ours."""
+"""Convert an SAE directory of SAELens, dictionary_learning or this trainer's predecessor."""
 
 import sys
 from collections.abc import Sequence
@@ -21,8 +20,8 @@ class Import:
     """The SAE to import."""
 
     source: Annotated[Path, tyro.conf.Positional]
-    """Directory of SAELens (cfg.json), of dictionary_learning (ae.pt), or with weights.pt and
-    config.json, as the trainer before this one wrote them."""
+    """Directory of SAELens (cfg.json), of dictionary_learning (ae.pt), or with the weights.pt and
+    config.json of this trainer's predecessor."""
 
     output: Annotated[Path, tyro.conf.Positional]
     """SAE directory to write; its name is the SAE's name."""
@@ -31,12 +30,12 @@ class Import:
     """Hub id or local directory of the language model; by default as the directory records it."""
 
     threshold: float | None = None
-    """Threshold of a BatchTopK SAE; for one that was stored without, such as the calibration that
-    its evaluation records."""
+    """Threshold for a BatchTopK SAE that was stored without one, such as the calibrated threshold
+    that its evaluation records."""
 
 
 def import_(config: Import) -> None:
-    """Write the SAE directory, SAELens's files among the others."""
+    """Write the SAE directory, including the files for SAELens."""
     from sae_core.checkpoint import load_history, sae_files, write_files
     from sae_core.naming import SAE_FILES
     from sae_core.publishing.foreign import import_sae
@@ -65,8 +64,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     cli.run(
         import_,
         Import,
-        "Turn an SAE of SAELens, dictionary_learning or the trainer before this one into one of "
-        "ours.",
+        "Convert an SAE of SAELens, dictionary_learning or this trainer's predecessor into an SAE "
+        "directory.",
         argv,
     )
 

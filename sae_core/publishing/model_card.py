@@ -1,6 +1,6 @@
 """Model cards: one for each SAE, and one at a repository's root that lists them all.
 
-Both are pure functions of what they describe, so that an unchanged SAE gives an unchanged card.
+Both are pure functions of what they describe, so an unchanged SAE gives an unchanged card.
 """
 
 import re
@@ -59,7 +59,7 @@ class SAEFacts:
         """The facts of a final SAE directory and, if there is one, of its evaluation.
 
         A directory from before models had names of their own may be called after a path; it gets
-        the name that it would have now. One of the older form need have no more than weights and
+        the name that it would have now. A directory in the older form needs only weights and
         configuration.
 
         Raises:
@@ -89,7 +89,7 @@ class SAEFacts:
 
     def public(self, path: Path) -> Any:
         """The contents of a file of JSON as others may read them."""
-        return without_paths(read_json(path, path.stem, "make it again"), self.renamed)
+        return without_paths(read_json(path, path.stem, "create it again"), self.renamed)
 
     @property
     def model_name(self) -> str:
@@ -97,7 +97,7 @@ class SAEFacts:
 
     @property
     def threshold(self) -> float | None:
-        """Of an SAE that was stored without, the one that it was evaluated with."""
+        """The threshold of the evaluation, for an SAE that was stored without one."""
         return (self.evaluation or {}).get("calibration", {}).get("threshold")
 
     @property
@@ -149,7 +149,7 @@ def repo_card(old: str | None, facts: SAEFacts, repo_id: str) -> str:
             card = ModelCard(old)
         except Exception as error:  # the client's YAML parser has errors of its own
             raise SAEError(
-                f"{CARD} of {repo_id}: its metadata cannot be read ({one_line(error)}); mend it on "
+                f"{CARD} of {repo_id}: its metadata cannot be read ({one_line(error)}); fix it on "
                 "the Hub"
             ) from error
     _extend(card.data, _metadata(facts))
@@ -166,7 +166,8 @@ def repo_card(old: str | None, facts: SAEFacts, repo_id: str) -> str:
 
 def _around_block(text: str) -> tuple[str, list[str], str]:
     """A repository's card in three: what is before the list, the list's lines, and what is after
-    it. People may have deleted a mark, or written something between the two; that is after it."""
+    it. People may have deleted a marker, or written something between the two, which counts as
+    after it."""
     whole = re.search(f"{BEGIN}((?:(?!{BEGIN}).)*?){END}", text, re.DOTALL)
     lone = re.search(f"{BEGIN}((?:\\s*\\|.*)*)", text)
     found = whole or lone

@@ -1,10 +1,10 @@
 """SAELens's format (6.x): `cfg.json` and `sae_weights.safetensors`.
 
 Its architectures encode as the kinds that are exported as one do ("jumprelu" is
-`f = relu(pre) * (pre > threshold)` with `pre = (x - b_dec) @ W_enc + b_enc`), so that the tensors
-go over as they are. So do its transcoders, which take x as it is, not `x - b_dec`. It has none that
-are TopK or gated; those become SAEs of these architectures that take x as it is, which compute the
-same.
+`f = relu(pre) * (pre > threshold)` with `pre = (x - b_dec) @ W_enc + b_enc`), so the tensors
+are copied unchanged. The same holds for its transcoders, which take x itself, not `x - b_dec`. It
+has no TopK or gated transcoders; these become SAEs of these architectures that take x itself, which
+compute the same.
 """
 
 import json

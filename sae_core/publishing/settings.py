@@ -21,11 +21,11 @@ class Settings:
         self.path, self.values, self.within = path, values, within
         if not isinstance(values, dict):
             where = f"{within.removesuffix('.')} is" if within else "it holds"
-            raise SAEError(f"{path}: {where} {values!r:.80}, and has to be an object of settings")
+            raise SAEError(f"{path}: {where} {values!r:.80}, but must be an object of settings")
 
     @classmethod
     def load(cls, path: Path) -> "Settings":
-        """Those of a file.
+        """The settings in a file.
 
         Raises:
             SAEError: it is missing or holds no JSON object.
@@ -58,8 +58,7 @@ class Settings:
         return value
 
     def error(self, key: str, wanted: str) -> SAEError:
-        """That a value is not what it has to be."""
+        """An error about a wrong value."""
         return SAEError(
-            f"{self.path}: {self.within}{key} is {self.values.get(key)!r:.80}, and has to be "
-            f"{wanted}"
+            f"{self.path}: {self.within}{key} is {self.values.get(key)!r:.80}, but must be {wanted}"
         )

@@ -20,11 +20,11 @@ class Uploads:
     """What to verify."""
 
     markers: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Upload markers: results/uploads/<run_name>.json, or upload.json beside the checkpoints."""
+    """Upload markers: results/uploads/<run_name>.json, or upload.json next to the checkpoints."""
 
 
 def verify(uploads: Uploads) -> None:
-    """Say of each upload whether it is as it was sent.
+    """Print for each upload whether its files are as sent.
 
     Raises:
         SAEError: one is not.
@@ -39,7 +39,9 @@ def verify(uploads: Uploads) -> None:
         state = f"differs in {', '.join(wrong)}" if wrong else f"{len(marker.files)} files as sent"
         print(f"{marker.run_name} in {marker.repo} at {marker.commit[:12]}: {state}", flush=True)
     if spoilt:
-        raise SAEError(f"{len(spoilt)} files on the Hub differ; delete the markers, upload again")
+        raise SAEError(
+            f"{len(spoilt)} files on the Hub differ; delete the markers and upload again"
+        )
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -19,7 +19,7 @@ CORPUS_KEYS = (
 )  # fmt: skip
 
 SHOWN_PAIRS = 8
-"""Of the pairs that are active together, so many stand on the page."""
+"""Number of pairs of features active together that the page shows."""
 
 
 def read_entries(path: Path) -> list[Entry]:
@@ -32,7 +32,7 @@ def read_entries(path: Path) -> list[Entry]:
         # Not `splitlines`: JSON leaves U+2028 and other line breaks of Unicode as they are.
         return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
     except (OSError, ValueError) as error:
-        raise SAEError(f"{path}: not readable JSON lines ({error}); make them again") from error
+        raise SAEError(f"{path}: not readable JSON lines ({error}); create them again") from error
 
 
 def read_corpus(path: Path) -> dict[str, Any]:

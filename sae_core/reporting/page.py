@@ -86,7 +86,7 @@ def read_run(evaluation: Path, folder: Path, features: Path) -> Run:
     """
     config = read_object(folder / "config.json", "SAE configuration", ())
     history = folder / "history.json"
-    # Directories of the trainer before this one may have none, and do not name their weights.
+    # Directories of this trainer's predecessor may have none, and have no hash of their weights.
     is_there = history.exists() or "weights_sha256" in config
     return Run(
         read_object(evaluation, "evaluation", EVALUATION_KEYS),
@@ -113,8 +113,8 @@ def report_page(runs: Sequence[Run], making: Making) -> str:
         kinds=_named((e["sae_type"] for e in evaluations), "kinds"),
         models=_named((e["model_name"] for e in evaluations), "models"),
         hooks=_named((e["hook_spec"] for e in evaluations), "hooks"),
-        recovered=_inline(recovered, "recovered", "Loss recovered against mean L0, a point an SAE"),
-        fvu=_inline(fvu, "fvu", "Unexplained variance against mean L0, a point an SAE"),
+        recovered=_inline(recovered, "recovered", "Loss recovered against L0, one point per SAE"),
+        fvu=_inline(fvu, "fvu", "Unexplained variance against L0, one point per SAE"),
         saes=[_sae(index, run) for index, run in enumerate(ordered, start=1)],
         making=making,
     )

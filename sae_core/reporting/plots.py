@@ -1,7 +1,7 @@
 """The plots, as SVG files: the same input gives the same bytes, and no global state is kept.
 
-Colours are those of Okabe and Ito, which colour-blind readers can tell apart. Text stays text, so
-that a page can set it in its own typeface; names are shown as they are, never as mathematics.
+The colours are Okabe and Ito's, which colour-blind readers can tell apart. Text stays text, so
+that a page can set it in its own typeface; names are shown unchanged, never as mathematics.
 """
 
 import io
@@ -43,7 +43,7 @@ WIDTH, WIDE = 5.6, 7.6
 FEW_POINTS = 12
 
 LABEL_SIZE, NEAR = 8.5, 6
-"""Of a point's label: the size of its type, and how far from the point it needs no line, in
+"""The type size of a point's label, and the distance up to which it needs no line, in
 points."""
 
 Look = dict[str, Any]
@@ -85,7 +85,7 @@ plot = style.context(["default", LOOK])
 
 @plot
 def loss_curves(history: History, title: str) -> bytes:
-    """Training and validation loss over the epochs; below it, mean L0 and dead features.
+    """Training and validation loss over the epochs; below it, L0 and dead features.
 
     Args:
         history: `history.json`; without `val_*` lists only training is drawn.
@@ -94,7 +94,7 @@ def loss_curves(history: History, title: str) -> bytes:
     figure = _figure(title, WIDTH, 4.6)
     grid = figure.add_gridspec(2, 2, height_ratios=(5, 3))
     loss = figure.add_subplot(grid[0, :], title="Loss")
-    l0 = figure.add_subplot(grid[1, 0], title="Mean L0", xlabel="epoch")
+    l0 = figure.add_subplot(grid[1, 0], title="L0", xlabel="epoch")
     dead = figure.add_subplot(grid[1, 1], title="Dead features, %", xlabel="epoch")
     _over_epochs(loss, history, "loss")
     _over_epochs(l0, history, "sparsity")
@@ -109,7 +109,7 @@ def loss_curves(history: History, title: str) -> bytes:
 
 @plot
 def density(evaluation: Evaluation) -> bytes:
-    """Histogram of the features' densities; those that never fired are counted in its heading."""
+    """Histogram of the feature densities; its heading counts the features that never fired."""
     histogram = evaluation["density_histogram"]
     never, d_sae = histogram["never"], evaluation["d_sae"]
     figure = _figure(evaluation["run_name"], WIDTH, 4.6)
@@ -127,7 +127,7 @@ def density(evaluation: Evaluation) -> bytes:
 
 @plot
 def block_mse(evaluation: Evaluation) -> bytes:
-    """Mean squared error of the activations after each layer behind the hook."""
+    """Mean squared error of the activations after each layer that follows the hook."""
     errors = {int(k): v for k, v in evaluation["block_mse"].items() if _is_finite(v) and v > 0}
     figure = _figure(evaluation["run_name"], WIDTH, 3.2)
     axes = figure.add_subplot(title="Error after the hook", xlabel="layer", ylabel="MSE, log scale")
@@ -155,8 +155,8 @@ FVU = _Fidelity("fvu", "fraction of variance unexplained", 0.0)
 
 
 def l0_against_loss_recovered(evaluations: Sequence[Evaluation]) -> bytes:
-    """One point an SAE, with its label: colour says the hook, marker the kind of SAE. A line joins
-    the SAEs of a hook of which no sparser one is better."""
+    """One labelled point per SAE. The colour stands for the hook, the marker for the kind. A line
+    joins the SAEs of a hook that no other SAE beats in both figures."""
     return _against_l0(evaluations, LOSS_RECOVERED)
 
 
@@ -177,7 +177,7 @@ def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
     figure = _figure(title, width, 4.4 + 0.2 * math.ceil(n_entries / columns))
     axes = figure.add_subplot(
         title=f"{what.name[0].upper()}{what.name[1:]} against sparsity",
-        xlabel="mean L0 (log scale)",
+        xlabel="L0 (log scale)",
         ylabel=what.name,
     )
     axes.axhline(what.ideal, color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
@@ -197,7 +197,8 @@ def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
 def _pareto_fronts(
     evaluations: Sequence[Evaluation], what: _Fidelity
 ) -> Iterator[list[Evaluation]]:
-    """For each model and hook the SAEs that no other one beats in both ways, by L0; not alone."""
+    """For each model and hook the SAEs that no other one beats in both figures, by L0; fronts of
+    a single SAE are left out."""
     by_hook: dict[tuple[str, str], list[Evaluation]] = {}
     for evaluation in evaluations:
         hook = str(evaluation["model_name"]), evaluation["hook_spec"]
@@ -281,7 +282,7 @@ def _layer(hook_spec: str) -> tuple[int, str]:
 
 
 def _hook_colours(evaluations: Sequence[Evaluation]) -> dict[str, str]:
-    """A colour a hook, in the order of the layers; many hooks get shades from dark to light."""
+    """One colour per hook, in the order of the layers; many hooks get shades from dark to light."""
     hooks = sorted({e["hook_spec"] for e in evaluations}, key=_layer)
     if len(hooks) <= len(COLOURS):
         return dict(zip(hooks, COLOURS, strict=False))
@@ -319,7 +320,7 @@ def _frame_points(axes: Axes, points: np.ndarray, ideal: float) -> None:
 
 
 def _labels(evaluations: Sequence[Evaluation]) -> list[str]:
-    """What tells each SAE from the others; its run name where that does not."""
+    """What distinguishes each SAE from the others, or its run name if nothing short does."""
     traits = [_traits(evaluation) for evaluation in evaluations]
     differ = [len(set(values)) > 1 for values in zip(*traits, strict=True)]
     labels = [" ".join(filter(None, compress(values, differ))) for values in traits]
@@ -342,7 +343,7 @@ def _traits(evaluation: Evaluation) -> tuple[str, ...]:
 
 
 def _place_labels(figure: Figure, axes: Axes, points: np.ndarray, labels: Sequence[str]) -> None:
-    """Write each label near its point, where it covers least; a line leads to those further off."""
+    """Write each label near its point, where it covers least; a line leads to distant labels."""
     figure.draw_without_rendering()  # settles the layout
     frame = np.array(axes.get_window_extent().extents)
     at = axes.transData.transform(points)
@@ -361,7 +362,7 @@ def _place_labels(figure: Figure, axes: Axes, points: np.ndarray, labels: Sequen
 
 
 def _offsets(size: np.ndarray) -> Iterator[tuple[float, float]]:
-    """Where the middle of a label may lie, seen from its point: the nearest places first."""
+    """Possible positions of a label's centre relative to its point, the nearest first."""
     sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
     for distance, (right, up) in product((NEAR, 14, 24, 36, 50, 66), sides):
         yield right * (distance + size[0] / 2), up * (distance + size[1] / 2)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 from sae_core.code_hash import ROOT
 
 PACKAGES = ("torch", "transformers", "transformer-lens", "tokenizers", "numpy", "snakemake")
-"""Those whose versions may change a result."""
+"""The packages whose versions may change a result."""
 
 
 class Job(NamedTuple):
@@ -30,7 +30,7 @@ class Environment(NamedTuple):
     """What the results were made with."""
 
     commit: str | None
-    """Of this repository; with `+` where files differ from it."""
+    """The commit of this repository; with `+` if files differ from it."""
     python: str
     machine: str
     versions: dict[str, str]

@@ -15,7 +15,7 @@ Evaluation = dict[str, Any]
 """The contents of one `results/evaluations/<run_name>.json`."""
 
 History = dict[str, list[float | None]]
-"""The contents of one `history.json`: one list a metric, one entry an epoch; null where an epoch
+"""The contents of one `history.json`: one list per metric, one entry per epoch; null if an epoch
 has no end-to-end losses."""
 
 SUMMARY_COLUMNS = (
@@ -88,31 +88,33 @@ class Splice(NamedTuple):
 
 COLUMNS = {
     "d_sae": Column("features", ",d", "the width of the SAE's code."),
-    "top_k": Column("k", "d", "active features a token in training; 0 where the kind sets none."),
-    "l0": Column("L0", ".1f", "mean number of features that are active on a token."),
+    "top_k": Column(
+        "k", "d", "active features per token that training aims at; 0 if the kind has none."
+    ),
+    "l0": Column("L0", ".1f", "mean number of active features per token."),
     "fvu": Column(
         "FVU",
         ".4f",
         "fraction of the activations' variance left unexplained, pooled over tokens, attention "
         "sinks (outlier tokens) left out; lower is better.",
     ),
-    "ce_clean": Column("CE clean", ".3f", "the model's cross-entropy, in nats a token."),
+    "ce_clean": Column("CE clean", ".3f", "the model's cross-entropy, in nats per token."),
     "ce_sae": Column(
         "CE SAE",
         ".3f",
         "the same with the SAE's output in place of the activation, except at the first position "
-        "of a window, which trains no SAE.",
+        "of a window, on which no SAE is trained.",
     ),
     "ce_mean_ablation": Column("CE mean", ".3f", "the same with the activation's mean."),
     "ce_zero_ablation": Column("CE zero", ".3f", "the same with zeros."),
     "loss_recovered": Column(
         "loss recovered",
         ".4f",
-        "(CE zero − CE SAE) / (CE zero − CE clean): 1 if the model does not notice the SAE, 0 if "
+        "(CE zero − CE SAE) / (CE zero − CE clean): 1 if splicing in the SAE costs nothing, 0 if "
         "the SAE is no better than zeros.",
     ),
     "kl": Column(
-        "KL", ".4f", "KL(clean ‖ spliced) of the next-token distributions, in nats a token."
+        "KL", ".4f", "KL(clean ‖ spliced) of the next-token distributions, in nats per token."
     ),
     "dead_fraction": Column("dead", ".2%", "share of features that fired on no evaluated token."),
     "n_tokens": Column("tokens", ",d", "tokens the SAE was evaluated on."),
@@ -120,10 +122,12 @@ COLUMNS = {
         "left alone", ",d", "tokens that keep their activation: the first of each window."
     ),
 }
-"""The numbers of the summary, in its order, up to those of `OTHER_SPLICES`."""
+"""The numbers of the summary, in its order, except the numbers of `OTHER_SPLICES`."""
 
 OTHER_SPLICES = {
-    "_all_spliced": Splice("all spliced", "with every token spliced, the first of a window too"),
+    "_all_spliced": Splice(
+        "all spliced", "with every token spliced, including the first of a window"
+    ),
     "_sinks_kept": Splice("sinks kept", "with attention sinks (outlier tokens) left alone as well"),
 }
 """By the suffix of their keys: the figures of the spliced model once more, for other choices of
@@ -168,8 +172,8 @@ def read_histories(paths: Iterable[Path]) -> list[History]:
 
 
 def whole_history(history: History) -> History:
-    """The history with its epochs numbered, which the trainer before this one did not do; with
-    empty lists if there is nothing in it."""
+    """The history with its epochs numbered, which this trainer's predecessor did not do; an empty
+    history gets empty lists."""
     epochs = range(1, len(history.get("loss", ())) + 1)
     return {"epoch": list(epochs), **dict.fromkeys(HISTORY_KEYS, []), **history}
 
@@ -185,9 +189,9 @@ def summary_csv(evaluations: Iterable[Evaluation]) -> str:
 
 def summary_table(evaluations: Iterable[Evaluation]) -> str:
     """The key figures of every SAE as text tables for a terminal, `TABLE_WIDTH` wide at most: the
-    headline figures, then those of the other splices.
+    headline figures, then the figures of the other splices.
 
-    A run name that is too long keeps its end, which tells SAEs apart.
+    A run name that is too long keeps its end, which distinguishes SAEs.
     """
     ordered = sorted(evaluations, key=lambda e: reading_order(e["run_name"]))
     tables = [_table(ordered, TABLE_KEYS, "")]
@@ -227,7 +231,7 @@ def read_object(path: Path, what: str, keys: Sequence[str]) -> dict[str, Any]:
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise SAEError(f"{path}: not a readable {what} ({error}); make it again") from error
+        raise SAEError(f"{path}: not a readable {what} ({error}); create it again") from error
     check_keys(path, stored, what, keys)
     return stored
 
@@ -239,9 +243,11 @@ def check_keys(path: Path, stored: Any, what: str, keys: Sequence[str]) -> None:
         SAEError: it is not, or lacks one.
     """
     if not isinstance(stored, dict):
-        raise SAEError(f"{path}: not a whole {what}, it lacks all keys; make it again")
+        raise SAEError(f"{path}: not a complete {what}, it lacks all keys; create it again")
     if missing := [key for key in keys if key not in stored]:
-        raise SAEError(f"{path}: not a whole {what}, it lacks {', '.join(missing)}; make it again")
+        raise SAEError(
+            f"{path}: not a complete {what}, it lacks {', '.join(missing)}; create it again"
+        )
 
 
 def _line(row: list[str], name_width: int, widths: list[int]) -> str:

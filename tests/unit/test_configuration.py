@@ -62,7 +62,7 @@ TINY: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(trainng={}), "top level: unknown key trainng; is training meant?"),
+        (lambda c: c.update(trainng={}), "top level: unknown key trainng; did you mean training?"),
         (lambda c: c["training"].update(lrate=1), "training: unknown key lrate"),
         (lambda c: c["models"][0].update(layer=3), "models[0]: unknown key layer"),
         (lambda c: c["training"].update(num_epochs="many"), "training.num_epochs: 'many'"),
@@ -222,7 +222,7 @@ def test_a_key_that_stands_twice_is_refused(
 
 
 def test_a_key_that_stands_twice_in_json_is_refused(refused: Callable[..., str]) -> None:
-    assert "the key lr stands here twice" in refused('{"training": {"lr": 1, "lr": 2}}')
+    assert "the key lr occurs twice here" in refused('{"training": {"lr": 1, "lr": 2}}')
 
 
 @pytest.mark.parametrize("name", ["/home/somebody/llama", "~/llama", "./llama", "../llama", ".."])

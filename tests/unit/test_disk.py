@@ -144,7 +144,7 @@ def test_a_harvest_that_cannot_fit_is_refused_before_the_model_runs(
         with pytest.raises(SAEError) as error:
             shard(disk / name, passes=passes)
         found = re.fullmatch(
-            rf"{disk / name}: takes ([\d,]+) bytes, and ([\d,]+) are free there; free some, .*",
+            rf"{disk / name}: needs ([\d,]+) bytes, but ([\d,]+) are free there; free some, .*",
             str(error.value),
         )
         assert found, error.value

@@ -374,7 +374,7 @@ def test_a_shards_number_format(dtype: str, shard: Path, tmp_path: Path) -> None
     folder = copied(shard, tmp_path)
     path = folder / "manifest.json"
     path.write_text(path.read_text().replace('"float32"', f'"{dtype}"'))
-    assert said(lambda: open_shard(folder), f"{path}: not as it was written") is None
+    assert said(lambda: open_shard(folder), f"{path}: has changed since it was written") is None
 
 
 @pytest.mark.parametrize("part", ["train", "validation"])

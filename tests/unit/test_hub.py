@@ -210,7 +210,8 @@ def test_what_may_pass_is_tried_again(
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(401, "hf auth login"), (403, "no right"), (404, "no such repository")]
+    ("status", "words"),
+    [(401, "hf auth login"), (403, "no permission"), (404, "no such repository")],
 )
 def test_what_will_not_pass_is_not_tried_again(
     status: int, words: str, server: MiniHub, made: Made, no_waiting: list[float]
@@ -229,7 +230,7 @@ def test_what_xet_is_refused_is_not_tried_again(
 ) -> None:
     hub.upload(make_sae_directory(made.folder.with_name("other"), seed=1).folder, None, REPO)
     both.fail("GET .*/xet-write-token/|POST .*/objects/batch", status=403, times=99)
-    with pytest.raises(SAEError, match="the token has no right to do this"):
+    with pytest.raises(SAEError, match="the token has no permission for this"):
         hub.upload(made.folder, None, REPO)
     assert not no_waiting
 
@@ -239,7 +240,7 @@ def test_a_hub_that_stays_down_is_given_up(
 ) -> None:
     hub.upload(made.folder, None, REPO)
     server.fail(f"POST {API}/commit", status=503, times=99)
-    with pytest.raises(SAEError, match="nothing is lost; run the same again"):
+    with pytest.raises(SAEError, match="try again when the Hub can be reached"):
         hub.upload(made.folder, made.evaluation, REPO)
     assert 99 - server.faults[0].times == 1 + len(client.WAITS)
     assert no_waiting == list(client.WAITS)
@@ -519,9 +520,9 @@ def test_a_token_that_cannot_be_sent_is_named(
         ("hf_wrong", "alice/saes", "the token is not valid"),
         ("hf_reader", "alice/new", "may not write there"),
         ("hf_reader", "alice/saes", "may not write there"),
-        ("hf_bob", "alice/new", "may not make a repository under alice; it may under bob, acme"),
-        ("hf_bob", "alice/saes", "no right to do this"),
-        ("hf_alice", "club/saes", "may not make a repository under club"),
+        ("hf_bob", "alice/new", "may not create a repository under alice; it may under bob, acme"),
+        ("hf_bob", "alice/saes", "no permission for this"),
+        ("hf_alice", "club/saes", "may not create a repository under club"),
         ("hf_fine", "alice/new", "may not write there"),
     ],
 )

@@ -71,8 +71,8 @@ def test_harvest(
     n_windows = windows.n_train + windows.n_validation
     assert seen[-1] == (n_windows, n_windows)
     assert capsys.readouterr().out.splitlines() == [
-        "out of memory: 4 windows in a forward pass at once from now on",
-        "out of memory: 2 windows in a forward pass at once from now on",
+        "out of memory: continuing with 4 windows per forward pass",
+        "out of memory: continuing with 2 windows per forward pass",
     ]
 
 
@@ -163,7 +163,7 @@ def test_one_window_that_does_not_fit(
     with memory_for(language_model, 0), pytest.raises(SAEError) as error:
         harvest(language_model, windows, [HOOK], tmp_path / "shard", batch_size=4)
     message = str(error.value)
-    assert "out of memory with one of the windows in a forward pass at once" in message
+    assert "out of memory with windows per forward pass reduced to 1" in message
     assert "--max-text-length" in message and "Tried to allocate 2.00 GiB" in message
 
 
@@ -216,5 +216,5 @@ def test_rows_are_not_lost_when_a_training_ran_out_of_memory_once(
 
     train(make_sae(cls=Once), source=SparseDirections(), num_epochs=1)
     assert capsys.readouterr().out.splitlines() == [
-        "out of memory: 128 rows of the encoder product at once from now on"
+        "out of memory: continuing with 128 rows of the encoder product"
     ]

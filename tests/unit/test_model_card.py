@@ -134,5 +134,5 @@ def test_what_others_wrote_stays_whatever_became_of_the_marks(old: str, tmp_path
 
 
 def test_a_card_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(SAEError, match="README.md of alice/saes: .* mend it on the Hub"):
+    with pytest.raises(SAEError, match="README.md of alice/saes: .* fix it on the Hub"):
         repo_card("---\na: [\n---\n", facts(tmp_path), "alice/saes")

@@ -233,7 +233,7 @@ def test_a_link_leads_to_a_feature(driver: WebDriver, features_path: Path) -> No
 
 def test_a_link_to_a_feature_that_is_not_shown(driver: WebDriver, features_path: Path) -> None:
     page = Page(driver, features_path, "#feature=499")
-    assert "Feature 499 is not among those" in page.find("#detail").text
+    assert "Feature 499 is not shown on this page" in page.find("#detail").text
 
 
 def test_tokens_are_shaded_by_activation(features: Page) -> None:

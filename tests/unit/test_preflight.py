@@ -96,7 +96,7 @@ def test_a_local_model_is_there(
     if make:
         make(tmp_path / "other")
     wrong = plan(source={"path": str(tmp_path / "other")})
-    with pytest.raises(SAEError, match="models: m: source.path: .*other: (no such|holds no)"):
+    with pytest.raises(SAEError, match="models: m: source.path: .*other: (no such|contains no)"):
         check_inputs(wrong, record(tmp_path))
     write_record(tmp_path, tmp_path / "other")
     check_inputs(wrong, record(tmp_path))
@@ -120,8 +120,8 @@ def nest(folder: Path) -> None:
     ("spoil", "message"),
     [
         (remove, "physics: no such folder"),
-        (empty, "physics: holds no .md file"),
-        (nest, "physics: the .md files are in folders below it, such as .*physics/part"),
+        (empty, "physics: contains no .md file"),
+        (nest, "physics: the .md files are in its subfolders, such as .*physics/part"),
         (lambda f: (f / "{x}.md").touch(), r"the braces in .*physics/\{x\}.md"),
         (lambda f: (f / "two.md").symlink_to("nothing"), "two.md is a link to a file that is not"),
         (lambda f: Path(os.fsdecode(bytes(f) + b"/\xe9.md")).touch(), r"udce9.md' is not UTF-8"),
@@ -141,7 +141,7 @@ def test_chapters_are_there_and_can_be_named(
 
 
 def test_a_folder_is_of_one_subject(plan: Callable[..., Plan], physics: Path) -> None:
-    with pytest.raises(SAEError, match="folders.chemistry: .*the folder of physics too"):
+    with pytest.raises(SAEError, match="folders.chemistry: .*also the folder of physics"):
         check_inputs(plan({"physics": physics, "chemistry": physics}), record(physics))
 
 

@@ -62,7 +62,7 @@ def page_of(*evaluations, **making):
 
 def test_loss_curves_show_both_losses_l0_and_dead_features():
     shown = words(plots.loss_curves(a_history(), "my run"))
-    expected = {"my run", "Loss", "training", "validation", "Mean L0", "Dead features, %"}
+    expected = {"my run", "Loss", "training", "validation", "L0", "Dead features, %"}
     assert expected <= set(shown)
 
 
@@ -404,7 +404,7 @@ def test_damaged_features_are_named(tmp_path):
     with pytest.raises(SAEError, match="features.jsonl: not readable JSON lines"):
         read_entries(path)
     path.write_text("{}")
-    with pytest.raises(SAEError, match="not a whole analysis of features, it lacks run_name"):
+    with pytest.raises(SAEError, match="not a complete analysis of features, it lacks run_name"):
         read_corpus(path)
 
 
@@ -533,7 +533,7 @@ def test_summarise_script_names_a_bad_file_and_writes_nothing(runs, tmp_path):
 def test_summarise_script_needs_a_name(tmp_path):
     done = summarise([], tmp_path, tmp_path / "made")
     assert done.returncode == 1
-    assert done.stderr == f"error: --runs {tmp_path}/runs.txt: no run names; give one a line\n"
+    assert done.stderr == f"error: --runs {tmp_path}/runs.txt: no run names; give one per line\n"
 
 
 def test_a_run_is_read_with_the_hash_of_its_weights(tmp_path):

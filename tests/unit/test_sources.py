@@ -67,7 +67,9 @@ def test_sources_of_other_texts_are_refused(tmp_path: Path) -> None:
     Sources((Chapter("a", "a.md", 1, 1),), {}).save(texts)
     assert sources_path(texts) == tmp_path / "texts.sources.json"
     write_texts(texts, ["two"])
-    with pytest.raises(SAEError, match="texts.sources.json: is about other texts than texts.json"):
+    with pytest.raises(
+        SAEError, match="texts.sources.json: belongs to other texts than texts.json"
+    ):
         Sources.load(texts)
 
 

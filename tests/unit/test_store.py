@@ -314,11 +314,17 @@ FAULTS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "no file": (lambda f: (f / TRAIN).unlink(), f"{TRAIN}: 0 bytes, expected"),
     "no digests": (lambda f: (f / DIGESTS).unlink(), f"{DIGESTS}: 0 bytes, expected"),
-    "digest": (lambda f: flip(f / DIGESTS, 40), f"{DIGESTS}: not as it was written; harvest again"),
+    "digest": (
+        lambda f: flip(f / DIGESTS, 40),
+        f"{DIGESTS}: has changed since it was written; harvest again",
+    ),
     "no manifest": (lambda f: (f / MANIFEST).unlink(), f"{MANIFEST}: not a readable shard"),
     "cut manifest": (lambda f: (f / MANIFEST).write_text("{"), f"{MANIFEST}: not a readable"),
     "no key": (lambda f: (f / MANIFEST).write_text("{}"), f"{MANIFEST}: not a readable"),
-    "edited": (lambda f: edit_manifest(f, passes=2), f"{MANIFEST}: not as it was written"),
+    "edited": (
+        lambda f: edit_manifest(f, passes=2),
+        f"{MANIFEST}: has changed since it was written",
+    ),
 }
 
 
@@ -340,7 +346,7 @@ def test_a_changed_byte(at: int, part: str, shards: Harvest) -> None:
     damaged = folders[1] / f"{HOOKS[0].spec}.{part}.bin"
     flip(damaged, at)
     source = cached(*folders)
-    says = rf"{damaged}: window \d+ is not as it was written; harvest again$"
+    says = rf"{damaged}: window \d+ has changed since it was written; harvest again$"
     with pytest.raises(SAEError, match=says):
         list(source.train_batches(0) if part == "train" else source.validation_batches())
     assert list(cached(*folders, hook=HOOKS[1]).train_batches(0)), "a file that nobody touched"
@@ -355,18 +361,18 @@ def test_windows_that_change_places(shards: Harvest) -> None:
     first, second = content[:size], content[size : 2 * size]
     assert first != second
     (folder / TRAIN).write_bytes(second + first + content[2 * size :])
-    with pytest.raises(SAEError, match=f"{TRAIN}: window [01] is not as it was written"):
+    with pytest.raises(SAEError, match=f"{TRAIN}: window [01] has changed since it was written"):
         list(cached(folder).train_batches(0))
 
 
 def test_a_hook_that_was_not_harvested(whole: Path) -> None:
-    with pytest.raises(SAEError, match=f"{whole}: holds no activations of blocks.0.hook_mlp_out"):
+    with pytest.raises(SAEError, match=f"{whole}: has no activations of blocks.0.hook_mlp_out"):
         cached(whole, hook=Hook(0, "hook_mlp_out"))
 
 
 def test_shards_of_two_harvests(shards: Harvest) -> None:
     first, second = shards(2, 1)[0], shards(2, 2)[1]
-    with pytest.raises(SAEError, match=f"{second}: of another harvest than {first}"):
+    with pytest.raises(SAEError, match=f"{second}: belongs to another harvest than {first}"):
         cached(first, second)
 
 

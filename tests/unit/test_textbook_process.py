@@ -362,7 +362,7 @@ def test_command(tmp_path: Path, how: list[str]) -> None:
 ERRORS = {
     "missing folder": (["--folders", "{0}/no"], "--folders {0}/no: no such folder"),
     "a file": (["--folders", "{0}/bad/1.md"], "--folders {0}/bad/1.md: no such folder"),
-    "no chapters": (["--folders", "{0}/empty"], "--folders {0}/empty: holds no .md file"),
+    "no chapters": (["--folders", "{0}/empty"], "--folders {0}/empty: contains no .md file"),
     "not UTF-8": (["--folders", "{0}/bad"], "{0}/bad/1.md: not UTF-8 (byte 3)"),
     "nothing left": (
         ["--folders", "{0}/good", "--min-words", "99"],

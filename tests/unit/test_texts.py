@@ -44,7 +44,10 @@ def test_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        (None, "no such file; make it with `python sae_core/data_processing/textbook_process.py`"),
+        (
+            None,
+            "no such file; create it with `python sae_core/data_processing/textbook_process.py`",
+        ),
         (b'["caf\xe9"]', "not UTF-8 (byte 5)"),
         (b"once upon a time", "not JSON"),
         (b'["one",\n"tw', "cut off (line 2"),

@@ -151,13 +151,13 @@ def test_log_says_what_is_left_out_read_as_text_and_repeated() -> None:
     texts = [f"text {i} {' '.join(words(20, i))}" for i in range(20)]
     made = tokenizer(" ".join(texts))
     assert text_notes(made, texts, DataConfig(LENGTH, 0.25, 0)) == [
-        "held-out text that also stands in training texts: 0.0%"
+        "held-out text that also occurs in training texts: 0.0%"
     ]
     texts += ["", " \n", f"{texts[3]} <|endoftext|>", texts[4]]
     notes = text_notes(made, texts, DataConfig(LENGTH, 0.0, 0))
     assert notes == [
         "empty texts: 2 of 24, left out",
-        "texts that spell a control token: 1, such as <|endoftext|>; it is read as text",
+        "texts that contain a control token: 1, such as <|endoftext|>; it is read as text",
     ]
 
 
@@ -327,7 +327,7 @@ def test_shorter_than_one_window(bos: bool) -> None:
     numbered(least, least, bos)
     with pytest.raises(SAEError, match=f"--max-text-length 16: the training texts .* {least - 1} "):
         numbered(least - 1, least, bos)
-    with pytest.raises(SAEError, match="held-out texts .* window or a larger --val-fraction"):
+    with pytest.raises(SAEError, match="held-out texts .* window, or raise --val-fraction"):
         numbered(least, least - 1, bos)
 
 

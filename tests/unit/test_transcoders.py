@@ -174,7 +174,7 @@ def test_a_harvest_without_the_target_is_named(
     language_model: LanguageModel, windows: TokenWindows, tmp_path: Path
 ) -> None:
     harvest(language_model, windows, [SOURCE], tmp_path, batch_size=4)
-    with pytest.raises(SAEError, match="holds no activations of blocks.2.hook_mlp_out"):
+    with pytest.raises(SAEError, match="has no activations of blocks.2.hook_mlp_out"):
         CachedSource([tmp_path], SOURCE, tokens_per_step=64, seed=3, target=TARGET)
 
 
@@ -310,7 +310,9 @@ def test_a_wrong_target_is_named(source: str, target: str) -> None:
 
 
 def test_a_target_of_a_layer_is_told_apart() -> None:
-    with pytest.raises(SAEError, match="--target-hook-name blocks.3.hook_mlp_out: .*--hook-layer 3"):
+    with pytest.raises(
+        SAEError, match="--target-hook-name blocks.3.hook_mlp_out: .*--hook-layer 3"
+    ):
         HookConfig(hook_name="mlp.hook_in", target_hook_name="blocks.3.hook_mlp_out")
 
 

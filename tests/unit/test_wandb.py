@@ -177,7 +177,7 @@ def test_a_missing_or_wrong_key_is_one_line_before_anything_is_read(
 def test_an_outage_at_the_start_stores_the_run(training: Training, server: MiniWandb) -> None:
     server.down = True
     printed = training.run()
-    assert "W&B: cannot be reached; the run is stored here instead" in printed
+    assert "W&B: cannot be reached; the run is stored locally instead" in printed
     assert printed.count("`python -m wandb sync ") == 2, "the training, and its evaluation"
     assert not server.runs
     server.down = False

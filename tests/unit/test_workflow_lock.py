@@ -102,7 +102,7 @@ def test_a_lock_that_nobody_can_know_of_is_in_doubt(
 
 def test_a_lock_of_the_living_is_refused(lock: Callable[..., Path]) -> None:
     lock(DEAD, HERE)
-    with pytest.raises(SAEError, match=f"at work here, in the processes {os.getpid()};"):
+    with pytest.raises(SAEError, match=f"running here, in the processes {os.getpid()};"):
         workflow_lock.doubts()
 
 

@@ -17,7 +17,7 @@ SINGLE = "sae_core/model_training/single_sae_training.py"
     ("text", "message"),
     [
         ("chapters: {folders: {a: a}}\n", "config: top level: the key models is missing"),
-        ("training: {}\ntraining: {}\n", "tiny.yaml, line 2: the key training stands here twice"),
+        ("training: {}\ntraining: {}\n", "tiny.yaml, line 2: the key training occurs twice here"),
     ],
 )
 def test_a_configuration_stands_for_itself_and_is_read_strictly(

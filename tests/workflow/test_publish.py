@@ -53,7 +53,7 @@ def published(
     project.snakemake("--keep-going", ok=False)
     logs = [path.read_text() for path in (project.folder / "results/logs/upload").iterdir()]
     [line] = [line for log in logs for line in log.splitlines() if line.startswith("error: ")]
-    assert "no right to do this" in line and "run the same again" in line
+    assert "no permission for this" in line and "then try again" in line
     results = project.folder / "results"
     assert len(list((results / "uploads").iterdir())) == 1
     assert (

@@ -1,6 +1,6 @@
-# One pass of the model -> the activations of every layer of a batch: at first all layers that SAEs
-# are trained on; a layer that is added later is a batch of its own. The data may be deleted when no
-# SAE is to come; the receipts tell which batch a layer belongs to.
+# One pass of the model -> the activations of every layer of a batch. The first batch has all layers
+# that SAEs are trained on; a layer that is added later is a separate batch. You may delete the data
+# once no more SAEs are to be trained; the receipts record which batch a layer belongs to.
 
 
 rule harvest:
@@ -19,7 +19,7 @@ rule harvest:
     threads: 8
     resources:
         gpu=1,
-        # What changes no result stands here, not in params: a change of it reruns nothing.
+        # Settings that change no result are here, not in params: changing them re-runs nothing.
         scripts=SCRIPTS,
         attempt=attempt_number,
         device=PLAN.runtime.device,

@@ -1,4 +1,4 @@
-# The configuration, resolved by sae_core.workflow_config, and what the rules ask of it.
+# The configuration, resolved by sae_core.workflow_config, and the functions that rules call.
 
 import json
 import sys
@@ -7,9 +7,9 @@ from pathlib import Path
 from snakemake.exceptions import WorkflowError
 from snakemake.logging import logger
 
-# Of this repository, wherever Snakemake runs, and also when another workflow uses this one.
+# This repository's root, wherever Snakemake runs, and also when another workflow uses this one.
 ROOT = Path(str(workflow.current_basedir)).parents[1]
-SCRIPTS = str(ROOT / "scripts")  # in resources: a repository that is moved reruns nothing
+SCRIPTS = str(ROOT / "scripts")  # in resources: moving the repository re-runs nothing
 if not (ROOT / "sae_core").is_dir():
     raise WorkflowError(
         f"{workflow.current_basedir}: this workflow brings a Python package along, and has to be on "
@@ -34,8 +34,8 @@ from sae_core.workflow_config import check_run_names, load_plan, save_config
 from sae_core.workflow_lock import record_holder
 
 try:
-    # Snakemake has read the files too, but takes the second of two equal keys, and `no` for False.
-    # Another workflow's `config:` is taken as it is given.
+    # Snakemake has read the files too, but it keeps the second of two equal keys and reads `no` as
+    # False. The `config:` of another workflow is used unchanged.
     if not workflow.modifier.skip_configfile:
         config = read_config(map(Path, workflow.configfiles), workflow.config_settings.config)
     PLAN = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
@@ -51,7 +51,7 @@ UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
 FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html")]
 PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg"]
 
-job_lines = None  # Snakemake's console as lines, from `begin` on
+job_lines = None  # turns Snakemake's console into one line per job, from `begin` on
 
 
 wildcard_constraints:
@@ -63,14 +63,14 @@ wildcard_constraints:
 
 
 def with_torch(family):
-    """The environment of rules with torch: for `auto`, conda chooses a build that fits the
-    machine on which it makes the environment."""
+    """The environment of rules with torch. For `auto`, conda chooses a build that fits the
+    machine on which it creates the environment."""
     build = {"cpu": "-cpu", "cuda": "-cuda"}.get(PLAN.runtime.device, "")
     return f"../../envs/{family}{build}.yaml"
 
 
 def check_before_any_job():
-    """What a dry run finds too: chapters, models, layers that are not there."""
+    """Errors that a dry run also finds: chapters, models or layers that do not exist."""
     record = str(rules.fetch.output.record)  # with the prefix of another workflow
     try:
         check_inputs(PLAN, lambda name: Path(record.replace("{model_id}", name)))
@@ -79,7 +79,7 @@ def check_before_any_job():
 
 
 def say_costs():
-    """On the console, also of a dry run, while models are to be downloaded."""
+    """A message while models have to be downloaded, also in a dry run."""
     download = downloads(PLAN, Tables.load(ROOT / "config/planning.yaml"), Path(MODEL).parent)
     if download:
         logger.info(f"{download}\n{sufficiency(corpus_tokens(PLAN))}")
@@ -88,7 +88,7 @@ def say_costs():
 def job(command):
     """The shell of a rule: one of the scripts.
 
-    What a user has to mend is not tried again: the attempt before has left its error beside the log,
+    What a user has to fix is not tried again: the attempt before has left its error next to the log,
     which Snakemake removes. The job's error stream is its log; stream 3 is Snakemake's, for an error
     that the log cannot take. `exec` puts the job in the shell's place: it gets signals, and learns of
     Snakemake's death.
@@ -102,12 +102,12 @@ def job(command):
 
 
 def attempt_number(wildcards, attempt):
-    """1, 2, 3: which attempt at a job it is, for its resources."""
+    """The number of the attempt at a job, counted from 1, for its resources."""
     return attempt
 
 
 def begin():
-    """Before the first job: what may still go wrong without one, and which process this is."""
+    """Before the first job: check what can fail without one, and record this process."""
     global job_lines
     settings = workflow.output_settings
     if not (settings.verbose or settings.printshellcmds):
@@ -117,10 +117,10 @@ def begin():
     try:
         record_holder()
         forget_failures(Path("results/logs"))
-        # That W&B and the Hub will let in what the jobs are to send.
+        # Check that W&B and the Hub will accept what the jobs send.
         check_services(PLAN.tracking, PLAN.publishing)
         if workflow.executor_plugin.name == "slurm":
-            # Until no job that a killed Snakemake left behind makes the same.
+            # Wait for jobs that a killed Snakemake left behind and that write the same files.
             wait_for_jobs(Path.cwd(), {job.rule.name for job in workflow.dag.needrun_jobs()})
         save_config(PLAN.config, Path(CONFIG))
     except SAEError as error:
@@ -134,7 +134,7 @@ def end(logs):
 
 
 def depth(model):
-    """The model's number of layers, where its settings need it: `middle` waits for the fetch."""
+    """The model's number of layers, if its settings need it: `middle` waits for the fetch."""
     if not model.needs_depth:
         return None
     record = checkpoints.fetch.get(model_id=model.model_id).output.record
@@ -147,7 +147,7 @@ def depth(model):
 
 
 def for_all_runs(patterns):
-    """An input function: the patterns filled in for every SAE of the configuration."""
+    """An input function that fills in the patterns for every SAE of the configuration."""
     return lambda wildcards: [
         pattern.format(run=run.name)
         for model in PLAN.models.values()
@@ -157,7 +157,7 @@ def for_all_runs(patterns):
 
 
 def write_lines(path, log, lines):
-    """A line each, and in the log how many."""
+    """One line per item, and their number in the log."""
     Path(path).write_text("".join(f"{line}\n" for line in lines))
     Path(log).write_text(f"{path}: {len(lines)} lines\n")
 
@@ -185,7 +185,7 @@ def model_record(wildcards):
 
 
 def shards(wildcards):
-    """The activations that an SAE is trained on, one folder a harvest job."""
+    """The activations that an SAE is trained on, one folder per harvest job."""
     run = run_plan(wildcards)
     folder = f"{run.model.model_id}/{run.model.hook.label}"
     harvests = Path(rules.harvest.output.receipt).parents[3]  # also under another workflow's prefix
@@ -205,5 +205,5 @@ def batch_hooks(wildcards):
 
 
 def caption_labels(plot):
-    """What a plot is called in Snakemake's report."""
+    """The title of a plot in Snakemake's report."""
     return {"SAE": "{run}", "plot": plot}

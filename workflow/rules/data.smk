@@ -1,9 +1,9 @@
-# Chapters -> one JSON list of texts, and beside it where each is from.
+# Chapters -> one JSON list of texts, and a second file that says where each text comes from.
 
 
 rule process:
     input:
-        # Read where they lie, whatever storage and prefix the results have.
+        # Read from where they are, whatever storage and prefix the results have.
         chapters=[local(str(path)) for path in PLAN.chapters()],
     output:
         texts=TEXTS,
@@ -18,7 +18,7 @@ rule process:
         scripts=SCRIPTS,
         attempt=attempt_number,
     params:
-        # A function: braces in a subject's name are no pattern then.
+        # A function, so that braces in a subject's name are not a pattern.
         options=lambda wildcards: PLAN.process_options(),
         code=code_hash("scripts/process.py"),
     shell:

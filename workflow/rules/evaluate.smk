@@ -18,7 +18,7 @@ rule evaluate:
     threads: 8
     resources:
         gpu=1,
-        # What changes no result stands here, not in params: a change of it reruns nothing.
+        # Settings that change no result are here, not in params: changing them re-runs nothing.
         scripts=SCRIPTS,
         attempt=attempt_number,
         device=PLAN.runtime.device,
@@ -58,7 +58,7 @@ rule features:
     threads: 8
     resources:
         gpu=1,
-        # What changes no result stands here, not in params: a change of it reruns nothing.
+        # Settings that change no result are here, not in params: changing them re-runs nothing.
         scripts=SCRIPTS,
         attempt=attempt_number,
         device=PLAN.runtime.device,
@@ -138,7 +138,7 @@ rule plot:
 
 
 rule list_runs:
-    # For programs about all SAEs: a command line has no room for a thousand.
+    # For programs that read all SAEs: a command line has no room for a thousand names.
     input:
         records=expand(MODEL, model_id=PLAN.models),
     output:

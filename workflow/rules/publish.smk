@@ -1,5 +1,5 @@
-# An SAE and its evaluation -> the Hub, and a marker that says so. Only with `upload_to_hf`. The
-# submit node uploads: it has the network and the login.
+# An SAE and its evaluation -> the Hub, and a marker file. Only with `upload_to_hf`. The
+# submit node uploads, because it has the network and the login.
 
 
 rule upload:
@@ -16,7 +16,7 @@ rule upload:
     conda:
         "../../envs/publish.yaml"
     resources:
-        # What changes no result stands here, not in params: a change of it reruns nothing.
+        # Settings that change no result are here, not in params: changing them re-runs nothing.
         scripts=SCRIPTS,
         attempt=attempt_number,
         tracking=PLAN.tracking_options(),

@@ -17,7 +17,7 @@ rule train:
     threads: 8
     resources:
         gpu=lambda wildcards: model_plan(wildcards).runtime.gpus,
-        # What changes no result stands here, not in params: a change of it reruns nothing.
+        # Settings that change no result are here, not in params: changing them re-runs nothing.
         scripts=SCRIPTS,
         attempt=attempt_number,
         device=PLAN.runtime.device,
