@@ -300,7 +300,7 @@ def test_page_tells_what_was_trained_on_and_how_long_it_took():
     shown = " ".join(re.sub("<[^>]*>", " ", page_of(an_evaluation())).split())
     assert "physics/one.md physics 40 2,100" in shown and "all 49 2,500" in shown
     assert "duplicate 10 596" in shown and "too short 22 78" in shown
-    assert "98,304 in 3 epochs" in shown and "17, of an activation norm above 512.5" in shown
+    assert "98,304 in 3 epochs" in shown and "17, with an activation norm above 512.5" in shown
     assert "harvest org_model.hook_resid_post 31.5 60.2 812" in shown
     assert "train run a 8.0 – 300" in shown
 
