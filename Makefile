@@ -25,6 +25,7 @@ $(VENV)/.installed: requirements.txt requirements-dev.txt
 	@echo "Installing the pinned dependencies into $(VENV); this takes a few minutes"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --requirement requirements-dev.txt
+	$(BIN)/python -m pip install --quiet --no-deps --editable .
 	touch $@
 
 $(PEERS)/.installed: tests/tools/peers-requirements.txt

@@ -19,6 +19,8 @@ code_hash (what code a job depends on).
 from importlib import import_module
 from typing import Any
 
+__version__ = "0.1.0"
+
 __all__ = ["list_pretrained", "load_pretrained"]
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import os
+import select
 import shlex
 import sys
 import traceback
@@ -75,6 +76,8 @@ def run(
     except KeyboardInterrupt:
         _fail("error: interrupted")
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            sys.exit(1)
         # Looked for here, as the options themselves may be what is wrong.
         if "--debug" in (sys.argv[1:] if argv is None else argv):
             traceback.print_exc()
@@ -90,6 +93,17 @@ def _speak_utf8() -> None:
     if sys.getfilesystemencoding() != "utf-8" and os.environ.get("PYTHONUTF8") != "1":
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _nobody_reads() -> bool:
+    """Whether what read the output has ended, as `head` does. Then nothing more goes there."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    has_ended = any(event & select.POLLERR for _, event in poll.poll(0))
+    if has_ended:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return has_ended
 
 
 def _fail(line: str, status: int = 1) -> NoReturn:

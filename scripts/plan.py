@@ -1,56 +1,11 @@
-"""Estimate the cost of every job of a configuration: tokens, FLOPs, disk, memory, hours.
-
-Nothing runs and nothing is fetched. sae_core/planning.py describes how the figures are computed.
-"""
+"""Print what every job of a configuration will cost: tokens, FLOPs, disk, memory, hours."""
 
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.config_files import read_file
-from sae_core.planning import Planner, Tables, corpus_tokens, light, sufficiency, table
-from sae_core.workflow_config import load_plan
-
-ROOT = Path(__file__).resolve().parents[1]
-
-
-@dataclass(frozen=True)
-class Options:
-    """What to plan."""
-
-    config: Path
-    """The workflow's configuration."""
-
-    machine: str = "cpu"
-    """The machine that each job runs on, one of those in the tables file."""
-
-    corpus_tokens: float | None = None
-    """Tokens of the corpus; by default estimated from the chapters."""
-
-    tables: Path = ROOT / "config/planning.yaml"
-    """File with machines, and with the shapes of models that have not been fetched."""
-
-    results: Path = Path("results")
-    """Where records of fetched models are."""
-
-
-def plan(options: Options) -> None:
-    """Print the table."""
-    resolved = load_plan(read_file(options.config), ROOT / "workflow/schemas/config.schema.yaml")
-    tables = Tables.load(options.tables)
-    machine = tables.machine(options.machine)
-    tokens = options.corpus_tokens or corpus_tokens(resolved)
-    costs = [light("process", "chapters")]
-    for model in resolved.models.values():
-        shape = tables.shape(model, options.results / f"models/{model.model_id}.json")
-        costs += Planner(resolved, model, shape, machine, tokens).costs()
-    costs.append(light("summarise", "all SAEs"))
-    print(table(costs, machine), end="")
-    print(f"{options.machine}: {machine.basis}. {sufficiency(tokens)}")
-
+from sae_core.plan_jobs import main
 
 if __name__ == "__main__":
-    cli.run(plan, Options, __doc__)
+    main()

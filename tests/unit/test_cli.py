@@ -154,3 +154,18 @@ def test_only_what_the_user_has_to_mend_is_not_tried_again(
     assert mark.exists() == is_final
     forget_failures(tmp_path / "logs")
     assert not mark.exists()
+
+
+def test_a_reader_that_goes_away_ends_a_command_in_silence() -> None:
+    program = (
+        "import dataclasses; from sae_core import cli\n"
+        "Settings = dataclasses.make_dataclass('Settings', [])\n"
+        "cli.run(lambda _: print('x' * 10**6), Settings, 'It prints.', [])\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(60) == 1

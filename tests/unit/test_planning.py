@@ -12,6 +12,7 @@ import yaml
 from tiny_model import configuration
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
+from sae_core import plan_jobs
 from sae_core.code_hash import ROOT
 from sae_core.planning import (
     Machine,
@@ -199,6 +200,15 @@ def test_what_is_not_known_is_named(run: Callable[..., Any], tmp_path: Path) -> 
     assert "--machine tpu: the tables have cpu, a100, h100" in run(
         *command, "--machine", "tpu", ok=False
     ).stderr  # fmt: skip
+
+
+def test_a_corpus_that_is_not_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        plan_jobs.main(["--config", str(ROOT / "config/demo.yaml")])
+    assert "demo.yaml: its chapters.folders hold no chapters here" in capsys.readouterr().err
 
 
 SHIPPED = load_plan(

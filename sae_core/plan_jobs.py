@@ -1,0 +1,59 @@
+"""Print what every job of a configuration will cost: tokens, FLOPs, disk, memory, hours.
+
+Nothing runs and nothing is fetched. How the figures are made: planning.py.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sae_core import cli
+from sae_core.code_hash import ROOT
+from sae_core.config_files import read_file
+from sae_core.errors import SAEError
+from sae_core.planning import Planner, Tables, corpus_tokens, light, sufficiency, table
+from sae_core.workflow_config import load_plan
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to plan."""
+
+    config: Path
+    """The workflow's configuration."""
+
+    machine: str = "cpu"
+    """The machine that each job runs on, one of the tables."""
+
+    corpus_tokens: float | None = None
+    """Tokens of the corpus; by default estimated from the chapters that are there."""
+
+    tables: Path = ROOT / "config/planning.yaml"
+    """Machines, and the shapes of models that are not fetched."""
+
+    results: Path = Path("results")
+    """Where records of fetched models are."""
+
+
+def plan(options: Options) -> None:
+    """Print the table."""
+    resolved = load_plan(read_file(options.config), ROOT / "workflow/schemas/config.schema.yaml")
+    tables = Tables.load(options.tables)
+    machine = tables.machine(options.machine)
+    tokens = options.corpus_tokens or corpus_tokens(resolved)
+    if not tokens > 0:
+        raise SAEError(
+            f"--config {options.config}: its chapters.folders hold no chapters here; run this in "
+            "the folder that they are relative to, or give --corpus-tokens"
+        )
+    costs = [light("process", "chapters")]
+    for model in resolved.models.values():
+        shape = tables.shape(model, options.results / f"models/{model.model_id}.json")
+        costs += Planner(resolved, model, shape, machine, tokens).costs()
+    costs.append(light("summarise", "all SAEs"))
+    print(table(costs, machine), end="")
+    print(f"{options.machine}: {machine.basis}. {sufficiency(tokens)}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    cli.run(plan, Options, "Print what every job of a configuration will cost.", argv)
