@@ -1,6 +1,6 @@
-"""Print what every job of a configuration will cost: tokens, FLOPs, disk, memory, hours.
+"""Estimate the cost of every job of a configuration: tokens, FLOPs, disk, memory, hours.
 
-Nothing runs and nothing is fetched. How the figures are made: planning.py.
+Nothing runs and nothing is fetched. planning.py describes how the figures are computed.
 """
 
 from collections.abc import Sequence
@@ -23,13 +23,13 @@ class Options:
     """The workflow's configuration."""
 
     machine: str = "cpu"
-    """The machine that each job runs on, one of the tables."""
+    """The machine that each job runs on, one of those in the tables file."""
 
     corpus_tokens: float | None = None
-    """Tokens of the corpus; by default estimated from the chapters that are there."""
+    """Tokens of the corpus; by default estimated from the chapters."""
 
     tables: Path = ROOT / "config/planning.yaml"
-    """Machines, and the shapes of models that are not fetched."""
+    """File with machines, and with the shapes of models that have not been fetched."""
 
     results: Path = Path("results")
     """Where records of fetched models are."""
@@ -56,4 +56,4 @@ def plan(options: Options) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    cli.run(plan, Options, "Print what every job of a configuration will cost.", argv)
+    cli.run(plan, Options, "Estimate the cost of every job of a configuration.", argv)

@@ -1,4 +1,4 @@
-"""Print what every job of a configuration will cost: tokens, FLOPs, disk, memory, hours."""
+"""Estimate the cost of every job of a configuration: tokens, FLOPs, disk, memory, hours."""
 
 import sys
 from pathlib import Path
