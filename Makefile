@@ -1,7 +1,8 @@
-# make run    the built-in example, end to end        make test   lint and all tests
-# make bench  speed and quality, compared with others make fmt    format everything
-# make test-interop  SAEs to and from other libraries make rulegraph   redraw the README's picture
-# make test-conda    one environment per rule
+# make run    the built-in example, end to end        make test      lint and the quick tests, in minutes
+# make bench  speed and quality, compared with others make test-all  lint and every test, as CI runs them
+# make fmt    format everything                       make rulegraph redraw the README's picture
+# make test-interop  only SAEs to and from other libraries
+# make test-conda    only one environment per rule
 # make chaos  the example with 20 of its processes killed; the result must be the same to the last bit
 
 SHELL := /bin/bash
@@ -15,7 +16,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read: the shipped ones, or a folder with one folder per subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run chaos test test-interop test-conda bench lint fmt rulegraph clean
+.PHONY: setup run chaos test test-all test-interop test-conda bench lint fmt rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -53,7 +54,12 @@ lint: setup
 	snakemake --configfile config/demo.yaml --lint
 
 test: lint
-	python -m pytest
+	python -m pytest -m "not slow" --durations=15
+
+# The longest first, so that no core idles at the end.
+test-all: lint $(PEERS)/.installed
+	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --durations=30 \
+	  tests/conda tests/workflow tests/interop tests/unit
 
 test-interop: setup $(PEERS)/.installed
 	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --numprocesses=0 tests/interop

@@ -24,6 +24,8 @@ from sae_core.sae_train import Origin, SAETrainer
 from sae_core.train_config import DataConfig, ModelConfig, RuntimeConfig, TrainingConfig
 from sae_core.training import Observer
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interop-evaluation")]
+
 HOOK = Hook(2, "hook_resid_post")
 DATA = DataConfig(max_text_length=32, val_fraction=0.3)
 LENGTH = 128

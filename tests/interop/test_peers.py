@@ -27,6 +27,8 @@ from sae_core.sae_train import Origin, SAETrainer
 from sae_core.train_config import DataConfig, RepoConfig, RuntimeConfig, TrainingConfig
 from sae_core.training import Observer
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interop-peers")]
+
 REPO = RepoConfig(hf_repo_id="alice/saes")
 TIMEOUT = 300
 """Seconds for both libraries to start and answer."""

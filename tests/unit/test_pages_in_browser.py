@@ -22,6 +22,7 @@ MISSING = "needs Debian's chromium and chromium-driver"
 if not (CHROMIUM and DRIVER) and os.environ.get("REQUIRE_BROWSER"):
     raise RuntimeError(f"REQUIRE_BROWSER is set: {MISSING}")
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason=MISSING),
     pytest.mark.xdist_group("browser"),
 ]

@@ -49,6 +49,7 @@ def failed_log(project: Project, printed: str, rule: str) -> str:
     return "\n".join(path.read_text() for path in logs)
 
 
+@pytest.mark.slow
 def test_middle_that_is_also_a_number_is_found_when_the_model_is_known(project: Project) -> None:
     config = project.config
     config["models"][0]["layers"] = [1, "middle"]
@@ -57,6 +58,7 @@ def test_middle_that_is_also_a_number_is_found_when_the_model_is_known(project: 
     assert "two SAEs are named tiny.blocks.1.hook_resid_post.btop4sae.exp2" in printed
 
 
+@pytest.mark.slow
 def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Project) -> None:
     config = project.config
     config["models"][0]["layers"] = [2, 4]
@@ -100,6 +102,7 @@ def test_what_is_not_there_is_said_by_a_dry_run(project: Project) -> None:
     assert "config: chapters.folders.chemistry: sae_core/data/raw_data/chemistry" in printed
 
 
+@pytest.mark.slow
 def test_what_trying_again_cannot_mend_is_not_tried_again(project: Project, tmp_path: Path) -> None:
     """Every Python that starts adds a line to a file; one that was killed is tried again."""
     starts = tmp_path / "starts"

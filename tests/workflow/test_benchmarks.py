@@ -2,7 +2,10 @@
 
 from pathlib import Path
 
+import pytest
 from running import Run
+
+pytestmark = pytest.mark.slow
 
 
 def test_end_to_end(run: Run, root: Path, tiny_model: Path) -> None:

@@ -95,6 +95,7 @@ def test_the_page_has_the_commands() -> None:
     assert len([c for c in commands() if sends(c)]) >= 10
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if not sends(c) and "eval_sae" not in c])
 def test_command_runs_as_written(command: str, run_here, checkout: Path) -> None:
     done = run_here(command)
@@ -124,6 +125,7 @@ def test_command_that_sends_is_understood(command: str, monkeypatch: pytest.Monk
     assert config.publishing.upload_to_hf == ("--upload-to-hf" in options)
 
 
+@pytest.mark.slow
 def test_side_by_side_evaluation_and_module_form(run_here, checkout: Path) -> None:
     smoke, evaluation = (
         next(c for c in commands() if word in c and not sends(c))
@@ -147,6 +149,7 @@ def test_side_by_side_evaluation_and_module_form(run_here, checkout: Path) -> No
     assert set(final["block_mse"]) == {str(layer) for layer in range(7, N_LAYERS)}
 
 
+@pytest.mark.slow
 def test_batch_goes_on_when_a_model_fails(run_here, checkout: Path) -> None:
     done = run_here(
         "python sae_core/model_training/Qwen3_all_sae_training.py --num-epochs 1"
@@ -176,6 +179,7 @@ def test_batch_settings_suit_the_model_unless_given() -> None:
         assert (run.runtime.batch_size, run.data.max_text_length) == (3, 64)
 
 
+@pytest.mark.slow
 def test_a_revision_is_resolved_and_recorded(run_here, checkout: Path) -> None:
     command = (
         "python sae_core/model_training/single_sae_training.py --num-epochs 1 --run-name x "

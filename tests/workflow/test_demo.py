@@ -5,7 +5,10 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
 from project import copy_project
+
+pytestmark = pytest.mark.slow
 
 L0_TOLERANCE = 0.1
 LOSS_RECOVERED = 0.95

@@ -53,6 +53,7 @@ def command(folder: Path, name: str, script: str, project: Project) -> None:
     project.environment["PATH"] = f"{path.parent}:/usr/bin:/bin"
 
 
+@pytest.mark.slow
 def test_any_submit_command_will_do(small: Project, tmp_path: Path) -> None:
     command(tmp_path, "qsub", QSUB.format(folder=tmp_path), small)
     small.options = ("--workflow-profile", "workflow/profiles/generic", "--max-threads", "2")
@@ -66,6 +67,7 @@ def test_any_submit_command_will_do(small: Project, tmp_path: Path) -> None:
         assert f"walltime={60 * minutes} " in job
 
 
+@pytest.mark.slow
 def test_results_go_to_a_storage(small: Project, tmp_path: Path) -> None:
     pytest.importorskip("snakemake_storage_plugin_fs")
     place = tmp_path / "bucket"

@@ -1,9 +1,12 @@
 """A model whose SAEs are each trained by two processes."""
 
+import pytest
 import torch
 from project import Project
 
 from sae_core import load_pretrained
+
+pytestmark = pytest.mark.slow
 
 RUN = "tiny.blocks.2.hook_resid_post.btop4sae.exp2"
 

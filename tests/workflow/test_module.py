@@ -3,6 +3,7 @@
 import subprocess
 from pathlib import Path
 
+import pytest
 import yaml
 from project import Project, make_project
 from running import ROOT
@@ -47,6 +48,7 @@ def outer_workflow(folder: Path, tiny_model: Path, snakefile: str) -> Project:
     return outer
 
 
+@pytest.mark.slow
 def test_another_workflow_uses_it_as_a_module(tmp_path: Path, tiny_model: Path) -> None:
     outer = outer_workflow(tmp_path, tiny_model, f'"{tmp_path}/inner/workflow/Snakefile"')
     outer.snakemake()
@@ -64,6 +66,7 @@ def test_another_workflow_uses_it_as_a_module(tmp_path: Path, tiny_model: Path) 
     assert rules["saes_harvest"] == rules["saes_train"] == 1, "the layer that was added"
 
 
+@pytest.mark.slow
 def test_it_runs_in_a_folder_of_its_own(project: Project, tmp_path: Path) -> None:
     config = project.config
     folders = config["chapters"]["folders"]

@@ -77,6 +77,7 @@ def made_on(device: str, folder: Path, record: Path, texts: Path, run: Run) -> d
     return json.loads((folder / "evaluation.json").read_text())
 
 
+@pytest.mark.slow
 def test_the_workflows_commands_do_on_a_gpu_what_they_do_on_a_cpu(
     record: Path, data_path: Path, tmp_path: Path, run: Run
 ) -> None:
@@ -90,6 +91,7 @@ def test_the_workflows_commands_do_on_a_gpu_what_they_do_on_a_cpu(
     assert (tmp_path / "cuda/entries").stat().st_size > 1000
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["matryoshka_batch_topk", "jumprelu", "gated"])
 def test_a_single_run_of_every_sort_of_kind(
     kind: str, tiny_model: Path, data_path: Path, tmp_path: Path, run: Run

@@ -15,6 +15,8 @@ from planted import SECRETS, check_no_secret
 from project import Project, make_project
 from published import environment
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("publish")]
+
 RUNS = [f"tiny.blocks.2.hook_resid_post.btop{k}sae.exp2" for k in (4, 8)]
 TOKEN = "hf_alice"
 

@@ -5,7 +5,10 @@ import json
 import subprocess
 import sys
 
+import pytest
 from project import Project
+
+pytestmark = pytest.mark.slow
 
 MODELS, LAYERS, TOPK = 8, 36, (16, 32, 64, 128)
 SECONDS, GB = 30, 1.0

@@ -11,7 +11,7 @@ from on_slurm import same_results, start_cluster, submit_from
 from project import Project, make_project
 from slurm import Cluster, Job
 
-pytestmark = pytest.mark.xdist_group("slurm")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
 
 
 class Done(NamedTuple):

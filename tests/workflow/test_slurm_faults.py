@@ -12,7 +12,7 @@ from on_slurm import start_cluster, submit_from
 from project import Project, make_project
 from slurm import Cluster, Job
 
-pytestmark = pytest.mark.xdist_group("slurm-faults")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm-faults")]
 
 RUNS = [f"tiny.blocks.2.hook_resid_post.btop{k}sae.exp2" for k in (4, 8)]
 WEIGHTS = [f"results/saes/{run}/weights.pt" for run in RUNS]

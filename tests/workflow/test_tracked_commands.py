@@ -18,6 +18,8 @@ from sae_core import cli
 from sae_core.model_training.Qwen3_all_sae_training import GROUP, BatchConfig
 from sae_core.train_config import RunConfig
 
+pytestmark = pytest.mark.slow
+
 SINGLE = "sae_core/model_training/single_sae_training.py"
 BATCH = "sae_core/model_training/Qwen3_all_sae_training.py"
 PUBLISH = "--upload-to-hf --hf-repo-id alice/saes --hf-base-model Qwen/Qwen3-0.6B"

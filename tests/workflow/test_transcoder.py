@@ -2,9 +2,12 @@
 
 import json
 
+import pytest
 from project import Project
 
 from sae_core import load_pretrained
+
+pytestmark = pytest.mark.slow
 
 NAME = "tiny.blocks.2.mlp.hook_in-hook_mlp_out.btop4sae.exp2"
 
