@@ -1,4 +1,4 @@
-"""TransformerLens's descriptions of language models: which module a hook name stands for."""
+"""TransformerLens's descriptions of language models: which module a hook name refers to."""
 
 from typing import Any
 

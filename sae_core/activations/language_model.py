@@ -101,13 +101,13 @@ class LanguageModel:
 
     @cached_property
     def hook_names(self) -> tuple[str, ...]:
-        """The hooks that it gives."""
+        """The hooks that the model offers."""
         remote = type(self.model).__module__.startswith("transformers_modules")
         return offered_hooks(self.model.config, trust_remote_code=remote)
 
     @property
     def named_hooks(self) -> list[str]:
-        """The hooks that TransformerLens says it has."""
+        """The hooks that the model has according to TransformerLens."""
         return list(hook_paths(self._component))
 
     @classmethod
@@ -189,7 +189,7 @@ class LanguageModel:
         return max(1, CPU_TOKENS // length) if self.device.type == "cpu" else batch_size
 
     def forward_unit(self, length: int, batch_size: int) -> WorkingUnit:
-        """Windows of `length` tokens in a forward pass, fewer when memory runs out."""
+        """Windows of `length` tokens per forward pass, fewer when memory runs out."""
         advice = (
             "use shorter windows (--max-text-length), a smaller --model-dtype or another --device"
         )
@@ -393,7 +393,7 @@ def _output(output: Any) -> Tensor:
 
 
 def _with_output(output: Any, value: Tensor) -> Any:
-    """What a module gave, with `value` for its tensor."""
+    """A module's output, with `value` in place of its tensor."""
     if not isinstance(output, tuple | list):
         return value
     replaced = (value, *output[1:])

@@ -26,8 +26,8 @@ def read_configuration(name: str, place: Place, trust_remote_code: bool) -> Any:
 
 
 def context_length(config: Any) -> int | None:
-    """How many tokens a model reads at most: the positions that it was trained on, stretched as
-    its rotary embedding is. None without a limit, as with relative positions."""
+    """The maximum number of tokens a model reads: the positions that it was trained on, stretched
+    like its rotary embedding. None without a limit, as with relative positions."""
     text = config.get_text_config()
     if getattr(text, "alibi", False):  # attention uses distances, which may be any
         return None

@@ -1,4 +1,4 @@
-"""What is known of a language model before its weights are loaded: depth, width, hooks, context."""
+"""What is known about a model before its weights are loaded: depth, width, hooks, context."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from sae_core.train_config import ModelConfig
 
 
 class ModelFacts(NamedTuple):
-    """What is known of a model before its weights are loaded."""
+    """What is known about a model before its weights are loaded."""
 
     n_layers: int
     d_model: int
@@ -27,7 +27,7 @@ class ModelFacts(NamedTuple):
 def check_hook(
     hook: Hook, n_layers: int, hook_names: Sequence[str], option: str = "--hook-name"
 ) -> Hook:
-    """`hook`, when a model with `n_layers` layers and these hooks has it.
+    """`hook`, if a model with `n_layers` layers and these hooks has it.
 
     Raises:
         SAEError: no such layer or hook.

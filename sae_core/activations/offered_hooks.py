@@ -1,6 +1,6 @@
-"""Which hooks a model gives: what TransformerLens names, tried on the model's own code.
+"""Which hooks a model offers: TransformerLens's names, tried on the model's own code.
 
-No weights are read. A twin of the model, built from its configuration, gets made-up weights that
+No weights are read. A copy of the model, built from its configuration, gets random weights that
 take no memory, and each kind of block that it has runs on a few tokens. A hook is offered if it
 yields one vector of the model's width per token, and if the residual stream adds up:
 
@@ -33,10 +33,10 @@ MLP, POST = "hook_mlp_out", "hook_resid_post"
 
 
 def offered_hooks(config: Any, trust_remote_code: bool = False) -> tuple[str, ...]:
-    """The names of the hooks that a causal language model with this configuration gives.
+    """The names of the hooks that a causal language model with this configuration offers.
 
-    A hook that only some kinds of its blocks have is among them; one that some kind gives wrongly
-    is not.
+    A hook that only some kinds of its blocks have is included; a hook that has wrong values in
+    some kind is not.
 
     Raises:
         SAEError: TransformerLens does not know its architecture.
@@ -46,7 +46,7 @@ def offered_hooks(config: Any, trust_remote_code: bool = False) -> tuple[str, ..
 
 
 class _Key:
-    """A configuration, as a key of a cache."""
+    """A configuration as a cache key."""
 
     def __init__(self, config: Any, trust_remote_code: bool) -> None:
         self.config, self.trust_remote_code = config, trust_remote_code
@@ -75,7 +75,7 @@ def _offered(key: _Key) -> tuple[str, ...]:
 
 
 def _twin(config: Any, trust_remote_code: bool) -> "LanguageModel":
-    """A model of that configuration in float32, with made-up weights."""
+    """A model of that configuration in float32, with random weights."""
     from accelerate import init_empty_weights
     from transformers import AutoModelForCausalLM
 
@@ -111,7 +111,7 @@ def _made_up(shape: torch.Size, draw: torch.Generator) -> Tensor:
 
 
 def _readings(twin: "LanguageModel", layer: int) -> dict[str, Tensor]:
-    """What each hook of a block reads, where it reads one vector per token."""
+    """The values at each hook of a block, if they are one vector per token."""
     found = dict(_each_reading(twin, layer))
     expected = (*TOKENS.shape, twin.d_model)
     return {name: x for name, x in found.items() if x.shape == expected and x.is_floating_point()}

@@ -79,7 +79,7 @@ class Manifest:
         return replace(manifest, checksum="")
 
     def same_harvest(self, other: "Manifest") -> bool:
-        """Whether both are of one harvest, and differ but in their windows."""
+        """Whether both belong to one harvest and differ only in their windows."""
         return self._of_any_shard() == other._of_any_shard()
 
     def _of_any_shard(self) -> "Manifest":
@@ -113,9 +113,9 @@ def harvest(
 ) -> Manifest:
     """Write the activations of every window at every hook, in one pass of the model.
 
-    Position 0 is left out: it never trains an SAE. With several shards, each takes a run of the
-    windows, and together they hold what one would. A shard that was there before stays until the
-    new one is whole.
+    Position 0 is left out: it never trains an SAE. With several shards, each takes a run of
+    consecutive windows, and together they have the windows that a single shard would have. An
+    earlier shard stays until the new one is complete.
 
     Args:
         progress: called with the windows done and the windows in all.
@@ -162,7 +162,7 @@ def _harvest_part(
     run: tuple[int, int],
     unit: WorkingUnit,
 ) -> Iterator[int]:
-    """Write the windows `run[0]` to `run[1]` of a part; gives how many each forward pass had."""
+    """Write the windows `run[0]` to `run[1]` of a part; yields how many each forward pass had."""
     indices = torch.arange(*run)
 
     def activations(at: slice) -> Found:

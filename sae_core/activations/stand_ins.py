@@ -1,4 +1,4 @@
-"""Parts of a model that do something else for a while."""
+"""Temporary replacements for parts of a model."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 class BaseOutput(tuple):
-    """What a base model gives, as any causal model's own forward reads it."""
+    """The output of a base model, in the form that any causal model's own forward reads."""
 
     @property
     def last_hidden_state(self) -> Tensor:

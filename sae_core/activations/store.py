@@ -78,8 +78,9 @@ class ActivationSource(ABC):
     ) -> Iterator[Tensor]:
         """(tokens_per_step, D) batches of one epoch, in the model's number format.
 
-        Of the first `n_steps` alone, if given: only the windows that they need are read. The first
-        `skip` of these are left out, and the windows that only they need are not read.
+        If `n_steps` is given, only the first `n_steps` batches, and only the windows that they need
+        are read. The first `skip` of these are left out, and windows that only they need are not
+        read.
         """
         order = self._order(epoch)
         if n_steps is None:
@@ -113,8 +114,8 @@ class ActivationSource(ABC):
             yield last
 
     def shuffled(self, epoch: int, order: Tensor, first: int = 0) -> Iterator[Tensor]:
-        """(about `SHUFFLE_TOKENS`, D) activations at a time of the windows `order`, tokens in
-        random order; the first `first` times are left out."""
+        """(about `SHUFFLE_TOKENS`, D) chunks of activations of the windows `order`, with the tokens
+        in random order; the first `first` chunks are left out."""
         parts = enumerate(order.split(self.shuffle_windows))
         for number, indices in islice(parts, first, None):
             rows = self.read("train", epoch, indices).flatten(0, 1)
@@ -261,7 +262,7 @@ class CachedSource(ActivationSource):
 
 
 def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each made in a thread while the one before is in use."""
+    """The same items, each computed in a thread while the one before is in use."""
 
     def following() -> list[Item]:
         """The next item; nothing at the end."""
@@ -275,7 +276,7 @@ def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
 
 
 def _cover(manifests: list[Manifest], part: str, total: int) -> bool:
-    """Whether the shards hold each of a part's windows once."""
+    """Whether the shards have each of a part's windows exactly once."""
     reached = 0
     for manifest in sorted(manifests, key=lambda m: (m.first[part], m.windows[part])):
         if manifest.windows[part] and manifest.first[part] != reached:

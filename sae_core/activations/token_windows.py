@@ -51,8 +51,8 @@ class Tokens:
     """How a tokenizer's texts are packed: what separates them, and whether windows begin with
     BOS (which Gemma needs, and Qwen3 and SmolLM2 do not have).
 
-    A control token that a text spells, such as `<|endoftext|>` in a chapter on tokenizers, is read
-    as any other text: it neither ends the text nor begins one.
+    A control token that is spelled out in a text, such as `<|endoftext|>` in a chapter on
+    tokenizers, is read as ordinary text: it neither ends the text nor begins one.
     """
 
     def __init__(self, tokenizer: Any) -> None:
@@ -75,13 +75,13 @@ class Tokens:
         self._spelled = re.compile("|".join(map(re.escape, words)))
 
     def spelled(self, text: str) -> str | None:
-        """The first control token that a text spells."""
+        """The first control token that is spelled out in a text."""
         found = self._spelled.search(text)
         return found[0] if found else None
 
     def stream(self, texts: list[str], enough: int | None = None) -> Tensor:
-        """(T,) int32 token ids of the texts, each followed by the end-of-text token; of empty
-        texts, none. Texts after the first `enough` tokens are left out, a batch at a time."""
+        """(T,) int32 token ids of the texts, each followed by the end-of-text token; empty texts
+        have none. Texts after the first `enough` tokens are left out, a batch at a time."""
         parts, n_tokens = [torch.empty(0, dtype=torch.int32)], 0
         for first in range(0, len(texts), TEXTS_AT_ONCE):
             if enough is not None and n_tokens >= enough:
@@ -91,7 +91,7 @@ class Tokens:
         return torch.cat(parts)
 
     def labelled(self, texts: list[str]) -> tuple[Tensor, Tensor]:
-        """`stream`, and (T,) int32 which of the texts each token is of."""
+        """`stream`, and (T,) int32 the index of the text that each token belongs to."""
         parts = [torch.empty(0, dtype=torch.int32)]
         lengths: list[int] = []
         for first in range(0, len(texts), TEXTS_AT_ONCE):
@@ -182,7 +182,7 @@ class TokenWindows:
         return self._fixed(0, self.n_validation, indices)
 
     def evaluation(self) -> Tensor:
-        """(n_evaluation, length) the fixed windows that nothing but the evaluation sees."""
+        """(n_evaluation, length) the fixed windows that only the evaluation sees."""
         return self._fixed(1, self.n_evaluation, None)
 
     def _fixed(self, first: int, n: int, indices: Tensor | None) -> Tensor:
@@ -209,7 +209,7 @@ class CorpusWindows(NamedTuple):
 
 
 def corpus_windows(tokens: Tokens, texts: list[str], length: int, most: int) -> CorpusWindows:
-    """The windows of a whole corpus, or `most` of them at equal distances.
+    """The windows of a whole corpus, or `most` of them, evenly spaced.
 
     Raises:
         SAEError: it is shorter than one window.
@@ -234,8 +234,8 @@ def corpus_windows(tokens: Tokens, texts: list[str], length: int, most: int) -> 
 
 
 def text_notes(tokenizer: Any, texts: Sequence[str], data: DataConfig) -> list[str]:
-    """What a log says about the texts, a line each: what is left out, what is read as text, and
-    how much of the held-out part the training part has too."""
+    """Notes on the texts for a log, one line each: what is left out, what is read as ordinary text,
+    and how much of the held-out part also occurs in the training part."""
     notes, tokens = [], Tokens(tokenizer)
     if n_blank := sum(map(is_blank, texts)):
         notes.append(f"empty texts: {n_blank} of {len(texts)}, left out")

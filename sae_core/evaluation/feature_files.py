@@ -1,6 +1,6 @@
 """The analysis of an SAE's features as files.
 
-`<run>.jsonl`: a line for each shown feature, with its windows. `<run>.csv`: a row for every
+`<run>.jsonl`: one line per shown feature, with its windows. `<run>.csv`: one row for every
 feature. `<run>.json`: the corpus, the position profile, similarity, co-occurrence and subjects.
 """
 
@@ -71,7 +71,7 @@ class Pieces:
 
 
 class Writer:
-    """Makes the files' contents of a finished analysis."""
+    """Creates the contents of the files from a finished analysis."""
 
     def __init__(
         self, model: LanguageModel, sae: SparseAutoencoder, corpus: Corpus, table: FeatureTable
@@ -233,7 +233,7 @@ class Writer:
 
 
 def short(number: float, digits: int = 4) -> float:
-    """A number with so many significant digits."""
+    """A number with this many significant digits."""
     return float(f"{number:.{digits}g}")
 
 
@@ -251,7 +251,7 @@ def _histogram(counts: Tensor) -> dict[str, Any]:
 
 
 def _similarity(table: FeatureTable) -> dict[str, Any]:
-    """How near each active feature's nearest neighbour is, by the cosine of decoder rows."""
+    """Each active feature's cosine to its nearest neighbour, between decoder rows."""
     nearest = table.cosines[table.active, 0].double()
     counts, edges = torch.histogram(nearest, bins=COSINE_BINS, range=(-1.0, 1.0))
     return {

@@ -50,7 +50,7 @@ N_NEIGHBOURS = 6
 
 
 class Corpus(NamedTuple):
-    """The texts, as windows, and where they are from."""
+    """The texts as windows, and where they come from."""
 
     texts: list[str]
     windows: CorpusWindows

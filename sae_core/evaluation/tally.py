@@ -1,8 +1,8 @@
 """The statistics kept for every feature while a corpus is read, in bounded memory.
 
-A feature's best windows and a random sample of its windows are the same thing, the records with
-the greatest keys so far: the key is the activation for the one, a hash for the other. Which pairs
-of features are active together is counted on a random sample of tokens.
+A feature's best windows and a random sample of its windows are kept in the same way, as the
+records with the largest keys so far: the key is the activation for the one, a hash for the other.
+Which pairs of features are active together is counted on a random sample of tokens.
 
 Shapes: B windows of L tokens in a batch, N = B L, F features, S subjects, P pairs of a sparse code,
 R records (one for each window and feature that is active in it), C tokens of context.
@@ -37,7 +37,7 @@ BEFORE = 0.75
 
 
 def hashed(index: Tensor, salt: int) -> Tensor:
-    """A number in [0, 1) for each integer, always the same one: the finaliser of MurmurHash3."""
+    """A fixed number in [0, 1) for each integer: the finaliser of MurmurHash3."""
     bits = index + salt * 0x9E3779B1
     for factor in (-0xAE502812AA7333, -0x3B314601E57A13AD):  # wraps around, as int64 does
         bits = (bits ^ (bits >> 33 & 0x7FFFFFFF)) * factor
@@ -171,7 +171,7 @@ class TokenSample:
         """For each batch: the sampled tokens, and the token and feature of each entry."""
 
     def add(self, tokens: Tensor, token: Tensor, feature: Tensor) -> None:
-        """Take a batch: the counted tokens (N,), and the entries (P,) of their codes, by token."""
+        """Count a batch: the counted tokens (N,), and the entries (P,) of their codes, by token."""
         self._parts.append(self._below_rate(tokens.cpu(), token.cpu(), feature.cpu()))
         self._count(self._parts[-1])
         while self._n_pairs > PAIR_BUDGET:
@@ -270,7 +270,7 @@ class Tally:
         self.n_outliers += int(outlier[:, 1:].sum())
 
     def cpu(self) -> "Tally":
-        """Itself, with its counts and sums on the CPU: nothing more is added."""
+        """This tally with its counts and sums on the CPU; nothing is added afterwards."""
         for name, value in vars(self).items():
             if isinstance(value, Tensor):
                 setattr(self, name, value.cpu())

@@ -23,7 +23,7 @@ class ModelIdentity(NamedTuple):
 
     @classmethod
     def of(cls, record: ModelRecord) -> "ModelIdentity":
-        """A model that was fetched."""
+        """A fetched model."""
         return cls(record.name, record.commit, record.model_sha256)
 
     @classmethod
@@ -46,8 +46,8 @@ def records_texts(spec: SAESpec) -> bool:
 
 
 def check_texts(name: str, spec: SAESpec, path: Path, option: str) -> None:
-    """Refuse a file of texts that is not the one that the SAE `name` was trained on, as nothing
-    then says which of its texts the SAE has seen.
+    """Refuse a file of texts other than the one that the SAE `name` was trained on, because then
+    it is unknown which of its texts the SAE has seen.
 
     Raises:
         SAEError: it is another one.

@@ -1,4 +1,4 @@
-"""The kinds of SAE, one a file, and their registry; settings and names: `sae_config`."""
+"""The kinds of SAE, one per file, and their registry; settings and names are in `sae_config`."""
 
 from sae_core.errors import SAEError
 from sae_core.kinds.batch_topk import BatchTopKSAE

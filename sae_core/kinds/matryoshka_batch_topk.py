@@ -2,7 +2,7 @@
 with Matryoshka Sparse Autoencoders", arXiv 2503.17547).
 
 The first m features, for each m of `matryoshka_sizes`, have to reconstruct without the rest, so
-that general features come first and specific ones do not absorb them. With the code f of
+general features come first and specific ones do not absorb them. With the code f of
 BatchTopK over all features, every m has a term in the loss:
 
     ||x - (f[:m] @ W_dec[:m] + b_dec)||^2

@@ -1,1 +1,1 @@
-"""SAEs for others: the formats that other tools read."""
+"""Sharing SAEs: the Hub, and the formats of other tools."""

@@ -1,5 +1,5 @@
-"""The Hub's client as this project uses it: with a bound on every wait, with patience where it
-helps, with one line for every failure; and the check that it will let an upload in."""
+"""The Hub's client as this project uses it: every wait is bounded, calls that may succeed later
+are tried again, every failure is one line; and the check that an upload will be accepted."""
 
 import math
 import re
@@ -68,7 +68,7 @@ def connect() -> HfApi:
 
 
 class PacedNetwork(httpcore2.SyncBackend):
-    """Connections on which bytes move."""
+    """Connections that fail if no data arrives."""
 
     def connect_tcp(
         self,
@@ -85,7 +85,7 @@ class PacedNetwork(httpcore2.SyncBackend):
 
 class PacedStream(httpcore2.NetworkStream):
     """A connection that fails when it is silent for `TIMEOUT` seconds, or slower than `LEAST_SPEED`
-    over as long. What counts is the time in which it is waited for."""
+    over that time. Only the time spent waiting for it counts."""
 
     def __init__(self, stream: httpcore2.NetworkStream) -> None:
         self._stream = stream
@@ -128,7 +128,7 @@ class PacedStream(httpcore2.NetworkStream):
 
 
 def _seconds(timeout: float | None) -> float:
-    """How long may be waited for the next bytes, if the client has no or a longer limit."""
+    """The longest wait for the next bytes, if the client has no limit or a longer one."""
     most = min(TIMEOUT, _give_up - time.monotonic())
     return max(0.01, most if timeout is None else min(timeout, most))
 
@@ -140,7 +140,7 @@ def _check_time(request: httpx2.Request) -> None:
 
 
 def _shorten_wait(response: httpx2.Response) -> None:
-    """Let the Hub ask for no longer wait than there is patience for: the client obeys."""
+    """Limit the wait that the Hub can ask for, because the client obeys."""
     most = int(max(0.0, min(MAX_WAIT, _give_up - time.monotonic())))
     asked = response.headers.get("Retry-After", "").strip()
     if asked.isdigit():
@@ -151,7 +151,7 @@ def _shorten_wait(response: httpx2.Response) -> None:
 
 
 def check_access(repo: RepoConfig) -> None:
-    """Check that an upload to `repo` will be let in, without changing anything.
+    """Check that an upload to `repo` will be accepted, without changing anything.
 
     Raises:
         SAEError: there is no valid token, it may not write there, or a private upload would land
@@ -175,7 +175,7 @@ def check_access(repo: RepoConfig) -> None:
 
 
 def repo_info(api: HfApi, repo: RepoConfig) -> ModelInfo:
-    """What the Hub says of a repository that is to be written to.
+    """What the Hub says about a repository to write to.
 
     Raises:
         SAEError: it is public, and is not to be.
@@ -191,8 +191,8 @@ def repo_info(api: HfApi, repo: RepoConfig) -> ModelInfo:
 
 
 def patiently(call: Callable[[], T], n_bytes: int = 0) -> T:
-    """`call()`, tried again as long as its failure may pass, and there is time; `n_bytes` is what
-    it has to transfer."""
+    """`call()`, tried again while its failure may be temporary and there is time; it transfers
+    `n_bytes`."""
     with _limited(PATIENCE + n_bytes / LEAST_SPEED):
         for wait in WAITS:
             try:
@@ -207,7 +207,7 @@ def patiently(call: Callable[[], T], n_bytes: int = 0) -> T:
 
 @contextmanager
 def _limited(seconds: float) -> Iterator[None]:
-    """Have all that waits for the Hub in the block give up after so many seconds."""
+    """Let everything that waits for the Hub in this block give up after this many seconds."""
     global _give_up
     _give_up = time.monotonic() + seconds
     # Xet's client has its own network, and no limit that lasts.
@@ -222,7 +222,7 @@ def _limited(seconds: float) -> Iterator[None]:
 
 
 def _check_namespace(account: dict[str, Any], repo_id: str) -> None:
-    """Check that a repository may be made there."""
+    """Check that a repository may be created there."""
     owner = repo_id.partition("/")[0]
     writable = [account["name"]]
     writable += [o["name"] for o in account.get("orgs", []) if o.get("roleInOrg") != "read"]
@@ -260,7 +260,7 @@ def _status(error: Exception) -> int | None:
 
 
 def _cause(error: Exception) -> Exception:
-    """Why the Hub could not be asked for what the cache does not hold, or the error itself."""
+    """Why the Hub could not be asked for something that is not cached, or the error itself."""
     is_local = isinstance(error, LocalEntryNotFoundError)
     return error.__cause__ if is_local and isinstance(error.__cause__, Exception) else error
 

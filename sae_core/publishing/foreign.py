@@ -173,7 +173,7 @@ def _read_saelens(folder: Path) -> Foreign:
 
 
 def _read_saelens_tensors(path: Path, kind: str) -> dict[str, Tensor]:
-    """Under our names."""
+    """The tensors of a SAELens file under our names."""
     try:
         tensors = load_file(path)
     except (OSError, SafetensorError) as error:
@@ -188,7 +188,7 @@ def _read_saelens_tensors(path: Path, kind: str) -> dict[str, Tensor]:
 
 
 def _read_k(config: Settings, kind: str) -> int:
-    """The number of active features; where a threshold takes its place, only for the record."""
+    """The number of active features; if a threshold replaces it, only for the record."""
     if kind == "topk":
         return config.require("k", int, least=1)
     if kind in CALIBRATED:  # SAELens's may have a fraction
@@ -197,7 +197,7 @@ def _read_k(config: Settings, kind: str) -> int:
 
 
 def _read_widths(config: Settings, tensors: dict[str, Tensor]) -> list[int]:
-    """The sizes of the nested SAEs, the whole last."""
+    """The sizes of the nested SAEs, ending with the whole SAE."""
     widths, d_sae = config.values.get("matryoshka_widths"), len(tensors.get("W_dec", ()))
     if not fits(widths, list[int]):
         raise config.error("matryoshka_widths", "a list of whole numbers")
@@ -207,7 +207,7 @@ def _read_widths(config: Settings, tensors: dict[str, Tensor]) -> list[int]:
 
 
 def _read_hook(config: Settings, key: str) -> tuple[int, str]:
-    """Layer and name."""
+    """A hook's layer and name."""
     parts = re.fullmatch(r"blocks\.([0-9]{1,9})\.(mlp\.hook_in|\w+)", str(config.values.get(key)))
     if parts is None:
         raise config.error(key, "blocks.<layer>.<hook>")
@@ -360,7 +360,7 @@ def _spec(found: Foreign, kind: str) -> SAESpec:
 
 
 def _kind(config: Settings, key: str, name: str | None, known: dict[str, str]) -> str:
-    """Our kind."""
+    """Our name of an SAE's kind."""
     if name not in known:
         raise config.error(key, f"one of those that can be read: {', '.join(known)}")
     return known[name]

@@ -1,7 +1,7 @@
-"""SAEs on the Hugging Face Hub: uploaded in one commit each, verified, fetched.
+"""SAEs on the Hugging Face Hub: upload in one commit each, verify, fetch.
 
-A repository has a folder for each SAE, and a card at its root that lists them. Its files never
-show half an SAE: a commit is there or it is not.
+A repository has one folder per SAE, and a card at its root that lists them. It never has half an
+SAE, because a commit is complete or absent.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ CONFLICTS = 20
 
 @dataclass(frozen=True)
 class Marker:
-    """An upload that was done: `results/uploads/<run_name>.json`."""
+    """The record of an upload: `results/uploads/<run_name>.json`."""
 
     run_name: str
     repo: str
@@ -48,7 +48,7 @@ class Marker:
 
     @property
     def summary(self) -> dict[str, str]:
-        """What the summary of a W&B run says of it."""
+        """The entries for the summary of a W&B run."""
         return {"hf_repo": self.repo, "hf_commit": self.commit, "hf_url": self.url}
 
     def save(self, path: Path) -> None:
@@ -66,9 +66,9 @@ class Marker:
 
 
 def upload(folder: Path, evaluation: Path | None, repo: RepoConfig) -> Marker:
-    """Bring an SAE directory, its evaluation and its model card into the repository's folder of
-    that name, and its line into the card at the root; all in one commit, or none if the
-    repository holds exactly this already. Nothing that is sent holds a path of this machine.
+    """Upload an SAE directory, its evaluation and its model card to the repository's folder of
+    that name, and add its line to the card at the root. All of it is one commit, or none if the
+    repository already has exactly this. Nothing that is sent contains a path of this machine.
 
     Raises:
         SAEError: it cannot be done; what was there before is still there.
@@ -123,7 +123,7 @@ def _public(path: Path, facts: SAEFacts) -> Path | bytes:
 
 
 def verify(marker: Marker) -> list[str]:
-    """The files of an upload that the Hub no longer has as they were sent, by path.
+    """The files of an upload that differ from what was sent or are missing on the Hub, by path.
 
     Raises:
         SAEError: they cannot be downloaded.
@@ -162,7 +162,7 @@ def list_files(repo_id: str, revision: str | None = None) -> list[str]:
 def fetch_folder(
     repo_id: str, folder: str, names: Sequence[str], revision: str | None = None
 ) -> Path:
-    """The files `names` of a folder in a repository, from the cache or else downloaded.
+    """The files `names` of a folder in a repository, from the cache or downloaded.
 
     Raises:
         SAEError: they cannot be had.
@@ -181,9 +181,9 @@ def fetch_folder(
 
 
 def _commit(api: HfApi, repo_id: str, contents: Contents, facts: SAEFacts) -> str:
-    """Commit what the repository does not have yet of the files and of the card at the root, and
-    return the commit that has all. The card starts from the newest one whenever somebody else's
-    commit came first."""
+    """Commit the files, and the card at the root, that the repository does not have yet, and
+    return the commit that has everything. If somebody else's commit came first, start again from
+    the newest card."""
     sent = {name: CommitOperationAdd(name, content) for name, content in contents.items()}
     for conflict in range(CONFLICTS):
         head = str(repo_info(api, facts.repo).sha)

@@ -42,7 +42,7 @@ LISTED = ("l0", "fvu", "loss_recovered", "dead_fraction")
 
 @dataclass(frozen=True)
 class SAEFacts:
-    """What the cards say about one SAE; no paths of the machine that it was made on."""
+    """The facts about one SAE for its cards, without paths of the machine that trained it."""
 
     run_name: str
     spec: SAESpec
@@ -88,7 +88,7 @@ class SAEFacts:
         return replace(facts, evaluation=figures)
 
     def public(self, path: Path) -> Any:
-        """The contents of a file of JSON as others may read them."""
+        """The contents of a JSON file in a form that may be published."""
         return without_paths(read_json(path, path.stem, "create it again"), self.renamed)
 
     @property
@@ -133,7 +133,7 @@ def sae_card(facts: SAEFacts) -> str:
 def repo_card(old: str | None, facts: SAEFacts, repo_id: str) -> str:
     """The card at the root of a repository: `old` with the line of one SAE added or renewed.
 
-    Whatever else people wrote into the card stays.
+    Everything else that people wrote into the card stays.
     """
     if old is None:
         card = ModelCard.from_template(
@@ -193,7 +193,7 @@ def _metadata(facts: SAEFacts) -> ModelCardData:
 
 
 def _extend(data: Any, new: ModelCardData) -> None:
-    """Add what is new to a card's metadata, and leave what is there."""
+    """Add new entries to a card's metadata, and keep the existing ones."""
     for key in ("base_model", "datasets", "tags"):
         there, more = getattr(data, key, None), getattr(new, key)
         known = set(map(same_name, _listed(there)))

@@ -33,8 +33,8 @@ ORIGIN = {
 
 
 def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
-    """The two files that `SAE.load_from_disk` of SAELens reads. What is not known of the SAE's
-    origin is left out, as SAELens takes a key that is missing for one that is not known.
+    """The two files that `SAE.load_from_disk` of SAELens reads. Unknown facts about the SAE's
+    origin are left out, because SAELens treats a missing key as unknown.
 
     Raises:
         SAEError: its threshold is not known.

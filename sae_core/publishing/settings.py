@@ -1,4 +1,4 @@
-"""Other people's configuration files: each value is checked when it is read."""
+"""Configuration files of other tools: each value is checked when it is read."""
 
 import math
 from pathlib import Path

@@ -350,7 +350,7 @@ def test_an_answer_that_drips_is_given_up(
         hub.upload(make_sae_directory(tmp_path / "other", seed=1).folder, None, REPO)
         server.fail(pattern, drip=0.1, times=99)
         began = time.monotonic()
-        with pytest.raises(SAEError, match="run the same again when the Hub can be reached"):
+        with pytest.raises(SAEError, match="try again when the Hub can be reached"):
             hub.upload(made.folder, None, REPO)
         assert time.monotonic() - began < 8 and server.faults[0].times < 99
 
@@ -364,7 +364,7 @@ def test_a_download_that_drips_is_given_up(
         hub.upload(made.folder, None, REPO)
         server.fail(pattern, drip=0.1, times=99)
         began = time.monotonic()
-        with pytest.raises(SAEError, match="run the same again when the Hub can be reached"):
+        with pytest.raises(SAEError, match="try again when the Hub can be reached"):
             load_pretrained(f"alice/saes/{NAME}")
         assert time.monotonic() - began < 8 and server.faults[0].times < 99
 
