@@ -488,7 +488,7 @@ def test_what_trying_again_does_not_mend_says_so(
     server.fail(f"POST {API}/commit", status=status, times=99)
     with pytest.raises(SAEError, match="trying again does not help") as error:
         hub.upload(made.folder, made.evaluation, REPO)
-    assert "run the same again" not in str(error.value)
+    assert "try again when" not in str(error.value)
     assert server.faults[0].times == 98 and not no_waiting
 
 
