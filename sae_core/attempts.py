@@ -25,7 +25,7 @@ def note_failure(error: BaseException, line: str) -> None:
 
 
 def is_final(logs: Iterable[str]) -> bool:
-    """Whether a failed job with these logs has left the file."""
+    """Whether a failed job with these logs left the file."""
     return any(Path(f"{log}{ENDING}").exists() for log in logs)
 
 

@@ -1,4 +1,5 @@
-"""SAE directories: written whole or not at all, and read with nothing unpickled but tensors."""
+"""SAE directories: written completely or not at all, and read without unpickling anything but
+tensors."""
 
 import hashlib
 import io
@@ -36,7 +37,7 @@ OLDER_KINDS = ("batch_topk", "standard")
 
 
 def write_files(folder: Path, files: dict[str, bytes]) -> None:
-    """Make `folder` hold exactly `files`: never some of the old ones and some of the new.
+    """Make `folder` contain exactly `files`: never some of the old ones and some of the new.
 
     Raises:
         SAEError: it cannot be written.
@@ -199,7 +200,7 @@ def _check_size(path: Path) -> None:
 
 
 def _is_plain(tensor: Tensor) -> bool:
-    """Whether it is dense numbers that are all in the file."""
+    """Whether a tensor is dense and all of its numbers are in the file."""
     if tensor.layout is not torch.strided or tensor.device.type != "cpu":
         return False
     nbytes = tensor.numel() * tensor.element_size()

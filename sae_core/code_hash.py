@@ -1,6 +1,6 @@
-"""What a job's code does: a hash of a script and of every package file that it imports.
+"""A hash of a job's code: of a script and of every package file that it imports.
 
-Snakemake sees neither, so the hash is one of a rule's params: an edit of a file reruns the rules
+Snakemake sees neither, so the hash is one of a rule's params: an edit of a file re-runs the rules
 whose scripts use it, and no others. Comments, docstrings and layout are not part of the hash.
 """
 

@@ -1,4 +1,4 @@
-"""Configuration files, read strictly: every key once, and every word as it was written.
+"""Configuration files, read strictly: every key occurs once, and every word stays as written.
 
 YAML gives a word without quotes a type by its look: `no` is a boolean, `012` is ten, and `1e-3` is
 text. Here the key that a value belongs to decides (`config_schema`), so such words stay `Plain`.
@@ -28,7 +28,7 @@ class Plain(str):
 
 
 def read_config(files: Iterable[Path], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """A configuration from its files, a later one over an earlier one, the command line over all.
+    """A configuration from its files; later files override earlier ones, the command line all.
 
     Args:
         overrides: what Snakemake made of `--config`. In nested values its numbers are text, and so

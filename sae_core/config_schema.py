@@ -45,7 +45,7 @@ Path = tuple[str | int, ...]
 
 
 def check(config: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    """The configuration with every word as the type that its key takes.
+    """The configuration with every word converted to the type that its key takes.
 
     Raises:
         SAEError: something in it does not fit the schema.
@@ -64,7 +64,7 @@ def location(path: Iterable[str | int]) -> str:
 
 
 def _typed(value: Any, schema: dict[str, Any], root: dict[str, Any], path: Path) -> Any:
-    """A value and all in it: words as the schema's types, mappings and lists as plain ones."""
+    """A value and everything in it: words get the schema's types, mappings and lists become plain."""
     if len(path) > DEEPEST:
         raise SAEError(f"config: {location(path)}: nested too deeply")
     if "$ref" in schema:
@@ -149,7 +149,7 @@ def _number(text: str) -> int | float | str:
 
 
 def _other_kind(text: str) -> str | None:
-    """What YAML takes a word for that is no text; a date is text here."""
+    """The type that YAML gives a word, if it is not text; a date is text here."""
     tag = YAML_TYPES.resolve(yaml.ScalarNode, text, (True, False)).rpartition(":")[2]
     if tag == "bool":
         return "boolean"
@@ -224,7 +224,7 @@ def _only_word(pattern: str) -> str:
 
 
 def _example(schema: dict[str, Any], found: Any) -> str:
-    """A value that is allowed, near what was found where that can be."""
+    """A value that is allowed, close to what was found if possible."""
     kinds = _kinds(schema)
     if "enum" in schema:
         near = difflib.get_close_matches(str(found), schema["enum"], 1)

@@ -73,10 +73,10 @@ def pick_precision(compute_dtype: str, device: torch.device) -> Precision:
 
 
 def keep_freed_memory() -> None:
-    """Have the C library keep the memory that is freed.
+    """Make the C library keep freed memory.
 
-    A training step makes and frees the same tens of megabytes each time. Given back to the system
-    they are faulted in again page by page, which takes a tenth of the step.
+    A training step allocates and frees the same tens of megabytes each time. If they are returned
+    to the system, they are faulted in again page by page, which takes a tenth of the step.
     """
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it, musl does not

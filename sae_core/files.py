@@ -1,4 +1,4 @@
-"""Files and folders written whole or not at all, and what identifies them."""
+"""Files and folders written completely or not at all, and what identifies them."""
 
 import errno
 import fcntl
@@ -22,7 +22,7 @@ NO_FOLDER_SYNC = (errno.EINVAL, errno.ENOTSUP, errno.ENOSYS)
 
 
 def write_file(path: Path, content: str | bytes) -> None:
-    """Write a file, making its folder; whatever fails, an earlier file stays as it was.
+    """Write a file, creating its folder; whatever fails, an earlier file stays unchanged.
 
     Raises:
         SAEError: it cannot be written.
@@ -31,7 +31,7 @@ def write_file(path: Path, content: str | bytes) -> None:
 
 
 def write_parts(path: Path, parts: Iterable[bytes]) -> None:
-    """`write_file` for what need not be in memory as a whole: each part is written as it comes.
+    """`write_file` without the whole content in memory: each part is written as it comes.
 
     Raises:
         SAEError: it cannot be written.
@@ -84,8 +84,8 @@ def new_folder(folder: Path) -> Iterator[Path]:
     """A folder to write files into, which in the end replaces `folder`: there are never
     some of the old files and some of the new, and whatever fails, the old ones stay.
 
-    The old folder is moved aside for the new one; should the process die between the two moves,
-    the next write brings it back first.
+    The old folder is moved aside for the new one; if the process dies between the two moves,
+    the next write moves it back first.
     """
     staging = folder.with_name(f".{folder.name}.writing")
     retired = bring_back(folder)
@@ -124,8 +124,8 @@ def bring_back(folder: Path) -> Path:
 
 @contextmanager
 def writing(path: Path, n_bytes: int | Callable[[], int]) -> Iterator[None]:
-    """Where `n_bytes` are written to a file or folder: what fails names it and them. A function
-    gives the number when it is known only then.
+    """A block that writes `n_bytes` to a file or folder: its errors name both. Give a function if
+    the number is not known beforehand.
 
     Raises:
         SAEError: it cannot be written.
@@ -169,7 +169,7 @@ def sync(path: Path) -> None:
 
 
 def folder_stamp(folder: Path) -> str:
-    """A hash of the names, sizes and times of the files in a folder: another one after an edit."""
+    """A hash of the names, sizes and times of the files in a folder, which changes with an edit."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     facts = [(str(path.relative_to(folder)), path.stat()) for path in paths]
     listing = repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in facts])

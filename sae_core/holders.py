@@ -45,7 +45,7 @@ class Holder:
 
     @classmethod
     def parse(cls, text: str) -> "Holder | None":
-        """What `text` says; None if it says something else, or not yet all."""
+        """The holder that `text` describes; None if it describes none, or is incomplete."""
         try:
             found = json.loads(text)
             return cls(**{name: of(found[name]) for name, of in get_type_hints(cls).items()})

@@ -46,7 +46,7 @@ RETRY = "Trying to restart job"
 
 
 class Job(NamedTuple):
-    """One that runs, or has failed."""
+    """A job that runs or has failed."""
 
     rule: str
     made: str
@@ -98,7 +98,7 @@ class JobLines(logging.Handler):
     def take_over(
         cls, logger: logging.Logger, counts: Callable[[], tuple[int, int]]
     ) -> "JobLines | None":
-        """Write in the place of Snakemake's own console; None if a plugin has that place."""
+        """Replace Snakemake's own console; None if a plugin has already replaced it."""
         own = next((h for h in logger.handlers if h.name == "DefaultStreamHandler"), None)
         if not isinstance(own, logging.StreamHandler) or own.formatter is None:
             return None

@@ -27,7 +27,7 @@ class Normalisation(NamedTuple):
 
     @classmethod
     def measure(cls, x: Tensor) -> "Normalisation":
-        """From a sample (N, D) of training activations."""
+        """The normalisation computed from a sample (N, D) of training activations."""
         norms = x.norm(dim=1)
         max_norm = OUTLIER_FACTOR * float(norms.median())
         x = x[norms <= max_norm]
@@ -76,5 +76,5 @@ class Normalisation(NamedTuple):
         return self if self.target is None else self.target
 
     def raw(self, x_hat: Tensor) -> Tensor:
-        """(N, D) what the SAE gives -> raw activations."""
+        """(N, D) output of the SAE -> raw activations."""
         return x_hat * self.output.scale + self.output.mean

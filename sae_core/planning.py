@@ -1,4 +1,4 @@
-"""What the jobs of a configuration will cost, from the shapes of the models and the tokens alone.
+"""The cost of a configuration's jobs, estimated only from model shapes and numbers of tokens.
 
 A floating-point operation is a multiplication or an addition. With d the width of the activations,
 D the number of features, k the active features per token and L the length of a window, per token:
@@ -93,7 +93,7 @@ class ModelShape:
 
     @classmethod
     def read(cls, folder: Path) -> "ModelShape":
-        """From the `config.json` of a directory in Hugging Face's format.
+        """The shape in the `config.json` of a directory in Hugging Face's format.
 
         Raises:
             SAEError: it is of another architecture.
@@ -237,17 +237,17 @@ def _entries(kind: Any, found: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def corpus_tokens(plan: Plan) -> float:
-    """About how many tokens the chapters have that are there now."""
+    """The approximate number of tokens of the existing chapters."""
     return sum(path.stat().st_size for path in plan.chapters()) / BYTES_PER_TOKEN
 
 
 def light(rule: str, name: str) -> Cost:
-    """A job that neither has a model nor trains one."""
+    """A job that neither runs nor trains a model."""
     return Cost(rule, name, 0, 0, 0, LIGHT_GB * 1e9, LIGHT_SECONDS)
 
 
 def downloads(plan: Plan, tables: Tables, records: Path) -> str | None:
-    """What the Hub has to send before the first SAE; None if all models are here.
+    """What has to be downloaded from the Hub; None if all models are here.
 
     Args:
         records: folder of what `fetch` wrote of the models that are here.
@@ -271,7 +271,7 @@ def downloads(plan: Plan, tables: Tables, records: Path) -> str | None:
 
 
 def sufficiency(tokens: float) -> str:
-    """What a corpus of so many tokens is enough for."""
+    """What a corpus of this many tokens is enough for."""
     if tokens >= ENOUGH_TOKENS:
         return f"A corpus of {tokens:,.0f} tokens."
     megabytes = ENOUGH_TOKENS * BYTES_PER_TOKEN / 1e6
@@ -457,7 +457,7 @@ class Planner:
 
 
 def table(costs: Iterable[Cost], machine: Machine) -> str:
-    """All jobs, the sum of each rule, and the whole; `!` where a job's memory exceeds the
+    """All jobs, the sum per rule, and the total; `!` if a job's memory exceeds the
     machine's."""
     costs = list(costs)
     rules = list(dict.fromkeys(cost.rule for cost in costs))

@@ -1,4 +1,4 @@
-"""What of a configuration can be known to be wrong before a job runs, from what is on the disk."""
+"""Errors of a configuration that can be found before a job runs, from what is on the disk."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from sae_core.workflow_config import ModelPlan, Plan
 
 
 def check_inputs(plan: Plan, record_of: Callable[[str], Path]) -> None:
-    """Check the chapters, the local models, and what is asked of the models that are known.
+    """Check the chapters, the local models, and the settings for models that have been fetched.
 
     Args:
         record_of: where the record of a model is, once it is fetched; by model id.

@@ -48,7 +48,7 @@ def load_pretrained(
     threshold: float | None = None,
     with_history: bool = False,
 ) -> SparseAutoencoder | Pretrained:
-    """Load an SAE onto the CPU, its kind as its `config.json` says; nothing but tensors is
+    """Load an SAE of the kind in its `config.json` onto the CPU; nothing but tensors is
     unpickled.
 
     Args:

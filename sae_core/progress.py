@@ -1,4 +1,4 @@
-"""Progress on the error stream: a bar on a terminal, a line now and then in a log, or nothing.
+"""Progress on the error stream: a bar on a terminal, an occasional line in a log, or nothing.
 
 Both show the rate, the time left and what the caller adds, such as the loss. Neither has colours,
 so `NO_COLOR` changes nothing.
@@ -23,7 +23,7 @@ _quiet: ContextVar[bool] = ContextVar("quiet", default=False)
 
 
 class Progress(Protocol):
-    """A phase under way."""
+    """A phase in progress."""
 
     n: float
     """How much is done."""
@@ -81,14 +81,14 @@ class Lines:
 
 
 def progress_bar(what: str, unit: str, total: int | None = None) -> Progress:
-    """The way to show a phase where the error stream leads."""
+    """The way to show a phase that suits the error stream."""
     if _quiet.get() or sys.stderr.isatty():
         return tqdm(total=total, desc=what, unit=unit, leave=False, disable=_quiet.get())
     return Lines(what, unit, total)
 
 
 def bars_are_wanted() -> bool:
-    """Whether libraries may draw bars of their own."""
+    """Whether libraries may draw their own bars."""
     return sys.stderr.isatty() and not _quiet.get()
 
 

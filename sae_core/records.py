@@ -19,7 +19,7 @@ Record = TypeVar("Record", bound=Dataclass)
 
 
 def read_json(path: Path, what: str, advice: str) -> Any:
-    """The contents of a JSON file that is said to be `what`.
+    """The contents of a JSON file; error messages call it `what`.
 
     Raises:
         SAEError: it is missing or not JSON; the message ends with `advice`.
@@ -48,7 +48,7 @@ def read_record(kind: type[Record], path: Path, what: str, advice: str) -> Recor
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value that JSON gave is of a type; an integer will do as a float."""
+    """Whether a value read from JSON is of a type; an integer counts as a float."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(fits(value, option) for option in args)

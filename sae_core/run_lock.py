@@ -48,7 +48,7 @@ def run_lock(checkpoints: Path) -> AbstractContextManager[None]:
 
 @contextmanager
 def lock(path: Path, work: str, wait: float = 0.0) -> Iterator[None]:
-    """Keep every other process that asks for this lock away.
+    """Keep out every other process that asks for this lock.
 
     Args:
         path: of the file that is locked, and deleted at the end.

@@ -1,4 +1,4 @@
-"""Random streams: each is a pure function of the seed and of what it is for."""
+"""Random streams: each is a pure function of the seed and of its purpose."""
 
 import hashlib
 

@@ -1,4 +1,4 @@
-"""What SLURM still runs for a Snakemake that is gone."""
+"""Jobs that SLURM still runs for a Snakemake that is gone."""
 
 import shutil
 import subprocess
@@ -12,7 +12,7 @@ from sae_core.errors import SAEError
 
 def wait_for_jobs(folder: Path, rules: Iterable[str], seconds: float = 10) -> None:
     """Wait until no job of one of these rules, which a Snakemake in `folder` submitted, waits or
-    runs; ask every so many seconds. Without SLURM on this machine there are none.
+    runs; ask at an interval. Without SLURM on this machine there are none.
 
     Raises:
         SAEError: squeue fails.

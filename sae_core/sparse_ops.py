@@ -157,7 +157,7 @@ class Weights(NamedTuple):
     """(D,)"""
 
     def precision(self) -> Precision:
-        """The plain one: the weights' own number format throughout."""
+        """The plain precision: the weights' own number format throughout."""
         return Precision(self.W_enc.dtype, self.W_enc.dtype)
 
 
@@ -166,7 +166,7 @@ Sliced = tuple[Tensor, ...]
 
 
 def _slices(table: Tensor, n_pairs: int) -> Sliced:
-    """The matrix, (N, D) or (F, D), in the pieces in which so many rows are best gathered."""
+    """The matrix, (N, D) or (F, D), in the pieces from which this many rows are best gathered."""
     if table.device.type == "cpu" and n_pairs >= SLICE_REUSE * len(table):
         parts = table.split(SLICE_BYTES // table.element_size(), dim=1)
     else:
@@ -175,7 +175,7 @@ def _slices(table: Tensor, n_pairs: int) -> Sliced:
 
 
 def _bag(rows: Tensor, table: Sliced, offsets: Tensor, weight: Tensor) -> Tensor:
-    """Weighted sums of a matrix's rows, one sum a bag."""
+    """Weighted sums of a matrix's rows, one sum per bag."""
     out = table[0].new_empty(len(offsets) - 1, sum(part.shape[1] for part in table))
     for part, out_part in zip(table, out.split(table[0].shape[1], dim=1), strict=True):
         out_part[:] = F.embedding_bag(
@@ -206,9 +206,9 @@ def _sampled_product(a: Sliced, b: Sliced, pairs: Pairs) -> Tensor:
 def _positive_entries(block: Tensor, floor: float = 0.0) -> Tensor:
     """(C,) ascending positions of the positive entries of a flattened matrix, if above `floor`.
 
-    The matrix is overwritten: other entries, of which negative ones are negative integers too,
-    become 0, and the rest is looked for in whole machine words, several entries at a time, as it is
-    little. On a GPU one comparison is as fast.
+    The matrix is overwritten: other entries become 0 (negative ones are negative integers too), and
+    the few that remain are searched in whole machine words, several entries at a time. On a GPU one
+    comparison is as fast.
     """
     flat = block.view(-1)
     if flat.device.type != "cpu":

@@ -14,8 +14,8 @@ SHUTDOWN_SECONDS = 300
 
 
 def launched(n: int) -> bool:
-    """If several processes are to do the work, and this is not one of them: run this program, with
-    its command line, as `n` that know of each other, and wait for them.
+    """If several processes should do the work and this is not one of them, run this program, with
+    its command line, as `n` processes that know of each other, and wait for them.
 
     Returns:
         Whether they did it.

@@ -68,14 +68,14 @@ class ModelPlan:
 
     @property
     def needs_depth(self) -> bool:
-        """Whether its layers are known only when the model's number of layers is."""
+        """Whether its layers are unknown until the model's number of layers is known."""
         return "middle" in self.layers
 
     def batch_of(self, layer: int | str, harvested: Iterable[str]) -> str:
         """The batch of layers that one pass of the model serves, and that holds `layer`.
 
         A layer stays in the batch it was first harvested in: `harvested` are the names of the
-        batches that exist. The layers in none of them make up a new one. So a layer that is added
+        batches that exist. The layers in none of them form a new batch. So a layer that is added
         later is harvested alone, and nothing that hangs on the old activations runs again.
         """
         held = {label: batch for batch in harvested for label in batch.split("+")}
@@ -150,7 +150,7 @@ class Plan:
         return next(run for run in self.model_of(name).runs(n_layers) if run.name == name)
 
     def chapters(self) -> list[Path]:
-        """The chapters that are there now, in the order in which they are processed."""
+        """The existing chapters, in the order in which they are processed."""
         return [path for folder in self.process.folders for path in chapters_in(folder)]
 
     def process_options(self) -> str:
@@ -169,11 +169,11 @@ class Plan:
         return f"{options(self._load_settings(model))} {options(self.evaluation)}".strip()
 
     def features_options(self, model: ModelPlan) -> str:
-        """How the features of a model's SAEs are looked into."""
+        """The settings for the analysis of the features of a model's SAEs."""
         return f"{options(self._load_settings(model))} {options(self.features)}".strip()
 
     def harvest_options(self, model: ModelPlan) -> str:
-        """What a model's activations are made of, but for the hooks."""
+        """The settings that determine a model's activations, except the hooks."""
         passes = f"--passes {self.harvest.passes}"
         settings = self._load_settings(model)
         return " ".join(filter(None, [options(settings), options(model.data), passes]))
@@ -188,7 +188,7 @@ class Plan:
         return " ".join(filter(None, [hooks, *map(options, settings)]))
 
     def tracking_options(self) -> str:
-        """How a job tells W&B of an SAE, if it does."""
+        """The settings with which a job reports an SAE to W&B, if it does."""
         return options(self.tracking) if self.tracking.wandb else ""
 
     def upload_options(self, model: ModelPlan) -> str:
@@ -300,7 +300,7 @@ def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPl
 
 
 def _group(kind: Callable[..., Group], where: str, values: dict[str, Any]) -> Group:
-    """A settings group; its messages name keys where the command line's name options."""
+    """A settings group whose messages name keys instead of command line options."""
     try:
         return kind(**{key: _plain(value) for key, value in values.items()})
     except SAEError as error:

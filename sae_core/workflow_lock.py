@@ -51,7 +51,7 @@ def doubts() -> str | None:
 
 
 def is_locked() -> bool:
-    """Whether a Snakemake has locked this folder, and not unlocked it."""
+    """Whether a Snakemake has locked this folder and not unlocked it."""
     return any(LOCKS.glob("*.lock"))
 
 

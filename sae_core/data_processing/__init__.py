@@ -1,1 +1,1 @@
-"""From chapters to texts: the file of texts, and the program that makes it."""
+"""From chapters to texts: the file of texts, and the program that creates it."""

@@ -9,7 +9,7 @@ NO_CHAPTERS = (".", "~", "#")
 
 
 def chapters_in(folder: Path) -> list[Path]:
-    """The chapters that are there now, in the order in which they are read."""
+    """The existing chapters, in the order in which they are read."""
     return sorted(
         path
         for path in folder.glob("*.md")
@@ -18,7 +18,7 @@ def chapters_in(folder: Path) -> list[Path]:
 
 
 def find_chapters(folder: Path, where: str) -> list[Path]:
-    """The same, with a check that there are some and that their names can be written down.
+    """The same, with a check that there are some and that their names are valid text.
 
     Args:
         where: what named the folder, for the error messages.

@@ -2,7 +2,7 @@
 
 What `clean` does, in this order:
 
-1.  Project Gutenberg's header and footer go, the modern and the "small print" ones.
+1.  Project Gutenberg's header and footer are removed, the modern and the "small print" ones.
 2.  HTML: scripts and comments go whole, tables too but for cells that are prose (eight words or
     more, a sentence or nearly all in lower case), other tags leave their content, entities become
     characters. A table glued to a paragraph leaves the paragraph.
@@ -290,7 +290,7 @@ def _without_closed_tables(text: str, dropped: Dropped) -> str:
 
 
 def _prose_of_table(cells: list[str], dropped: Dropped) -> str:
-    """The cells of a table that are prose, a paragraph each; the rest is dropped."""
+    """The cells of a table that are prose, one paragraph each; the rest is dropped."""
     texts = [" ".join(TAG.sub(" ", cell).split()) for cell in cells]
     prose = list(map(_is_prose_cell, texts))
     dropped[TABLE].append(
@@ -329,7 +329,7 @@ def _is_row(line: str) -> bool:
 
 
 class _Assembly:
-    """Puts the lines of a chapter together into paragraphs."""
+    """Joins the lines of a chapter into paragraphs."""
 
     def __init__(self, text: str, dropped: Dropped) -> None:
         self.paragraphs: list[list[Line]] = []
@@ -369,7 +369,7 @@ class _Assembly:
         return _is_open(line[-1]) and len("".join(line).split()) <= 12
 
     def _furniture(self, line: str, number: int) -> str | None:
-        """Why the line is no prose; None if it is."""
+        """Why the line is not prose; None if it is."""
         if not any(map(str.isalnum, line)) or FENCE.match(line) or DEFINITION.match(line):
             return MARKUP
         if PAGE_NUMBER.match(line):

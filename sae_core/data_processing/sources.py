@@ -1,7 +1,7 @@
 """Where texts come from: a file next to the file of texts, which is a plain list of strings.
 
-It tells for every chapter, in the order of the texts, its subject and how many texts it gave, and
-what was left out and why. The hash of the file of texts ties the two together.
+For every chapter, in the order of the texts, it has the subject and the number of texts. It also
+says what was left out and why. The hash of the file of texts ties the two files together.
 """
 
 import json
@@ -46,7 +46,7 @@ class Sources:
 
     @property
     def subjects(self) -> list[str]:
-        """Each once, in the order of the texts."""
+        """The subjects, each once, in the order of the texts."""
         return list(dict.fromkeys(chapter.subject for chapter in self.chapters))
 
     def of_texts(self) -> list[Chapter]:
@@ -60,7 +60,7 @@ class Sources:
 
     @classmethod
     def load(cls, texts: Path) -> "Sources | None":
-        """The sources of the file `texts`, or None where nothing is known of them.
+        """The sources of the file `texts`, or None if they are not known.
 
         Raises:
             SAEError: they are damaged, or belong to other texts.
@@ -92,5 +92,5 @@ def sources_path(texts: Path) -> Path:
 
 
 def count_words(texts: Iterable[str]) -> int:
-    """Words, as spaces part them."""
+    """The number of words, separated by spaces."""
     return sum(len(text.split()) for text in texts)

@@ -40,7 +40,7 @@ INITIALS = re.compile(r"(?:[A-Z]\.)*[A-Z]")
 
 @dataclass(frozen=True)
 class ProcessConfig:
-    """Which chapters, into which texts."""
+    """Which chapters to read, and how they become texts."""
 
     folders: tuple[Path, ...] = (
         RAW_DATA / "physics_chapters",
@@ -96,7 +96,7 @@ class ProcessConfig:
 
 
 class Report(NamedTuple):
-    """What `process` did."""
+    """The result of `process`."""
 
     chapters: list[Path]
     """The files read, in order."""
@@ -114,7 +114,7 @@ class Report(NamedTuple):
 
 
 class _Counts:
-    """What was left out, counted."""
+    """Counts what was left out."""
 
     def __init__(self) -> None:
         self.pieces: Counter[str] = Counter()
@@ -214,7 +214,7 @@ def _keep(
 
 
 def sentences(text: str) -> Iterator[str]:
-    """Split prose into sentences; abbreviations, initials and list numbers end none."""
+    """Split prose into sentences; abbreviations, initials and list numbers do not end one."""
     start = 0
     for end in SENTENCE_END.finditer(text):
         if text[end.start()] != "." or not _is_abbreviated(text, start, end.start()):
@@ -234,7 +234,7 @@ def _is_abbreviated(text: str, start: int, end: int) -> bool:
 
 
 def chunks(text: str, size: int, overlap: int) -> Iterator[str]:
-    """Stretches of at most `size` characters; none cuts a word, each repeats up to `overlap`."""
+    """Stretches of at most `size` characters that cut no word and repeat up to `overlap`."""
     words = [match.span() for match in re.finditer(r"\S+", text)]
     first = 0
     while first < len(words):
