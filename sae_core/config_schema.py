@@ -64,7 +64,7 @@ def location(path: Iterable[str | int]) -> str:
 
 
 def _typed(value: Any, schema: dict[str, Any], root: dict[str, Any], path: Path) -> Any:
-    """A value and everything in it: words get the schema's types, mappings and lists become plain."""
+    """A value and all its parts: words get the schema's types, mappings and lists become plain."""
     if len(path) > DEEPEST:
         raise SAEError(f"config: {location(path)}: nested too deeply")
     if "$ref" in schema:
