@@ -40,7 +40,7 @@ class Console(Observer):
 
     def on_resume(self, n_epochs: int, steps_per_epoch: int, step: int) -> None:
         self.on_start(n_epochs, steps_per_epoch)
-        print(f"an interrupted training goes on after step {step}", flush=True)
+        print(f"an interrupted training continues after step {step}", flush=True)
 
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
         if self.bar is None:

@@ -173,7 +173,7 @@ def test_a_job_that_was_cut_at_its_time_limit_goes_on_from_its_last_state(
     states = {job.id: job.state for job in cluster.jobs("all")}
     assert states[first] in ("TIMEOUT", "FAILED") and states[second] == "COMPLETED"
     log = (long_training.folder / f"results/logs/train/{RUNS[0]}.log").read_text()
-    found = re.search(r"an interrupted training goes on after step (\d+)", log)
+    found = re.search(r"an interrupted training continues after step (\d+)", log)
     assert found and int(found[1]) > 0
     history = json.loads(
         (long_training.folder / f"results/saes/{RUNS[0]}/history.json").read_text()
