@@ -6,7 +6,8 @@ that doubles with the text shows an expression that takes time in proportion to 
 
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from re import _constants as op
 from re import _parser
 from typing import Any
@@ -25,6 +26,18 @@ CATEGORIES: dict[Any, Callable[[str], bool]] = {
 }
 
 
+@contextmanager
+def deep_recursion() -> Iterator[None]:
+    """A step calls the next one. The limit goes back to what it was: with this one, a library that
+    relies on it would overflow the stack."""
+    limit = sys.getrecursionlimit()
+    sys.setrecursionlimit(100_000)
+    try:
+        yield
+    finally:
+        sys.setrecursionlimit(limit)
+
+
 class Steps:
     """Matches a pattern against one text; `count` is what it took."""
 
@@ -32,7 +45,6 @@ class Steps:
         self.text, self.flags, self.count = text, pattern.flags, 0
         self.tree = _parser.parse(pattern.pattern, pattern.flags)
         self.groups: dict[int, tuple[int, int]] = {}
-        sys.setrecursionlimit(100_000)
 
     def match(self, whole: bool = False) -> int | None:
         """Where the match from the beginning of the text ends; `whole` asks for all of it."""
@@ -40,13 +52,15 @@ class Steps:
         def ended(position: int) -> int | None:
             return None if whole and position < len(self.text) else position
 
-        return self._items(list(self.tree), 0, ended)
+        with deep_recursion():
+            return self._items(list(self.tree), 0, ended)
 
     def find_all(self) -> list[tuple[int, int]]:
         """Where `finditer` finds it."""
         found, at = [], 0
         while at <= len(self.text):
-            end = self._items(list(self.tree), at, lambda position: position)
+            with deep_recursion():
+                end = self._items(list(self.tree), at, lambda position: position)
             if end is None:
                 at += 1
             else:
