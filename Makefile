@@ -1,9 +1,10 @@
 # make run    the built-in example, end to end        make test      lint and the quick tests, in minutes
 # make bench  speed and quality, compared with others make test-all  lint and every test, as CI runs them
 # make fmt    format everything                       make rulegraph redraw the README's picture
+# make docs   the configuration's schema and tables   make chaos     the example with 20 of its processes
+#                                                     killed; the result must be the same to the last bit
 # make test-interop  only SAEs to and from other libraries
 # make test-conda    only one environment per rule
-# make chaos  the example with 20 of its processes killed; the result must be the same to the last bit
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -16,7 +17,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read: the shipped ones, or a folder with one folder per subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run chaos test test-all test-interop test-conda bench lint fmt rulegraph clean
+.PHONY: setup run chaos test test-all test-interop test-conda bench lint fmt docs rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -84,6 +85,9 @@ fmt: setup
 	ruff check --fix .
 	ruff format .
 	snakefmt workflow
+
+docs: setup
+	python -m sae_core.config_docs
 
 rulegraph: setup
 	python tests/tools/rulegraph.py > docs/rulegraph.svg

@@ -18,6 +18,7 @@ from jsonschema.exceptions import best_match
 
 from sae_core.config_files import DEEPEST, Plain
 from sae_core.errors import SAEError
+from sae_core.limits import range_in_words
 
 NO_TEXT = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """Line breaks, other control characters, and halves of surrogate pairs."""
@@ -33,12 +34,6 @@ BOOLEANS = {
     **dict.fromkeys(("true", "yes", "on"), True),
     **dict.fromkeys(("false", "no", "off"), False),
 }
-LIMITS = {
-    "minimum": "at least",
-    "exclusiveMinimum": "above",
-    "maximum": "at most",
-    "exclusiveMaximum": "below",
-}
 YAML_TYPES = yaml.resolver.Resolver()
 
 Path = tuple[str | int, ...]
@@ -50,7 +45,7 @@ def check(config: Any, schema: dict[str, Any]) -> dict[str, Any]:
     Raises:
         SAEError: something in it does not fit the schema.
     """
-    checked = _typed(config, schema, schema, ())
+    checked = _typed(config, schema, ())
     error = best_match(Draft202012Validator(schema).iter_errors(checked))
     if error is not None:
         raise SAEError(f"config: {location(error.absolute_path)}: {_reason(error)}")
@@ -63,17 +58,15 @@ def location(path: Iterable[str | int]) -> str:
     return keys.lstrip(".") or "top level"
 
 
-def _typed(value: Any, schema: dict[str, Any], root: dict[str, Any], path: Path) -> Any:
+def _typed(value: Any, schema: dict[str, Any], path: Path) -> Any:
     """A value and all its parts: words get the schema's types, mappings and lists become plain."""
     if len(path) > DEEPEST:
         raise SAEError(f"config: {location(path)}: nested too deeply")
-    if "$ref" in schema:
-        schema = root["$defs"][schema["$ref"].rpartition("/")[2]]
     if isinstance(value, Mapping):
-        return _typed_mapping(value, schema, root, path)
+        return _typed_mapping(value, schema, path)
     if isinstance(value, list):
         items = schema.get("items", {})
-        return [_typed(item, items, root, (*path, i)) for i, item in enumerate(value)]
+        return [_typed(item, items, (*path, i)) for i, item in enumerate(value)]
     if isinstance(value, str):
         _check_text(value, path)
         return _word(value, schema, path)
@@ -82,9 +75,7 @@ def _typed(value: Any, schema: dict[str, Any], root: dict[str, Any], path: Path)
     return value
 
 
-def _typed_mapping(
-    value: Mapping[Any, Any], schema: dict[str, Any], root: dict[str, Any], path: Path
-) -> dict[str, Any]:
+def _typed_mapping(value: Mapping[Any, Any], schema: dict[str, Any], path: Path) -> dict[str, Any]:
     known, others = schema.get("properties", {}), schema.get("additionalProperties")
     default = others if isinstance(others, dict) else {}
     for key in value:
@@ -96,8 +87,7 @@ def _typed_mapping(
         if not key.strip():
             raise SAEError(f"config: {location(path)}: a key is empty; give it a name")
     return {
-        str(key): _typed(item, known.get(key, default), root, (*path, key))
-        for key, item in value.items()
+        str(key): _typed(item, known.get(key, default), (*path, key)) for key, item in value.items()
     }
 
 
@@ -167,7 +157,7 @@ def _reason(error: ValidationError) -> str:
     path = tuple(error.absolute_path)
     example = _example(schema, found)
     such_as = f", such as {_assignment(path, example)}" if example else ""
-    return f"{_shown(found)} is not allowed; write {_allowed(schema)}{such_as}"
+    return f"{_shown(found)} is not allowed; write {allowed(schema)}{such_as}"
 
 
 def _unknown_keys(found: dict[str, Any], known: list[str]) -> str:
@@ -178,7 +168,7 @@ def _unknown_keys(found: dict[str, Any], known: list[str]) -> str:
 
 
 def _missing(key: str, schema: dict[str, Any]) -> str:
-    what = schema.get("description", "")
+    what, _, _ = schema.get("description", "").partition(". ")
     return f"the key {key} is missing{f' ({what})' if what else ''}; config/README.md explains it"
 
 
@@ -196,23 +186,25 @@ def _shown(value: Any) -> str:
     return repr(value)[:80]
 
 
-def _allowed(schema: dict[str, Any]) -> str:
+def allowed(schema: dict[str, Any]) -> str:
     """The values that a key takes, in words."""
     if "enum" in schema:
         return f"one of {', '.join(schema['enum'])}"
-    return " or ".join(_kind_in_words(kind, schema) for kind in _kinds(schema))
+    words = [_kind_in_words(kind, schema) for kind in _kinds(schema)]
+    return (", or " if any(" " in word for word in words) else " or ").join(words)
 
 
 def _kind_in_words(kind: str, schema: dict[str, Any]) -> str:
     if kind == "string":
         if pattern := schema.get("pattern"):
-            return _only_word(pattern) or schema["description"]
+            return _only_word(pattern) or schema["title"]
         return "text that is not empty" if schema.get("minLength") else "text"
     if kind in ("number", "integer"):
-        limits = [f"{words} {schema[name]}" for name, words in LIMITS.items() if name in schema]
-        return ", ".join(["a whole number" if kind == "integer" else "a number", *limits])
+        limits = range_in_words(schema)
+        number = "a whole number" if kind == "integer" else "a number"
+        return f"{number}, {limits}" if limits else number
     if kind == "array":
-        items = _allowed(schema["items"])
+        items = allowed(schema["items"])
         return f"a list in which each item is {items}" if items else "a list"
     return {"null": "null", "boolean": "true or false", "object": "keys with values"}[kind]
 

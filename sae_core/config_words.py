@@ -1,50 +1,17 @@
 """The options of the programs by the configuration's names, for messages of the workflow's jobs."""
 
 import re
-from dataclasses import fields
 
-from sae_core.data_processing.textbook_process import ProcessConfig
-from sae_core.model_sources import SourceConfig
-from sae_core.sae_config import SAEConfig
-from sae_core.train_config import (
-    DataConfig,
-    EndToEndConfig,
-    EvaluationConfig,
-    FeaturesConfig,
-    HarvestConfig,
-    HookConfig,
-    ModelConfig,
-    PublishingConfig,
-    RuntimeConfig,
-    TrackingConfig,
-    TrainingConfig,
-)
-
-SECTIONS: dict[str, type] = {
-    "models[].source": SourceConfig,
-    "chapters": ProcessConfig,
-    "windows": DataConfig,
-    "sae": SAEConfig,
-    "training": TrainingConfig,
-    "end_to_end": EndToEndConfig,
-    "harvest": HarvestConfig,
-    "evaluation": EvaluationConfig,
-    "features": FeaturesConfig,
-    "runtime": RuntimeConfig,
-    "tracking": TrackingConfig,
-    "publishing": PublishingConfig,
-}
-OF_A_MODEL = (ModelConfig, HookConfig)
+from sae_core.config_sections import MODELS, SECTIONS, keys
 
 KEYS = {
-    f"--{field.name.replace('_', '-')}": f"{section}.{field.name}"
-    for section, settings in (*SECTIONS.items(), *(("models[]", kind) for kind in OF_A_MODEL))
-    for field in fields(settings)
+    f"--{key.name.replace('_', '-')}": f"{section}.{key.name}"
+    for section in SECTIONS
+    for key in keys(section)
+    if not key.section
 }
-KEYS |= {"--model-name": "models[].name", "--name": "models[].name", "--hook": "models[].hook_name"}
-KEYS |= {"--hook-layer": "models[].layers"}
-for own in ("--output", "--subjects", "--model-id"):  # the workflow's own
-    del KEYS[own]
+KEYS |= {"--model-name": f"{MODELS}.name", "--hook": f"{MODELS}.hook_name"}
+KEYS |= {"--hook-layer": f"{MODELS}.layers"}
 
 
 def in_config_words(message: str) -> str:

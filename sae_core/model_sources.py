@@ -13,10 +13,11 @@ import zipfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from sae_core.errors import PassingError, SAEError, one_line
 from sae_core.files import file_sha256, new_folder, sync, write_file
+from sae_core.limits import Filled, Pattern, Text, check_limits
 from sae_core.model_places import (
     COMMIT,
     cached_snapshot,
@@ -50,23 +51,27 @@ IDENTIFYING = (
 """Files of a model's folder that decide what it computes: configuration, weights and tokenizer."""
 
 
+WHEEL = r"[A-Za-z0-9._-]+==[A-Za-z0-9._+]+"
+
+
 @dataclass(frozen=True)
 class SourceConfig:
     """Where the model's files come from; the Hub, unless one of these is given."""
 
-    path: Path | None = None
+    path: Annotated[Path, Filled()] | None = None
     """Local directory in Hugging Face's format."""
 
-    wheel: str | None = None
-    """PyPI requirement, name==version, of a wheel that contains a GGUF file."""
+    wheel: Annotated[str, Pattern(WHEEL, "`name==version`")] | None = None
+    """PyPI requirement of a wheel that contains a GGUF file."""
 
-    sha256: str | None = None
+    sha256: Annotated[str, Pattern("[0-9a-f]{64}", "64 hexadecimal digits")] | None = None
     """SHA-256 of the wheel."""
 
-    gguf: str | None = None
+    gguf: Text | None = None
     """The GGUF file's path inside the wheel."""
 
     def __post_init__(self) -> None:
+        check_limits(self)
         given = [bool(value) for value in (self.wheel, self.sha256, self.gguf)]
         if any(given) and not all(given):
             raise SAEError(f"--wheel {self.wheel}: --wheel, --sha256 and --gguf go together")
@@ -81,13 +86,16 @@ class FetchConfig:
     name: str
     """Its name in the workflow, and on the Hub."""
 
-    revision: str | None = None
+    revision: Text | None = None
     """Branch, tag or commit on the Hub."""
 
     trust_remote_code: bool = False
     """Also fetch the Python code that ships with the model's repository."""
 
     source: SourceConfig = field(default_factory=SourceConfig)
+
+    def __post_init__(self) -> None:
+        check_limits(self)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,18 @@ import re
 from dataclasses import asdict, dataclass, field, fields
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from sae_core.errors import SAEError
+from sae_core.limits import (
+    Filled,
+    InConfiguration,
+    Limits,
+    NaturalFloat,
+    PositiveInt,
+    Share,
+    check_limits,
+)
 from sae_core.naming import hook_label, hook_spec, without_paths
 from sae_core.records import fits, read_json
 
@@ -33,61 +42,52 @@ class SAEConfig:
 
     sae_type: SAEType = "batch_topk"
     """BatchTopK (arXiv 2412.06410), TopK (2406.04093), Matryoshka BatchTopK (2503.17547), JumpReLU
-    (2407.14435), Gated (2404.16014), or the standard ReLU SAE with an L1 penalty."""
+    (2407.14435), Gated (2404.16014), or the standard ReLU SAE with an L1 penalty. Part of the run
+    name."""
 
-    sae_expansion: int = 4
-    """Number of features, as a multiple of the activation's width."""
+    sae_expansion: PositiveInt = 4
+    """Number of features, as a multiple of the activation's width. Part of the run name."""
 
     sae_dtype: FloatType = "float32"
     """Number format of the exported weights; training itself is always in float32."""
 
-    sparsity_penalty: float = 0.0
+    sparsity_penalty: NaturalFloat = 0.0
     """Weight in the loss of the L1 norm of the code (gated kind: of its gate). Without it the
     standard and gated kinds are not sparse."""
 
-    topk: int = 128
-    """L0 to train for: the mean number of active features per token. Not for the standard and
-    gated kinds."""
+    topk: Annotated[int, InConfiguration(Limits(minimum=1))] = 128
+    """L0 to train for: the mean number of active features per token. Part of the run name. Not for
+    the standard and gated kinds."""
 
-    matryoshka_fractions: tuple[float, ...] = (0.0625, 0.125, 0.25, 0.5)
+    matryoshka_fractions: Annotated[tuple[Share, ...], Filled()] = (0.0625, 0.125, 0.25, 0.5)
     """Ascending shares of the features, counted from the first, each of which has to reconstruct
-    without the rest (Matryoshka BatchTopK)."""
+    without the rest (Matryoshka BatchTopK). The whole SAE always has to."""
 
-    topk_aux: int | None = None
+    topk_aux: PositiveInt | None = None
     """Dead features per token that the auxiliary loss uses; by default as many as --topk, or half
     the width of the activation for a kind without it."""
 
-    n_batches_to_dead: int = 200
+    n_batches_to_dead: PositiveInt = 200
     """A feature that has not fired for this many batches counts as dead."""
 
-    n_tokens_to_dead: int | None = None
+    n_tokens_to_dead: PositiveInt | None = None
     """The same limit in tokens; if given, it replaces the number of batches."""
 
-    aux_penalty: float = 0.03125
+    aux_penalty: NaturalFloat = 0.03125
     """Weight of the auxiliary loss on dead features."""
 
     def __post_init__(self) -> None:
+        check_limits(self)
         if "{k}" in TAGS[self.sae_type] and self.topk <= 0:
             raise SAEError(
                 f"--topk {self.topk}: a {self.sae_type} SAE needs at least 1 active feature per "
                 "token"
             )
-        shares = (0, *self.matryoshka_fractions, 1)
-        if len(shares) < 3 or not all(a < b for a, b in pairwise(shares)):
+        if not all(a < b for a, b in pairwise(self.matryoshka_fractions)):
             raise SAEError(
-                f"--matryoshka-fractions {' '.join(map(str, self.matryoshka_fractions))}: give at "
-                "least one number between 0 and 1, in ascending order"
+                f"--matryoshka-fractions {' '.join(map(str, self.matryoshka_fractions))}: give "
+                "them in ascending order"
             )
-        for name in ("sae_expansion", "n_batches_to_dead", "n_tokens_to_dead", "topk_aux"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise SAEError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1"
-                )
-        for name in ("sparsity_penalty", "aux_penalty"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise SAEError(
-                    f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 0"
-                )
 
     @property
     def k(self) -> int:

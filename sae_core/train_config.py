@@ -5,15 +5,24 @@ The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`
 `OutputConfig`, `TrackingConfig`, `PublishingConfig`): the workflow retrains only for the former.
 """
 
-import math
 import os
 import re
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from sae_core.errors import SAEError
+from sae_core.limits import (
+    InConfiguration,
+    Limits,
+    NaturalFloat,
+    NaturalInt,
+    PositiveFloat,
+    PositiveInt,
+    Text,
+    check_limits,
+)
 from sae_core.naming import (
     MiddleLayerStrategy,
     check_model_name,
@@ -41,11 +50,13 @@ MOST_FEATURES = 600
 """On one page of features: some 10 MB with the default windows."""
 
 
-def _at_least(owner: object, least: float, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value is not None and not least <= value < math.inf:
-            raise SAEError(f"--{name.replace('_', '-')} {value}: must be at least {least}")
+Settings = TypeVar("Settings")
+
+
+def part_of(kind: type[Settings], settings: Any) -> Settings:
+    """The settings of one of a dataclass's base classes alone."""
+    own = fields(kind)  # type: ignore[arg-type]
+    return kind(**{f.name: getattr(settings, f.name) for f in own})
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,7 @@ class LoadConfig:
     """Quantise the model to 4 bits while loading (needs CUDA and bitsandbytes)."""
 
     trust_remote_code: bool = False
-    """Run the Python code that ships with the model's repository."""
+    """Fetch and run the Python code that ships with the model's repository."""
 
 
 @dataclass(frozen=True)
@@ -70,14 +81,15 @@ class ModelConfig(LoadConfig):
     model_name: str = "Qwen/Qwen3-0.6B"
     """Hugging Face Hub id or local directory of the language model."""
 
-    revision: str | None = None
-    """Branch, tag or commit of the model on the Hub."""
+    revision: Text | None = None
+    """Branch, tag or commit of the model on the Hub, by default `main`."""
 
     model_id: str | None = None
     """Name of the model in run names, config.json and model cards; by default its Hub id, or the
     last part of its directory's path."""
 
     def __post_init__(self) -> None:
+        check_limits(self)
         if self.model_id is not None:
             check_model_name(self.model_id, "--model-id")
 
@@ -91,44 +103,46 @@ class ModelConfig(LoadConfig):
 class DataConfig:
     """The texts, and how they become windows of tokens."""
 
-    max_text_length: int = 512
-    """Length of a window in tokens."""
+    max_text_length: Annotated[int, Limits(minimum=2)] = 512
+    """Length of a window in tokens, at most the model's context."""
 
-    val_fraction: float = 0.1
-    """Share of the texts that is held out. Half of the held-out windows are for validation, half
-    for evaluation."""
+    val_fraction: Annotated[
+        float,
+        Limits(minimum=0, exclusive_maximum=1),
+        InConfiguration(Limits(exclusive_minimum=0, exclusive_maximum=1)),
+    ] = 0.1
+    """Share of the texts that is held out. Half of the held-out windows are for validation (early
+    stopping, threshold), half for evaluation."""
 
-    seed: int = 420
+    seed: NaturalInt = 420
     """Seed of everything random: split, crops, order, initial weights."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 2, "max_text_length")
-        _at_least(self, 0, "seed")
-        if not 0 <= self.val_fraction < 1:
-            raise SAEError(f"--val-fraction {self.val_fraction}: must be at least 0 and below 1")
+        check_limits(self)
 
 
 @dataclass(frozen=True)
 class HookConfig:
     """Where in the model the SAE sits."""
 
-    hook_layer: int | None = None
+    hook_layer: NaturalInt | None = None
     """0-based layer; the middle one if omitted."""
 
     middle_layer_strategy: MiddleLayerStrategy = "lower"
     """Which of the two middle layers, if the number of layers is even."""
 
-    hook_name: str = "hook_resid_post"
+    hook_name: Text = "hook_resid_post"
     """TransformerLens name of the activation: hook_resid_pre, hook_resid_mid, hook_resid_post,
-    hook_attn_out, hook_mlp_out or mlp.hook_in (the MLP's normalised input)."""
+    hook_attn_out, hook_mlp_out or mlp.hook_in (the MLP's normalised input). Part of the run
+    name."""
 
     target_hook_name: str = ""
     """Train a transcoder (arXiv 2406.11944), which predicts this later activation of the same
     layer from the one at --hook-name, for example hook_mlp_out from mlp.hook_in. Empty for an
-    SAE."""
+    SAE. Part of the run name."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "hook_layer")
+        check_limits(self)
         for option in ("hook_name", "target_hook_name"):
             if found := FULL_NAME.fullmatch(getattr(self, option)):
                 raise SAEError(
@@ -154,122 +168,122 @@ class HookConfig:
 class TrainingConfig:
     """How the SAE is trained."""
 
-    num_epochs: int = 10
+    num_epochs: PositiveInt = 10
     """Passes over the training windows."""
 
-    tokens_per_step: int = 4096
+    tokens_per_step: PositiveInt = 4096
     """Tokens per optimizer step. The batch top-k selects among all of them together."""
 
-    lr: float | Literal["auto"] = 1e-3
+    lr: PositiveFloat | Literal["auto"] = 1e-3
     """Peak learning rate of Adam; `auto` takes 0.004 for 4,608 features, and otherwise scales it
-    with 1 / sqrt(features)."""
+    with 1 / sqrt(features). The rate rises over the first 5% of the steps and falls to zero over
+    the last 20%."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the encoder product; `auto` takes bfloat16 where the hardware is fast at
     it. Weights, sums and gradients are always in float32."""
 
-    recon_weight: float = 1.0
+    recon_weight: NaturalFloat = 1.0
     """Weight of the reconstruction error in the loss."""
 
-    early_stopping_patience: int = 2
+    early_stopping_patience: NaturalInt = 2
     """Epochs without a better validation loss, the auxiliary loss left out, before training stops;
     0 never stops early."""
 
-    early_stopping_min_delta: float = 0.0
+    early_stopping_min_delta: NaturalFloat = 0.0
     """Minimum decrease of the validation loss that counts as better."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "num_epochs", "tokens_per_step")
-        _at_least(self, 0, "recon_weight", "early_stopping_patience", "early_stopping_min_delta")
-        if self.lr != "auto" and not 0 < self.lr < math.inf:
-            raise SAEError(f"--lr {self.lr}: must be above 0")
+        check_limits(self)
 
 
 @dataclass(frozen=True)
-class RuntimeConfig:
-    """Hardware settings. They do not change the trained SAE beyond rounding."""
+class ComputeConfig:
+    """Where the language model computes, and how much at once."""
 
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; `auto` takes CUDA, then Apple's MPS, then the CPU."""
 
-    gpus: int = 1
-    """GPUs that share the training of one SAE; with --device cpu, processes."""
-
-    batch_size: int = 8
+    batch_size: PositiveInt = 8
     """Windows per forward pass of the language model on a GPU (a CPU always uses about 1,024
     tokens)."""
 
-    activation_batch_size: int | Literal["auto"] = "auto"
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+
+@dataclass(frozen=True)
+class RuntimeConfig(ComputeConfig):
+    """Hardware settings. They do not change the trained SAE beyond rounding."""
+
+    gpus: PositiveInt = 1
+    """GPUs that share the training of one SAE; on the CPU, processes."""
+
+    activation_batch_size: PositiveInt | Literal["auto"] = "auto"
     """Tokens that the SAE processes at once, and so the rows of the encoder product in memory;
     rounded to steps of 512, or fewer for a wide SAE."""
 
-    log_freq: int = 100
+    log_freq: PositiveInt = 100
     """Steps between updates of the figures in the progress bar."""
 
-    checkpoint_freq: int = 2
+    checkpoint_freq: NaturalInt = 2
     """Epochs between checkpoints; 0 keeps only the best one."""
 
-    resume_minutes: float = 5.0
+    resume_minutes: NaturalFloat = 5.0
     """How often, in minutes, the resumable state is saved; 0 saves it after every step."""
 
-    max_skipped: int = 10
+    max_skipped: NaturalInt = 10
     """Consecutive batches that may be skipped because they contain NaN or infinite numbers; one
     more stops the training."""
-
-    def __post_init__(self) -> None:
-        _at_least(self, 1, "gpus", "batch_size", "log_freq")
-        _at_least(self, 0, "checkpoint_freq", "resume_minutes", "max_skipped")
-        if self.activation_batch_size != "auto":
-            _at_least(self, 1, "activation_batch_size")
 
 
 @dataclass(frozen=True)
 class HarvestConfig:
     """The workflow's store of activations."""
 
-    passes: int = 1
-    """How many different random crops of the corpus are stored; epochs take them in turn."""
+    passes: PositiveInt = 1
+    """How many different random crops of the corpus are stored; epochs take them in turn. Disk use
+    grows in proportion."""
 
-    harvest_jobs: int = 1
-    """Jobs that split the pass of one model."""
+    harvest_jobs: PositiveInt = 1
+    """Jobs that split the pass of one model, each writing one shard."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "passes", "harvest_jobs")
+        check_limits(self)
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
     """How an SAE is evaluated."""
 
-    max_windows: int = 256
+    max_windows: PositiveInt = 256
     """Maximum number of held-out windows evaluated."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "max_windows")
+        check_limits(self)
 
 
 @dataclass(frozen=True)
 class FeaturesConfig:
     """What the analysis of an SAE's features reads, and what its page shows."""
 
-    corpus_windows: int = 4096
+    corpus_windows: PositiveInt = 4096
     """Maximum number of windows read; if there are more, an evenly spaced subset."""
 
-    interesting_features: int = 120
+    interesting_features: NaturalInt = 120
     """Features shown because they are strong, in the texts as a whole or in one subject."""
 
-    random_features: int = 60
-    """Features shown at random, from the remaining active ones."""
+    random_features: NaturalInt = 60
+    """Features shown at random, from the remaining active ones. Both together: 1 to 600."""
 
-    top_windows: int = 10
+    top_windows: PositiveInt = 10
     """Windows shown per feature, the ones in which it is most active."""
 
-    context_tokens: int = 40
+    context_tokens: PositiveInt = 40
     """Tokens shown per window."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 1, "corpus_windows", "top_windows", "context_tokens")
-        _at_least(self, 0, "interesting_features", "random_features")
+        check_limits(self)
         shown = self.interesting_features + self.random_features
         if not 1 <= shown <= MOST_FEATURES:
             raise SAEError(
@@ -310,43 +324,51 @@ class EndToEndConfig:
     """Use the KL divergence of the spliced model's predictions from the unmodified model's."""
 
     use_block_mse: bool = False
-    """Use the squared error of the later layers' residual streams."""
+    """Use the squared error of the later layers' residual streams. An error on the last layer,
+    which has no later ones."""
 
-    logit_kl_weight: float = 1e-2
+    logit_kl_weight: NaturalFloat = 1e-2
     """Weight of the KL divergence. Unless the phase covers the whole training, the default gives
     it the same gradient norm as the reconstruction error; other values scale it proportionally."""
 
-    block_mse_weight: float = 1e-3
+    block_mse_weight: NaturalFloat = 1e-3
     """Weight of the later layers' error, scaled in the same way."""
 
-    block_mse_layers: tuple[int, ...] = ()
-    """0-based layers after the hook whose error counts; all of them if omitted."""
+    block_mse_layers: tuple[NaturalInt, ...] = ()
+    """0-based layers after the hook whose error counts; all of them if none is given."""
 
-    end_to_end_fraction: float = 0.1
+    end_to_end_fraction: Annotated[
+        float,
+        Limits(
+            exclusive_minimum=0,
+            maximum=1,
+            hint="; without end-to-end losses, use --no-use-end-to-end",
+        ),
+    ] = 0.1
     """Share of the optimizer steps, at the end of the training, that use end-to-end losses; 1
     means every step."""
 
     def __post_init__(self) -> None:
-        _at_least(self, 0, "logit_kl_weight", "block_mse_weight")
-        if not 0 < self.end_to_end_fraction <= 1:
-            raise SAEError(
-                f"--end-to-end-fraction {self.end_to_end_fraction}: must be above 0 and at most 1; "
-                "without end-to-end losses, use --no-use-end-to-end"
-            )
+        check_limits(self)
         if self.use_end_to_end and not (self.use_logit_kl or self.use_block_mse):
             raise SAEError(
                 "--use-end-to-end needs --use-logit-kl or --use-block-mse; "
                 "switch one of them on, or use --no-use-end-to-end"
             )
-        if min(self.block_mse_layers, default=0) < 0:
-            raise SAEError(f"--block-mse-layers {min(self.block_mse_layers)}: must be at least 0")
         if self.block_mse_layers and not self.use_block_mse:
             raise SAEError("--block-mse-layers needs --use-block-mse")
 
 
-def _environment(name: str, default: str | None = None) -> Any:
-    """What a field has by default, unchecked: an option that is given takes its place."""
-    return os.environ.get(name) or default
+@dataclass(frozen=True)
+class FromEnvironment:
+    """A default that an environment variable replaces, unchecked: an option that is given takes its
+    place."""
+
+    variable: str
+    otherwise: str | None = None
+
+    def __call__(self) -> Any:
+        return os.environ.get(self.variable) or self.otherwise
 
 
 @dataclass(frozen=True)
@@ -356,21 +378,19 @@ class TrackingConfig:
     wandb: bool = False
     """Track the run with Weights & Biases."""
 
-    wandb_project: str = field(
-        default_factory=lambda: _environment("WANDB_PROJECT", "sae-training")
-    )
+    wandb_project: Text = field(default_factory=FromEnvironment("WANDB_PROJECT", "sae-training"))
     """Project (default: $WANDB_PROJECT, else sae-training)."""
 
-    wandb_entity: str | None = field(default_factory=lambda: _environment("WANDB_ENTITY"))
+    wandb_entity: str | None = field(default_factory=FromEnvironment("WANDB_ENTITY"))
     """Team or user (default: $WANDB_ENTITY)."""
 
     wandb_mode: Literal["online", "offline", "disabled"] = field(
-        default_factory=lambda: _environment("WANDB_MODE", "online")
+        default_factory=FromEnvironment("WANDB_MODE", "online")
     )
-    """Send as it happens, store for `wandb sync`, or do neither (default: $WANDB_MODE, else
-    online)."""
+    """`online` sends as it happens, `offline` stores for `wandb sync`, `disabled` does neither
+    (default: $WANDB_MODE, else online)."""
 
-    wandb_group: str | None = field(default_factory=lambda: _environment("WANDB_RUN_GROUP"))
+    wandb_group: str | None = field(default_factory=FromEnvironment("WANDB_RUN_GROUP"))
     """Group that the run belongs to (default: $WANDB_RUN_GROUP)."""
 
     wandb_tags: tuple[str, ...] = ()
@@ -383,6 +403,7 @@ class TrackingConfig:
     """Also store the final SAE directory as an artifact; checkpoints never."""
 
     def __post_init__(self) -> None:
+        check_limits(self)
         if self.wandb_mode not in ("online", "offline", "disabled"):
             raise SAEError(
                 f"WANDB_MODE={self.wandb_mode}: must be online, offline or disabled; or give "
@@ -396,7 +417,7 @@ class TrackingConfig:
 class RepoConfig:
     """A repository on the Hugging Face Hub, and what its model cards say."""
 
-    hf_repo_id: str | None = field(default_factory=lambda: _environment("SAE_HF_REPO_ID"))
+    hf_repo_id: str | None = field(default_factory=FromEnvironment("SAE_HF_REPO_ID"))
     """Repository to upload to, `owner/name` (default: $SAE_HF_REPO_ID)."""
 
     hf_private: bool = False
@@ -437,7 +458,7 @@ class PublishingConfig(RepoConfig):
     @property
     def repo(self) -> RepoConfig:
         """Only the settings of the repository."""
-        return RepoConfig(**{f.name: getattr(self, f.name) for f in fields(RepoConfig)})
+        return part_of(RepoConfig, self)
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ No Snakemake and no torch here: the `.smk` files ask this module what to make, a
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -30,6 +30,7 @@ from sae_core.naming import (
 from sae_core.records import Dataclass
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import (
+    ComputeConfig,
     DataConfig,
     EndToEndConfig,
     EvaluationConfig,
@@ -42,6 +43,7 @@ from sae_core.train_config import (
     RuntimeConfig,
     TrackingConfig,
     TrainingConfig,
+    part_of,
 )
 
 Group = TypeVar("Group", bound=Dataclass)
@@ -166,17 +168,17 @@ class Plan:
 
     def evaluate_options(self, model: ModelPlan) -> str:
         """How a model's SAEs are evaluated."""
-        return f"{options(self._load_settings(model))} {options(self.evaluation)}".strip()
+        return _joined(options(part_of(LoadConfig, model.model)), options(self.evaluation))
 
     def features_options(self, model: ModelPlan) -> str:
         """The settings for the analysis of the features of a model's SAEs."""
-        return f"{options(self._load_settings(model))} {options(self.features)}".strip()
+        return _joined(options(part_of(LoadConfig, model.model)), options(self.features))
 
     def harvest_options(self, model: ModelPlan) -> str:
         """The settings that determine a model's activations, except the hooks."""
         passes = f"--passes {self.harvest.passes}"
-        settings = self._load_settings(model)
-        return " ".join(filter(None, [options(settings), options(model.data), passes]))
+        settings = part_of(LoadConfig, model.model)
+        return _joined(options(settings), options(model.data), passes)
 
     def train_options(self, run: RunPlan) -> str:
         """The settings that determine an SAE, apart from its activations."""
@@ -184,20 +186,34 @@ class Plan:
         hooks = f"--hook {run.hook_spec}" + (f" --target-hook-name {target}" if target else "")
         settings = [run.sae, self.training, run.model.data, self.end_to_end]
         if self.end_to_end.use_end_to_end:
-            settings.append(self._load_settings(run.model))
-        return " ".join(filter(None, [hooks, *map(options, settings)]))
+            settings.append(part_of(LoadConfig, run.model.model))
+        return _joined(hooks, *map(options, settings))
 
     def tracking_options(self) -> str:
         """The settings with which a job reports an SAE to W&B, if it does."""
         return options(self.tracking) if self.tracking.wandb else ""
 
+    def train_runtime(self, model: ModelPlan) -> str:
+        """The settings for the training of a model's SAEs that change no result, except the number
+        of GPUs, which Snakemake grants."""
+        runtime = replace(model.runtime, gpus=RuntimeConfig.gpus)
+        return _joined(options(runtime), self.tracking_options())
+
+    def model_runtime(self, model: ModelPlan) -> str:
+        """The settings for a job that runs a model that change no result."""
+        return options(part_of(ComputeConfig, model.runtime))
+
+    def evaluate_runtime(self, model: ModelPlan) -> str:
+        """The settings for the evaluation of a model's SAEs that change no result."""
+        return _joined(self.model_runtime(model), self.tracking_options())
+
     def upload_options(self, model: ModelPlan) -> str:
         """Where a model's SAEs are uploaded to, and what their cards say."""
         return options(model.publishing.repo)
 
-    @staticmethod
-    def _load_settings(model: ModelPlan) -> LoadConfig:
-        return LoadConfig(**{f.name: getattr(model.model, f.name) for f in fields(LoadConfig)})
+
+def _joined(*words: str) -> str:
+    return " ".join(filter(None, words))
 
 
 def load_plan(config: dict[str, Any], schema: Path) -> Plan:

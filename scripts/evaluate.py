@@ -10,10 +10,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 from sae_core import cli
 from sae_core.files import write_file
 from sae_core.train_config import (
+    ComputeConfig,
     EvaluationConfig,
     LoadConfig,
     ModelConfig,
-    RuntimeConfig,
     TrackingConfig,
 )
 
@@ -32,10 +32,7 @@ class Job:
     """JSON file to write."""
     checkpoints: Path
     """Folder of the SAE's checkpoints, which has the note of its W&B run."""
-    device: str = RuntimeConfig.device
-    """Where to compute."""
-    batch_size: int = RuntimeConfig.batch_size
-    """Windows per forward pass on a GPU."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
@@ -57,10 +54,10 @@ def run(job: Job) -> None:
     check_texts(job.sae.name, sae.spec, job.texts, "--texts")
     check_model(job.sae.name, sae.spec, ModelIdentity.of(record), "--record")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
-    model = LanguageModel.load(config, pick_device(job.device), sae.spec.window)
+    model = LanguageModel.load(config, pick_device(job.compute.device), sae.spec.window)
     windows = held_out_windows(sae.spec, model.tokenizer, texts, job.evaluation.max_windows)
     figures = identity(job.sae.name, sae.spec, record.name) | evaluate(
-        model, sae, windows, job.batch_size
+        model, sae, windows, job.compute.batch_size
     )
     figures["held_out_repeated"] = held_out_repeated(sae.spec, texts)
     write_file(job.output, json.dumps(figures, indent=1) + "\n")

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
 from sae_core.files import write_file
-from sae_core.train_config import FeaturesConfig, LoadConfig, ModelConfig, RuntimeConfig
+from sae_core.train_config import ComputeConfig, FeaturesConfig, LoadConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,7 @@ class Job:
     """CSV file to write: every feature."""
     corpus: Path
     """JSON file to write: figures of all features together."""
-    device: str = RuntimeConfig.device
-    """Where to compute."""
-    batch_size: int = RuntimeConfig.batch_size
-    """Windows per forward pass."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
 
@@ -56,7 +53,7 @@ def run(job: Job) -> None:
     record = ModelRecord.load(job.record)
     check_model(job.sae.name, sae.spec, ModelIdentity.of(record), "--record")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
-    model = LanguageModel.load(config, pick_device(job.device), sae.spec.window)
+    model = LanguageModel.load(config, pick_device(job.compute.device), sae.spec.window)
     corpus = Corpus.read(
         model.tokenizer, texts, Sources.load(job.texts), sae.spec, job.features.corpus_windows
     )
@@ -65,10 +62,10 @@ def run(job: Job) -> None:
     n_windows = len(windows)
     sae = sae.to(model.device, torch.float32)
     with (
-        calibrated(model, sae, windows, job.batch_size) as calibration,
+        calibrated(model, sae, windows, job.compute.batch_size) as calibration,
         progress_bar("features", "window", n_windows) as bar,
     ):
-        for tally in tally_features(model, sae, corpus, job.features, job.batch_size):
+        for tally in tally_features(model, sae, corpus, job.features, job.compute.batch_size):
             bar.update(tally.n_windows - bar.n)
     table = feature_table(sae, tally)
     chosen = choose(table, corpus.subjects, job.features, sae.spec.metadata.get("seed") or 0)

@@ -7,7 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core import cli
-from sae_core.train_config import DataConfig, LoadConfig, ModelConfig, RuntimeConfig
+from sae_core.limits import NaturalInt, PositiveInt, check_limits
+from sae_core.train_config import ComputeConfig, DataConfig, HarvestConfig, LoadConfig, ModelConfig
 
 
 @dataclass(frozen=True)
@@ -24,18 +25,18 @@ class Job:
     """Folder to write: a shard."""
     receipt: Path
     """JSON file to write: what the shard contains, which stays when its data is deleted."""
-    device: str = RuntimeConfig.device
-    """Where to compute."""
-    batch_size: int = RuntimeConfig.batch_size
-    """Windows per forward pass on a GPU."""
-    passes: int = 1
+    passes: PositiveInt = HarvestConfig.passes
     """How many different random crops of the corpus to store."""
-    shard: int = 0
+    shard: NaturalInt = 0
     """Index of this job among the jobs that split the pass, counted from 0."""
-    shards: int = 1
+    shards: PositiveInt = HarvestConfig.harvest_jobs
     """Number of jobs that split the pass."""
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self) -> None:
+        check_limits(self)
 
 
 def run(job: Job) -> None:
@@ -53,7 +54,7 @@ def run(job: Job) -> None:
     record = ModelRecord.load(job.record)
     hooks = [check_hook(Hook.parse(spec), record.n_layers, record.hook_names) for spec in job.hooks]
     config = ModelConfig(model_name=record.path, **asdict(job.load))
-    model = LanguageModel.load(config, pick_device(job.device), job.data.max_text_length)
+    model = LanguageModel.load(config, pick_device(job.compute.device), job.data.max_text_length)
     for note in text_notes(model.tokenizer, texts, job.data):
         print(note, flush=True)
     windows = read_windows(model.tokenizer, texts, job.data)
@@ -69,7 +70,7 @@ def run(job: Job) -> None:
             windows,
             hooks,
             job.output,
-            batch_size=job.batch_size,
+            batch_size=job.compute.batch_size,
             passes=job.passes,
             shard=job.shard,
             n_shards=job.shards,

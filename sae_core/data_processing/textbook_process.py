@@ -24,6 +24,7 @@ from sae_core.data_processing.cleaning import Dropped, Paragraph, clean  # noqa:
 from sae_core.data_processing.sources import Sources, count_words  # noqa: E402
 from sae_core.data_processing.texts import read_texts, write_texts  # noqa: E402
 from sae_core.errors import SAEError  # noqa: E402
+from sae_core.limits import NaturalInt, PositiveInt, check_limits  # noqa: E402
 from sae_core.train_config import DEFAULT_DATA_PATH  # noqa: E402
 
 RAW_DATA = Path("sae_core/data/raw_data")
@@ -61,13 +62,15 @@ class ProcessConfig:
     """What becomes a text: a paragraph, a sentence, a stretch of a chapter of up to --chunk-size
     characters, or a line of the file (an unwrapped paragraph or a list item)."""
 
-    chunk_size: int = 1000
+    chunk_size: PositiveInt = 1000
     """Maximum characters per chunk, exceeded only by a single longer word (method chunks)."""
 
-    chunk_overlap: int = 100
-    """Maximum characters that a chunk repeats from the end of the one before (method chunks)."""
+    chunk_overlap: NaturalInt = 100
+    """Maximum characters that a chunk repeats from the end of the one before (method chunks); must
+    be below --chunk-size. If only one of the two chunks is held out, the later one starts without
+    the repeated characters."""
 
-    min_words: int = 5
+    min_words: PositiveInt = 5
     """Minimum length, in words, of a text that is kept (method chunks: of a paragraph); a word has
     at least two letters."""
 
@@ -79,14 +82,11 @@ class ProcessConfig:
                 f"--subjects {' '.join(self.subjects)}: {len(self.subjects)} names for "
                 f"{len(self.folders)} folders; give one for each, in the same order, or none"
             )
-        if self.chunk_size < 1:
-            raise SAEError(f"--chunk-size {self.chunk_size}: must be at least 1")
-        if self.min_words < 1:
-            raise SAEError(f"--min-words {self.min_words}: must be at least 1")
-        if not 0 <= self.chunk_overlap < self.chunk_size:
+        check_limits(self)
+        if self.chunk_overlap >= self.chunk_size:
             raise SAEError(
-                f"--chunk-overlap {self.chunk_overlap}: must be at least 0 and below "
-                f"--chunk-size {self.chunk_size}"
+                f"--chunk-overlap {self.chunk_overlap}: must be below --chunk-size "
+                f"{self.chunk_size}"
             )
 
     def subject_of(self, index: int) -> str:

@@ -187,7 +187,7 @@ def test_what_yaml_takes_for_no_text_is_to_be_quoted(
 @pytest.mark.parametrize(
     ("section", "words"),
     [
-        ("training: {lr: many}", ["training.lr: 'many'", "a number, above 0 or auto"]),
+        ("training: {lr: many}", ["training.lr: 'many'", "a number, above 0, or auto"]),
         ("training: {lr: .nan}", ["training.lr: '.nan'", "a number"]),
         ("training: {lr: 1e999}", ["training.lr: '1e999'", "a number"]),
         ("training: {num_epochs: 012}", ["'012'", "`num_epochs: 12`"]),
@@ -195,7 +195,7 @@ def test_what_yaml_takes_for_no_text_is_to_be_quoted(
         ("training: {compute_dtype: flot32}", ["'flot32'", "auto", "`compute_dtype: float32`"]),
         ("training:", ["training: nothing (null)"]),
         ("tracking: {wandb: maybe}", ["'maybe'", "true or false"]),
-        ("windows: {val_fraction: 1}", ["1 is not allowed", "above 0, below 1"]),
+        ("windows: {val_fraction: 1}", ["1 is not allowed", "above 0 and below 1"]),
     ],
 )
 def test_a_message_says_what_was_found_and_what_to_write(
@@ -285,5 +285,5 @@ def test_what_another_workflow_gives_may_have_no_key_that_is_no_text() -> None:
     with pytest.raises(SAEError, match="chapters.folders: the key False is not text"):
         load_plan(config, SCHEMA)
     config = {"chapters": {"folders": {"a": "a"}}, "models": [{"name": "m", "revision": 1.0}]}
-    with pytest.raises(SAEError, match='not empty or null, such as `revision: "1.0"`'):
+    with pytest.raises(SAEError, match='not empty, or null, such as `revision: "1.0"`'):
         load_plan(config, SCHEMA)

@@ -370,7 +370,7 @@ ERRORS = {
     ),
     "overlap": (
         ["--chunk-size", "50", "--chunk-overlap", "50"],
-        "--chunk-overlap 50: must be at least 0 and below --chunk-size 50",
+        "--chunk-overlap 50: must be below --chunk-size 50",
     ),
     "negative overlap": (["--chunk-overlap", "-1"], "--chunk-overlap -1: must be at least 0"),
     "size": (["--chunk-size", "0"], "--chunk-size 0: must be at least 1"),

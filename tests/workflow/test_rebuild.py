@@ -121,7 +121,10 @@ def test_an_added_layer_still_retrains_no_other_when_the_activations_are_gone(
         ("tracking", {"wandb_project": "other", "wandb_tags": ["a"]}),
         ("publishing", {"hf_repo_id": "someone/else"}),
         ("runtime", {"device": "cpu", "log_freq": 7, "checkpoint_freq": 1, "batch_size": 3}),
-        ("runtime", {"device": "cpu", "resume_minutes": 0.5, "max_skipped": 3}),
+        (
+            "runtime",
+            {"device": "cpu", "resume_minutes": 0.5, "max_skipped": 3, "activation_batch_size": 7},
+        ),
     ],
 )
 def test_settings_that_change_no_result_rerun_nothing(

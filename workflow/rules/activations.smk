@@ -19,13 +19,11 @@ rule harvest:
     threads: 8
     resources:
         gpu=1,
-        # Settings that change no result are here, not in params: changing them re-runs nothing.
-        scripts=SCRIPTS,
         attempt=attempt_number,
-        device=PLAN.runtime.device,
-        batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
     params:
+        scripts=SCRIPTS,
         options=lambda wildcards: PLAN.harvest_options(model_plan(wildcards)),
+        runtime=not_recorded(lambda wildcards: PLAN.model_runtime(model_plan(wildcards))),
         hooks=batch_hooks,
         jobs=PLAN.harvest.harvest_jobs,
         code=code_hash("scripts/harvest.py"),
@@ -33,6 +31,5 @@ rule harvest:
         job(
             "harvest.py --texts {input.texts} --record {input.record}"
             " --hooks {params.hooks} {params.options} --shard {wildcards.shard} --shards {params.jobs}"
-            " --batch-size {resources.batch_size} --device {resources.device}"
-            " --output {output.shard} --receipt {output.receipt}"
+            " {params.runtime} --output {output.shard} --receipt {output.receipt}"
         )

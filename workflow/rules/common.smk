@@ -9,7 +9,6 @@ from snakemake.logging import logger
 
 # This repository's root, wherever Snakemake runs, and also when another workflow uses this one.
 ROOT = Path(str(workflow.current_basedir)).parents[1]
-SCRIPTS = str(ROOT / "scripts")  # in resources: moving the repository re-runs nothing
 if not (ROOT / "sae_core").is_dir():
     raise WorkflowError(
         f"{workflow.current_basedir}: this workflow brings a Python package along, and has to be on "
@@ -97,13 +96,24 @@ def job(command):
         "if [ {resources.attempt} -gt 1 ] && [ -e {log}.error ]; then"
         " cat {log}.error > {log}; exit 1; fi; rm -f {log}.error;"
         " SAE_CORE_ERROR={log}.error SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        f" {{resources.scripts:q}}/{command} 3>&2 > {{log}} 2>&1"
+        f" {{params.scripts:q}}/{command} 3>&2 > {{log}} 2>&1"
     )
 
 
 def attempt_number(wildcards, attempt):
-    """The number of the attempt at a job, counted from 1, for its resources."""
+    """The number of the attempt at a job, counted from 1. It is no resource, but Snakemake passes it
+    to resources only."""
     return attempt
+
+
+def not_recorded(value):
+    """A function for params, which returns what `value` does for a job's wildcards: a change of it
+    re-runs nothing. Snakemake does not record a param that follows from the job's resources, and
+    takes every function that asks for them to be one."""
+    return lambda wildcards, resources: value(wildcards)
+
+
+SCRIPTS = not_recorded(lambda wildcards: str(ROOT / "scripts"))
 
 
 def begin():

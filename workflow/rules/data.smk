@@ -15,9 +15,9 @@ rule process:
     conda:
         "../../envs/data.yaml"
     resources:
-        scripts=SCRIPTS,
         attempt=attempt_number,
     params:
+        scripts=SCRIPTS,
         # A function, so that braces in a subject's name are not a pattern.
         options=lambda wildcards: PLAN.process_options(),
         code=code_hash("scripts/process.py"),

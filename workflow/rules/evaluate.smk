@@ -18,23 +18,19 @@ rule evaluate:
     threads: 8
     resources:
         gpu=1,
-        # Settings that change no result are here, not in params: changing them re-runs nothing.
-        scripts=SCRIPTS,
         attempt=attempt_number,
-        device=PLAN.runtime.device,
-        batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
-        tracking=PLAN.tracking_options(),
     params:
+        scripts=SCRIPTS,
         folder=subpath(input.weights, parent=True),
         results=subpath(input.weights, ancestor=3),
         options=lambda wildcards: PLAN.evaluate_options(model_plan(wildcards)),
+        runtime=not_recorded(lambda wildcards: PLAN.evaluate_runtime(model_plan(wildcards))),
         code=code_of_run("scripts/evaluate.py"),
     shell:
         job(
             "evaluate.py --sae {params.folder} --texts {input.texts}"
-            " --record {input.record} {params.options} --batch-size {resources.batch_size} --device {resources.device}"
-            " {resources.tracking} --checkpoints {params.results}/checkpoints/{wildcards.run}"
-            " --output {output.evaluation}"
+            " --record {input.record} {params.options} {params.runtime}"
+            " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {output.evaluation}"
         )
 
 
@@ -58,20 +54,18 @@ rule features:
     threads: 8
     resources:
         gpu=1,
-        # Settings that change no result are here, not in params: changing them re-runs nothing.
-        scripts=SCRIPTS,
         attempt=attempt_number,
-        device=PLAN.runtime.device,
-        batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
     params:
+        scripts=SCRIPTS,
         folder=subpath(input.weights, parent=True),
         options=lambda wildcards: PLAN.features_options(model_plan(wildcards)),
+        runtime=not_recorded(lambda wildcards: PLAN.model_runtime(model_plan(wildcards))),
         code=code_of_run("scripts/features.py"),
     shell:
         job(
             "features.py --sae {params.folder} --texts {input.texts}"
-            " --record {input.record} {params.options} --batch-size {resources.batch_size}"
-            " --device {resources.device} --entries {output.entries} --table {output.table}"
+            " --record {input.record} {params.options} {params.runtime}"
+            " --entries {output.entries} --table {output.table}"
             " --corpus {output.corpus}"
         )
 
@@ -94,9 +88,9 @@ rule browse:
     conda:
         "../../envs/report.yaml"
     resources:
-        scripts=SCRIPTS,
         attempt=attempt_number,
     params:
+        scripts=SCRIPTS,
         code=code_hash("scripts/browse.py"),
     shell:
         job("browse.py --entries {input.entries} --corpus {input.corpus}" " --page {output.page}")
@@ -126,9 +120,9 @@ rule plot:
     conda:
         "../../envs/report.yaml"
     resources:
-        scripts=SCRIPTS,
         attempt=attempt_number,
     params:
+        scripts=SCRIPTS,
         code=code_hash("scripts/plot.py"),
     shell:
         job(
@@ -195,9 +189,9 @@ rule summarise:
     conda:
         "../../envs/report.yaml"
     resources:
-        scripts=SCRIPTS,
         attempt=attempt_number,
     params:
+        scripts=SCRIPTS,
         results=subpath(output.page, parent=True),
         code=code_hash("scripts/summarise.py"),
     shell:

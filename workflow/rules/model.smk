@@ -13,9 +13,9 @@ checkpoint fetch:
     conda:
         with_torch("train")
     resources:
-        scripts=SCRIPTS,
         attempt=attempt_number,
     params:
+        scripts=SCRIPTS,
         options=lambda wildcards: PLAN.fetch_options(model_plan(wildcards)),
         code=code_hash("scripts/fetch.py"),
     shell:

@@ -16,18 +16,17 @@ rule upload:
     conda:
         "../../envs/publish.yaml"
     resources:
-        # Settings that change no result are here, not in params: changing them re-runs nothing.
-        scripts=SCRIPTS,
         attempt=attempt_number,
-        tracking=PLAN.tracking_options(),
     params:
+        scripts=SCRIPTS,
         folder=subpath(input.weights, parent=True),
         results=subpath(input.weights, ancestor=3),
         options=lambda wildcards: PLAN.upload_options(model_plan(wildcards)),
+        tracking=not_recorded(lambda wildcards: PLAN.tracking_options()),
         code=code_of_run("scripts/upload.py"),
     shell:
         job(
             "upload.py --sae {params.folder} --evaluation {input.evaluation}"
-            " {params.options} {resources.tracking}"
+            " {params.options} {params.tracking}"
             " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker}"
         )

@@ -17,30 +17,18 @@ rule train:
     threads: 8
     resources:
         gpu=lambda wildcards: model_plan(wildcards).runtime.gpus,
-        # Settings that change no result are here, not in params: changing them re-runs nothing.
-        scripts=SCRIPTS,
         attempt=attempt_number,
-        device=PLAN.runtime.device,
-        batch_size=lambda wildcards: model_plan(wildcards).runtime.batch_size,
-        activation_batch_size=lambda wildcards: model_plan(wildcards).runtime.activation_batch_size,
-        log_freq=PLAN.runtime.log_freq,
-        checkpoint_freq=PLAN.runtime.checkpoint_freq,
-        resume_minutes=str(PLAN.runtime.resume_minutes),
-        max_skipped=PLAN.runtime.max_skipped,
-        tracking=PLAN.tracking_options(),
     params:
+        scripts=SCRIPTS,
         folder=subpath(output.weights, parent=True),
         results=subpath(output.weights, ancestor=3),
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
+        runtime=not_recorded(lambda wildcards: PLAN.train_runtime(model_plan(wildcards))),
         code=code_of_run("scripts/train.py"),
     shell:
         job(
             "train.py --texts {input.texts} --record {input.record}"
-            " --shards {input.shards} {params.options} --device {resources.device} --gpus {resources.gpu}"
-            " --batch-size {resources.batch_size}"
-            " --activation-batch-size {resources.activation_batch_size}"
-            " --log-freq {resources.log_freq} --checkpoint-freq {resources.checkpoint_freq}"
-            " --resume-minutes {resources.resume_minutes} --max-skipped {resources.max_skipped}"
-            " {resources.tracking}"
+            " --shards {input.shards} {params.options} {params.runtime}"
+            " --gpus {resources.gpu}"
             " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {params.folder}"
         )
