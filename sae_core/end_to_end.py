@@ -34,7 +34,7 @@ from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.losses import KnownGradient, unembedded_kl
 from sae_core.memory import Result
-from sae_core.parallel import ALONE, Everyone
+from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
 from sae_core.train_config import EndToEndConfig
 
 
@@ -63,9 +63,15 @@ class CleanPass(NamedTuple):
 
     def at(self, windows: slice) -> "CleanPass":
         """Some of the windows."""
-        *tensors, later, target = self
-        later = {point: residual[windows] for point, residual in later.items()}
-        return CleanPass(*(t[windows] for t in tensors), later, target[windows])
+        return CleanPass(
+            tokens=self.tokens[windows],
+            x=self.x[windows],
+            kept=self.kept[windows],
+            residual=self.residual[windows],
+            hidden=self.hidden[windows],
+            later={point: residual[windows] for point, residual in self.later.items()},
+            target=self.target[windows],
+        )
 
     @property
     def n_outliers(self) -> int:
@@ -92,7 +98,7 @@ class EndToEnd:
         windows: those that the SAE's activations are of.
         batch_size: windows in a forward pass; see `LanguageModel.windows_at_once`.
         target: of a transcoder.
-        everyone: the processes that share the training, each with its own windows.
+        group: the processes that share the training, each with its own windows.
 
     Raises:
         SAEError: a layer of `block_mse_layers` does not lie behind the hook.
@@ -106,11 +112,11 @@ class EndToEnd:
         config: EndToEndConfig,
         batch_size: int,
         target: Hook | None = None,
-        everyone: Everyone = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         self.model, self.windows, self.hook, self.config = model, windows, hook, config
-        self.target, self.everyone = target or hook, everyone
-        self.unit = model.forward_unit(windows.length, batch_size)
+        self.target, self.group = target or hook, group
+        self.microbatch = model.forward_microbatch(windows.length, batch_size)
         layers = later_layers(config, self.target, model.n_layers)
         self.later = [Hook(layer, "hook_resid_post") for layer in layers]
         self.weights = _weights(config)
@@ -137,7 +143,7 @@ class EndToEnd:
             later = {point: found[point] for point in self.later}
             return CleanPass(batch, x, kept, found[start], hidden, later, target)
 
-        return list(self.unit.parts(len(tokens), run))
+        return list(self.microbatch.parts(len(tokens), run))
 
     def n_steps(self, of: int) -> int:
         """Steps with end-to-end losses, when there are `of` steps in all."""
@@ -150,13 +156,13 @@ class EndToEnd:
 
     def balance(self, passes: Sequence[CleanPass], x_hat: Tensor, pull: float) -> None:
         """Scale the weights so that at its default a term has a gradient of length `pull` at the
-        raw reconstructions `x_hat` (N, D), everyone's together."""
-        share = len(x_hat) / self.everyone.count(len(x_hat))
+        raw reconstructions `x_hat` (N, D), those of all processes together."""
+        share = len(x_hat) / self.group.total(len(x_hat))
         for name, weight in _weights(self.config).items():
             at = x_hat.detach().requires_grad_()
             alone = {other: float(other == name) for other in self.weights}
             [gradient] = torch.autograd.grad(self._loss(passes, at, alone)[0], at)
-            length = float(self.everyone.sum((share * gradient).pow(2).sum()).sqrt())
+            length = float(self.group.all_reduce((share * gradient).pow(2).sum()).sqrt())
             balanced = pull / length if length else 0.0  # a splice that changes nothing
             self.weights[name] = weight / DEFAULT_WEIGHTS[name] * balanced
 
@@ -166,18 +172,18 @@ class EndToEnd:
         """Value and gradient, a forward pass's windows at a time."""
         wanted = x_hat.requires_grad and torch.is_grad_enabled()
         # A process counts by its tokens, so that its positions have to, too.
-        share = len(x_hat) / self.everyone.count(len(x_hat))
+        share = len(x_hat) / self.group.total(len(x_hat))
         own_positions = sum(part.tokens[:, 1:].numel() for part in passes)
-        n_positions = self.everyone.count(own_positions) * share
+        n_positions = self.group.total(own_positions) * share
         figures: dict[str, Tensor] = {}
-        gradients = []
+        gradients: list[Tensor] = []
 
         def splice(part: CleanPass, rows: Tensor) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
             rows = rows.detach().requires_grad_(wanted)
             sums = self._splice(part, rows, n_positions, len(x_hat))
             for name, weight in weights.items():
                 sums[CONTRIBUTIONS[name]] = weight * sums[name]
-            loss = sum(sums[CONTRIBUTIONS[name]] for name in weights)
+            loss = torch.stack([sums[CONTRIBUTIONS[name]] for name in weights]).sum()
             return sums, torch.autograd.grad(loss, rows) if wanted else ()
 
         for sums, gradient in self._in_parts(passes, x_hat, splice):
@@ -202,7 +208,7 @@ class EndToEnd:
             def on_some(at: slice, part=part, rows=rows, ends=ends) -> Result:
                 return work(part.at(at), rows[ends[at.start] : ends[at.stop]])
 
-            yield from self.unit.parts(len(part.tokens), on_some)
+            yield from self.microbatch.parts(len(part.tokens), on_some)
 
     def _splice(
         self, part: CleanPass, rows: Tensor, n_positions: float, n_tokens: int

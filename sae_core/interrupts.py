@@ -2,45 +2,56 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
 from sae_core.errors import Interrupted
-from sae_core.parallel import ALONE, Everyone
+from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 """Of the terminal, of whoever ends a process, and of SLURM before its time limit."""
 
 
 class Interrupts:
-    """A context in which these signals raise `Interrupted`, but only when the work can bear it:
-    where `check` is called, or while it is at rest. A notebook's threads get no signals.
+    """A context in which these signals raise `Interrupted`: at once, or at the end of a `deferred`
+    block if they come inside one. A notebook's threads get no signals.
 
     Args:
-        at_rest: whether the work may be left where it is right now.
-        everyone: the processes that share the work; they leave it together, at `check`.
+        group: the processes that share the work. Several stop together, always at the end of a
+            `deferred` block.
     """
 
-    def __init__(self, at_rest: Callable[[], bool], everyone: Everyone = ALONE) -> None:
-        self.at_rest, self.everyone = at_rest, everyone
+    def __init__(self, group: ProcessGroup = SINGLE_PROCESS) -> None:
+        self.group = group
         self.pending = 0
+        self._deferred = False
         self._before: dict[int, Any] = {}
 
-    def check(self) -> None:
-        """Stop here if a signal has come.
+    @contextmanager
+    def deferred(self) -> Iterator[None]:
+        """What is done inside is done as a whole.
 
         Raises:
-            Interrupted: one has.
+            Interrupted: a signal has come.
         """
-        number = self.everyone.greatest(self.pending)
-        if number:
-            raise Interrupted(f"interrupted by {signal.Signals(number).name}")
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+        self._raise_pending(self.group.max(self.pending))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         first, self.pending = not self.pending, number
-        if first and self.everyone.is_alone and self.at_rest():
-            self.check()
+        if first and self.group.is_single and not self._deferred:
+            self._raise_pending(number)
+
+    @staticmethod
+    def _raise_pending(number: int) -> None:
+        if number:
+            raise Interrupted(f"interrupted by {signal.Signals(number).name}")
 
     def __enter__(self) -> "Interrupts":
         if threading.current_thread() is threading.main_thread():

@@ -1,17 +1,43 @@
 """The terms of the loss, each a scalar tensor. Shapes: N tokens, D activation width."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from sae_core.parallel import ALONE, Everyone
+from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
 
 LOGIT_ROWS = 256
 """Tokens whose logits, V each, are in memory at once."""
+
+
+class Terms(NamedTuple):
+    """The loss and what it is made of, scalar tensors."""
+
+    loss: Tensor
+    recon_loss: Tensor
+    l1_loss: Tensor
+    recon_contribution: Tensor
+    l1_contribution: Tensor
+    aux_loss: Tensor
+    kind_loss: Tensor
+    end_to_end: dict[str, Tensor]
+    """What the phase adds, by its names in the history; without gradients."""
+
+    def by_name(self) -> dict[str, Tensor]:
+        """All of them, by the names in the history."""
+        terms = self._asdict()
+        return terms | terms.pop("end_to_end")
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Terms":
+        """The function's results for each term."""
+        terms = self._asdict()
+        phase = terms.pop("end_to_end")
+        results = {name: function(term) for name, term in terms.items()}
+        return Terms(**results, end_to_end={name: function(term) for name, term in phase.items()})
 
 
 def reconstruction_loss(x: Tensor, x_hat: Tensor) -> Tensor:
@@ -32,17 +58,18 @@ def l1_loss(values: Tensor, n_tokens: int) -> Tensor:
 
 
 def normalised_residual_loss(
-    residual: Tensor, prediction: Tensor, everyone: Everyone = ALONE
+    residual: Tensor, prediction: Tensor, group: ProcessGroup = SINGLE_PROCESS
 ) -> Tensor:
     """Squared error of `prediction` over the residual's own variance, both (N, D).
 
     The auxiliary loss of Gao et al. (arXiv 2406.04093, section A.2): 1 when dead features explain
-    nothing of what the live ones left over; 0 when nothing is left over. Of everyone's tokens.
+    nothing of what the live ones left over; 0 when nothing is left over. It is over
+    the tokens of all processes.
     """
     residual = residual.detach()
-    mean = everyone.mean(residual.mean(0), len(residual)).expand_as(residual)
-    variance = everyone.sum(F.mse_loss(mean, residual, reduction="sum"))
-    error = everyone.sum(F.mse_loss(prediction, residual, reduction="sum"))
+    mean = group.mean(residual.mean(0), len(residual)).expand_as(residual)
+    variance = group.all_reduce(F.mse_loss(mean, residual, reduction="sum"))
+    error = group.all_reduce(F.mse_loss(prediction, residual, reduction="sum"))
     return torch.where(variance > 0, error / variance.clamp(min=1e-30), torch.zeros_like(error))
 
 

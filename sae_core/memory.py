@@ -1,4 +1,4 @@
-"""Out of memory: halve the unit of work and continue, with the same result."""
+"""Out of memory: the microbatch is halved, and the work goes on with the same result."""
 
 from collections.abc import Callable, Iterator
 from typing import TypeVar
@@ -10,7 +10,7 @@ from sae_core.errors import SAEError, is_out_of_memory, one_line
 Result = TypeVar("Result")
 
 
-class WorkingUnit:
+class Microbatch:
     """How many items are processed at a time: halved whenever that many do not fit into memory.
 
     Args:
@@ -22,7 +22,7 @@ class WorkingUnit:
     def __init__(self, size: int, items: str, advice: str) -> None:
         self.size, self.items, self.advice = size, items, advice
 
-    def attempt(self, work: Callable[[int], Result]) -> Result:
+    def retry(self, work: Callable[[int], Result]) -> Result:
         """`work(size)`, again with half the size as long as memory runs out. `work` must leave
         things as they were when it fails.
 
@@ -39,7 +39,7 @@ class WorkingUnit:
             self._halve(reason)  # not in the handler: the error holds on to the memory
 
     def parts(self, n: int, work: Callable[[slice], Result]) -> Iterator[Result]:
-        """`work` on `n` items, the size at a time."""
+        """`work` on `n` items, one microbatch at a time."""
         first = 0
         while first < n:
 
@@ -51,7 +51,7 @@ class WorkingUnit:
                     self.size = min(size, n)  # so that half of it is less
                     raise
 
-            first, result = self.attempt(on_part)
+            first, result = self.retry(on_part)
             yield result
 
     def _halve(self, reason: str) -> None:

@@ -1,9 +1,10 @@
-"""One training in several processes, one a GPU, as `torchrun.py` starts them.
+"""One training in several processes, one per GPU, as `torchrun.py` starts them.
 
-Every process holds the whole SAE and works on a run of each batch's tokens. The loss is the mean of
-the processes' losses, weighted by their tokens; the gradients are added up, and all take the same
-step, so that the weights stay alike to the last bit. What depends on the whole batch, such as which
-pre-activations BatchTopK keeps, is asked of everyone. All have to ask the same, in the same order.
+Every process holds the whole SAE and works on its shard of each batch's tokens. The loss is the
+mean of the processes' losses, weighted by their tokens. The gradients are summed, and all processes
+take the same step, so the weights stay alike to the last bit. What depends on the whole batch, such
+as which pre-activations BatchTopK keeps, needs a collective call: all processes have to make the
+same ones, in the same order.
 
 The first process alone writes files and messages.
 """
@@ -22,8 +23,8 @@ from sae_core.errors import SAEError
 from sae_core.ranks import local_rank
 
 
-class Everyone:
-    """The processes that train one SAE; this one alone, unless it was told otherwise.
+class ProcessGroup:
+    """The processes that train one SAE together; by default this process alone.
 
     Args:
         rank: of this process, from 0.
@@ -35,18 +36,18 @@ class Everyone:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process speaks for all."""
+        """Whether this process writes the files and messages."""
         return self.rank == 0
 
     @property
-    def is_alone(self) -> bool:
+    def is_single(self) -> bool:
         return self.size == 1
 
-    def own(self, n: int) -> slice:
-        """This process's run of `n` things.
+    def shard(self, n: int) -> slice:
+        """This process's share of `n` tokens or windows.
 
         Raises:
-            SAEError: there are not enough for all.
+            SAEError: there are not enough for all processes.
         """
         if n < self.size:
             raise SAEError(
@@ -55,29 +56,36 @@ class Everyone:
             )
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 
-    def sum(self, x: Tensor) -> Tensor:
-        """Everyone's `x` added up. The gradient of each is the sum of everyone's gradients."""
-        return x if self.is_alone else _Sum.apply(x)
+    def all_reduce(self, x: Tensor) -> Tensor:
+        """The sum of `x` over the processes, with gradients: each `x` gets the sum of the gradients
+        that the processes have for the result."""
+        return x if self.is_single else _AllReduce.apply(x)
+
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by its sum over the processes."""
+        if not self.is_single:
+            for tensor in tensors:
+                dist.all_reduce(tensor)
 
     def mean(self, mean: Tensor, n: int) -> Tensor:
-        """The mean over everyone's tokens, where this process's `n` have the mean `mean`."""
-        return mean if self.is_alone else self.sum(mean * n) / self.count(n)
+        """The mean over all processes' tokens, if this process's `n` tokens have mean `mean`."""
+        return mean if self.is_single else self.all_reduce(mean * n) / self.total(n)
 
-    def count(self, n: int) -> int:
-        """Everyone's `n` added up."""
-        return n if self.is_alone else int(self.sum(torch.tensor(n)))
+    def total(self, n: int) -> int:
+        """The sum of `n` over the processes."""
+        return n if self.is_single else int(self.all_reduce(torch.tensor(n)))
 
-    def greatest(self, n: int) -> int:
-        """The greatest of everyone's `n`."""
-        if self.is_alone:
+    def max(self, n: int) -> int:
+        """The greatest `n` of all processes."""
+        if self.is_single:
             return n
         found = torch.tensor(n)
         dist.all_reduce(found, dist.ReduceOp.MAX)
         return int(found)
 
-    def gather(self, x: Tensor) -> list[Tensor]:
-        """Everyone's `x` (n, ...), by rank; `n` may differ."""
-        if self.is_alone:
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        """Every process's `x` (n, ...), by rank; `n` may differ."""
+        if self.is_single:
             return [x]
         lengths = [torch.tensor(0) for _ in range(self.size)]
         dist.all_gather(lengths, torch.tensor(len(x)))
@@ -87,26 +95,20 @@ class Everyone:
         dist.all_gather(parts, padded)
         return [part[: int(n)] for part, n in zip(parts, lengths, strict=True)]
 
-    def add_up(self, tensors: Sequence[Tensor]) -> None:
-        """Everyone's tensors added up, in place."""
-        if not self.is_alone:
-            for tensor in tensors:
-                dist.all_reduce(tensor)
-
-    def wait(self) -> None:
-        """Go on when everyone is here."""
-        if not self.is_alone:
+    def barrier(self) -> None:
+        """Wait for all processes."""
+        if not self.is_single:
             dist.barrier()
 
     def leave(self) -> None:
-        """The common work is done: what follows is the first process's, and the others end here."""
-        if not self.is_alone:
+        """End the common work: the first process goes on alone, and the others exit here."""
+        if not self.is_single:
             dist.destroy_process_group()
         if not self.is_first:
             sys.exit()
 
 
-class _Sum(Function):
+class _AllReduce(Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         return _summed(x)
@@ -122,11 +124,11 @@ def _summed(x: Tensor) -> Tensor:
     return out
 
 
-ALONE = Everyone()
+SINGLE_PROCESS = ProcessGroup()
 
 
-def join(device: str) -> Everyone:
-    """The processes that were started together with this one, or this one alone.
+def join(device: str) -> ProcessGroup:
+    """The group of processes that were started together with this one, if there are any others.
 
     Args:
         device: to compute on, as `pick_device` takes it.
@@ -136,7 +138,7 @@ def join(device: str) -> Everyone:
     """
     own = local_rank()
     if own is None:
-        return ALONE
+        return SINGLE_PROCESS
     if device != "cpu" and torch.backends.mps.is_available():
         raise SAEError("--gpus: Apple's GPUs cannot share a training; use 1, or --device cpu")
     backend = "gloo"
@@ -149,4 +151,4 @@ def join(device: str) -> Everyone:
     dist.init_process_group(backend)
     if dist.get_rank() > 0:
         sys.stdout = open(os.devnull, "w")
-    return Everyone(dist.get_rank(), dist.get_world_size())
+    return ProcessGroup(dist.get_rank(), dist.get_world_size())

@@ -8,7 +8,6 @@ one whole newest state. It says which training it is of; one of another training
 import json
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ from torch import Tensor
 
 from sae_core.checkpoint import read_tensors
 from sae_core.errors import SAEError, one_line
-from sae_core.events import Observer
 from sae_core.files import file_sha256, sync
 from sae_core.naming import STALE_STATES, STATES
 from sae_core.training_state import TrainingState
@@ -53,9 +51,11 @@ class SavedStates:
             tensors, values = read_tensors(folder / TENSORS), stored["values"]
             changed = _differences(stored["fingerprint"], self.fingerprint)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SAEError) as error:
-            return self.set_aside(f"cannot be read ({one_line(error)})")
+            self.set_aside(f"cannot be read ({one_line(error)})")
+            return None
         if changed:
-            return self.set_aside(f"is of another training: {', '.join(changed)} differ")
+            self.set_aside(f"is of another training: {', '.join(changed)} differ")
+            return None
         return TrainingState(tensors, values)
 
     def save(self, state: TrainingState) -> None:
@@ -116,18 +116,19 @@ def forget_states(checkpoints: Path) -> None:
     shutil.rmtree(checkpoints / STATES, ignore_errors=True)
 
 
-class Periodically(Observer):
-    """Calls `save` after a step, every so many minutes, and `check` after every step."""
+class Timer:
+    """Says when a state is due: so many minutes after the last one."""
 
-    def __init__(self, minutes: float, save: Callable[[], None], check: Callable[[], None]) -> None:
-        self.minutes, self.save, self.check = minutes, save, check
+    def __init__(self, minutes: float) -> None:
+        self.minutes = minutes
+        self.restart()
+
+    def restart(self) -> None:
         self._last = time.monotonic()
 
-    def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
-        self.check()
-        if time.monotonic() >= self._last + 60 * self.minutes:
-            self.save()
-            self._last = time.monotonic()
+    @property
+    def is_due(self) -> bool:
+        return time.monotonic() >= self._last + 60 * self.minutes
 
 
 def _n_bytes(tensors: dict[str, Tensor]) -> int:

@@ -8,8 +8,7 @@ folded SAEs are stored.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -18,11 +17,29 @@ from torch import Tensor, nn
 
 from sae_core import losses, sparse_ops
 from sae_core.errors import SAEError
-from sae_core.parallel import ALONE, Everyone
+from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
 from sae_core.sae_config import SAESpec
 
 ROW_BLOCK = 1024
 """Decoder rows that are projected at once on a CPU: they stay in the cache."""
+
+
+class Compute(NamedTuple):
+    """How a training batch is computed. All but `group` change the result by roundings at most."""
+
+    row_block: int | None = None
+    """Bounds the tokens whose pre-activations are in memory at once."""
+    precision: sparse_ops.Precision | None = None
+    """Of the encoder product; None for the weights' own number format."""
+    group: ProcessGroup = SINGLE_PROCESS
+    """The processes that share the batch, each with its own tokens."""
+    lower_bound: float = 0.0
+    """A guess at the smallest pre-activation that a top-k over the batch keeps."""
+    aux_lower_bound: float = 0.0
+    """The same of the auxiliary loss."""
+
+
+PLAIN = Compute()
 
 
 class Reconstruction(NamedTuple):
@@ -33,11 +50,13 @@ class Reconstruction(NamedTuple):
     l1: Tensor
     """Scalar: mean L1 norm of the code, which `l1_coefficient` weights."""
     l0: float
-    """Mean number of active features a token."""
+    """Mean number of active features per token."""
     fired: Tensor
     """(F,) bool: the features that are active on some token."""
     kind_loss: Tensor
     """Scalar: the term that only this kind adds to the loss; 0 for most."""
+    least: float | None = None
+    """The smallest pre-activation that a top-k over the batch kept; None without one."""
 
     @classmethod
     def of_code(
@@ -51,6 +70,35 @@ class Reconstruction(NamedTuple):
             fired=code.pairs.counts() > 0,
             kind_loss=x_hat.new_zeros(()) if kind_loss is None else kind_loss,
         )
+
+
+class AuxiliaryLoss(NamedTuple):
+    """The auxiliary loss of a batch, computed on copies of the dead features' weights.
+
+    Computed on the weights themselves, the gradient would be zero but for a few rows and cost as
+    much as the rest of the step. So after `backward` the copies have it, and `add_gradient` adds it
+    to the weights' gradients.
+    """
+
+    loss: Tensor
+    """Scalar; 0 without dead features."""
+    least: float | None = None
+    """The smallest dead pre-activation that was kept; None without dead features."""
+    dead: Tensor | None = None
+    """(F_dead,) the dead features."""
+    copies: tuple[Tensor, ...] = ()
+    """Of their rows of `W_enc.T`, `b_enc` and `W_dec`."""
+
+    @torch.no_grad()
+    def add_gradient(self, sae: "SparseAutoencoder") -> None:
+        """Add the copies' gradient to that of the SAE's weights."""
+        if self.dead is None:
+            return
+        assert sae.W_enc.grad is not None
+        gradients = sae.W_enc.grad.T, sae.b_enc.grad, sae.W_dec.grad
+        for gradient, rows in zip(gradients, self.copies, strict=True):
+            assert gradient is not None and rows.grad is not None
+            gradient.index_add_(0, self.dead, rows.grad)
 
 
 def as_rows(activations: Tensor | Iterable[Tensor], like: Tensor) -> Tensor:
@@ -83,10 +131,6 @@ class SparseAutoencoder(nn.Module, ABC):
     def __init__(self, spec: SAESpec) -> None:
         super().__init__()
         self.spec = spec
-        self.precision: sparse_ops.Precision | None = None
-        self.everyone: Everyone = ALONE
-        self._aux_bound = sparse_ops.LowerBound()
-        self._dead: tuple[Tensor, list[Tensor]] | None = None
         d_in, d_sae = spec.d_in, spec.d_sae
         # (D, F) as every SAE library has it, but laid out so that a feature is contiguous.
         self.W_enc = nn.Parameter(torch.zeros(d_sae, d_in).T)
@@ -158,10 +202,12 @@ class SparseAutoencoder(nn.Module, ABC):
         pre = self.pre_activations(x)
         return torch.relu(pre) * (pre > self.known_threshold)
 
-    def encode_sparse(self, x: Tensor) -> sparse_ops.SparseCode:
-        """(N, D) -> the features of `encode` as pairs, without the dense code where it can be."""
+    def encode_sparse(
+        self, x: Tensor, precision: sparse_ops.Precision | None = None
+    ) -> sparse_ops.SparseCode:
+        """(N, D) -> the features of `encode` as pairs, if possible without the dense code."""
         x = x.to(self.W_enc.dtype)
-        return sparse_ops.above(x, self.encoder, self.known_threshold, self.precision)
+        return sparse_ops.above(x, self.encoder, self.known_threshold, precision)
 
     def _encode_densely(self, x: Tensor) -> sparse_ops.SparseCode:
         """`encode_sparse` for kinds with an `encode` of their own: few tokens at once."""
@@ -180,69 +226,58 @@ class SparseAutoencoder(nn.Module, ABC):
 
     @abstractmethod
     def reconstruct(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
         """Encode and decode a training batch (N, D), with gradients to the weights.
 
         Args:
-            row_block: bounds the tokens whose pre-activations are in memory at once.
             target: (N, D) of a transcoder, what `x_hat` is to be; x itself by default.
         """
 
     @torch.no_grad()
     def reconstruct_at_inference(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
         """The same for the code of `encode`, for validation; most kinds train with that code."""
-        return self.reconstruct(x, row_block, target)
+        return self.reconstruct(x, target, compute)
 
     def calibrate(self, activations: Tensor | Iterable[Tensor]) -> None:
         """Set the inference threshold from held-out activations (..., D), in one tensor or
         several, where the kind needs one."""
 
-    def auxiliary_loss(self, x: Tensor, x_hat: Tensor, target: Tensor | None = None) -> Tensor:
+    def auxiliary_loss(
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        target: Tensor | None = None,
+        compute: Compute = PLAIN,
+    ) -> AuxiliaryLoss:
         """How badly the dead features explain what the live ones left over.
 
-        The `top_k_aux` largest dead pre-activations a token, by one threshold for the batch,
-        reconstruct the residual (arXiv 2406.04093, section A.2). 0 without dead features.
-
-        It is computed on copies of the dead rows, whose gradient `add_dead_gradient` hands on: made
-        for all features, it would be zero but for a few rows and cost as much as the whole step.
+        The `top_k_aux` largest dead pre-activations per token, by one threshold for the batch,
+        reconstruct the residual (arXiv 2406.04093, section A.2).
         """
         dead = self.dead_features.nonzero().squeeze(1)
         if dead.numel() == 0:
-            return x.new_zeros(())
+            return AuxiliaryLoss(x.new_zeros(()))
         residual = (x if target is None else target) - x_hat
         needs_gradient = torch.is_grad_enabled()
-        by_feature = self.W_enc.T, self.b_enc, self.W_dec
-        copies = [rows.detach()[dead].requires_grad_(needs_gradient) for rows in by_feature]
-        self._dead = (dead, copies) if needs_gradient else None
-        W_enc_FD, b_enc, W_dec = copies
+        W_enc_FD, b_enc, W_dec = copies = tuple(
+            rows.detach()[dead].requires_grad_(needs_gradient)
+            for rows in (self.W_enc.T, self.b_enc, self.W_dec)
+        )
         weights = sparse_ops.Weights(W_enc_FD.T, b_enc, W_dec, self.input_bias.detach())
-        total = self.everyone.count(len(x)) * min(self.spec.top_k_aux, dead.numel())
         code = sparse_ops.encode(
             x,
             weights,
-            total,
-            lower_bound=self._aux_bound.value,
-            precision=self.precision,
-            everyone=self.everyone,
+            compute.group.total(len(x)) * min(self.spec.top_k_aux, dead.numel()),
+            lower_bound=compute.aux_lower_bound,
+            precision=compute.precision,
+            group=compute.group,
         )
-        self._aux_bound.update(code)
         prediction = sparse_ops.decode(code, weights) - weights.b_dec
-        return losses.normalised_residual_loss(residual, prediction, self.everyone)
-
-    @torch.no_grad()
-    def add_dead_gradient(self) -> None:
-        """Add what the auxiliary loss's `backward` left at the dead rows to the gradients."""
-        if self._dead is None:
-            return
-        dead, copies = self._dead
-        self._dead = None
-        assert self.W_enc.grad is not None and self.b_enc.grad is not None
-        gradients = self.W_enc.grad.T, self.b_enc.grad, self.W_dec.grad
-        for gradient, copy_of_rows in zip(gradients, copies, strict=True):
-            gradient.index_add_(0, dead, copy_of_rows.grad)
+        loss = losses.normalised_residual_loss(residual, prediction, compute.group)
+        return AuxiliaryLoss(loss, code.least, dead, copies)
 
     @property
     def dead_features(self) -> Tensor:
@@ -256,28 +291,11 @@ class SparseAutoencoder(nn.Module, ABC):
         self.num_batches_not_active += 1
         self.num_batches_not_active[fired] = 0
 
-    def bounds(self) -> dict[str, tuple[float, float]]:
-        """What is known of the smallest values that are kept, by attribute."""
-        known = {k: v for k, v in vars(self).items() if isinstance(v, sparse_ops.LowerBound)}
-        return {name: (bound.value, bound.last) for name, bound in known.items()}
-
-    def set_bounds(self, bounds: Mapping[str, Sequence[float]]) -> None:
-        """Put back what `bounds` gave."""
-        for name, values in bounds.items():
-            setattr(self, name, sparse_ops.LowerBound(*values))
-
-    @contextmanager
-    def undone_on_failure(self) -> Iterator[None]:
-        """What raises inside leaves threshold and bounds as they were, and no gradients."""
-        threshold, bounds = self.known_threshold.detach().clone(), self.bounds()
-        try:
-            yield
-        except BaseException:
-            self.known_threshold.data.copy_(threshold)
-            self.set_bounds(bounds)
-            self._dead = None
-            self.zero_grad()
-            raise
+    def with_own_threshold(self) -> "SparseAutoencoder":
+        """This SAE with a copy of its threshold; all other tensors are shared."""
+        tensors = [*self.parameters(), *self.buffers()]
+        shared = [self.spec, *(tensor for tensor in tensors if tensor is not self.threshold)]
+        return copy.deepcopy(self, {id(it): it for it in shared})
 
     @torch.no_grad()
     def project_decoder_gradient(self) -> None:

@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from sae_core.parallel import ALONE, Everyone
+from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
 
 # PyTorch says this once a process of every CSR tensor; the one use here is covered by the tests.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -82,10 +82,10 @@ INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 class Precision(NamedTuple):
     """The number formats of the encoder product; weights, sums and gradients are in float32."""
 
-    product: torch.dtype
+    matmul_dtype: torch.dtype
     """Number format in which the product is computed."""
-    values: torch.dtype
-    """In which the values of the code are. If in another one, the product only finds candidates."""
+    value_dtype: torch.dtype
+    """Number format of the code's values. If it is another, the product only finds candidates."""
 
 
 @dataclass(frozen=True)
@@ -239,8 +239,8 @@ class _Product:
     ) -> None:
         self.x, self.W_enc, self.b_enc = x, weights.W_enc, weights.b_enc
         self.total, self.bound = total, bound
-        self.factors = x.to(precision.product), self.W_enc.to(precision.product)
-        self.finds_only = precision.product != precision.values
+        self.factors = x.to(precision.matmul_dtype), self.W_enc.to(precision.matmul_dtype)
+        self.finds_only = precision.matmul_dtype != precision.value_dtype
         self.shift = self.b_enc - bound
         if self.finds_only:
             self.shift += ROUNDING * x.norm(dim=1).max() * self.W_enc.norm(dim=0)
@@ -322,15 +322,15 @@ def _largest(value: Tensor, total: int) -> Tensor:
     return kept
 
 
-def _largest_of_all(value: Tensor, total: int, everyone: Everyone) -> tuple[Tensor | slice, float]:
+def _largest_of_all(value: Tensor, total: int, group: ProcessGroup) -> tuple[Tensor | slice, float]:
     """Which of the numbers (C,), at most `total`, that this process found are among the `total`
-    largest of everyone's, and the smallest of these; 0 if everyone has fewer."""
-    parts = everyone.gather(value)
-    values = value if everyone.is_alone else torch.cat(parts)
+    largest of all processes, and the smallest of these; 0 if all together have fewer."""
+    parts = group.all_gather(value)
+    values = value if group.is_single else torch.cat(parts)
     if len(values) <= total:
         return slice(None), float(values.min()) if len(values) == total else 0.0
     kept = _largest(values, total)
-    first = sum(map(len, parts[: everyone.rank]))
+    first = sum(map(len, parts[: group.rank]))
     own = kept[(kept >= first) & (kept < first + len(value))]
     return own - first, float(values[kept].min())
 
@@ -368,7 +368,7 @@ def batch_topk(
     lower_bound: float = 0.0,
     row_block: int | None = None,
     precision: Precision | None = None,
-    everyone: Everyone = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> SparseCode:
     """The `total` largest positive pre-activations of a batch (BatchTopK, arXiv 2412.06410).
 
@@ -383,26 +383,27 @@ def batch_topk(
         row_block: tokens in one block of the product, about; none changes the result.
         precision: by default that of the weights. A product in another format than the values
             does not change the result; values in another format are rounded.
-        everyone: the processes that share the batch; the `total` pairs are those of all.
+        group: the processes that share the batch; the `total` pairs are those of all.
     """
     n, n_features = x.shape[0], weights.W_enc.shape[1]
     x = x - weights.b_dec
     given = precision or weights.precision()
     for bound in (lower_bound, lower_bound / 2, 0.0):
         # Without a bound every other entry is a candidate: the product has to give their values.
-        formats = given if bound > 0 else Precision(given.values, given.values)
+        formats = given if bound > 0 else Precision(given.value_dtype, given.value_dtype)
         found = _Largest(_Product(x, weights, total, max(bound, 0.0), formats))
-        rows = block_rows(n_features, formats.product, x.device, row_block)
+        rows = block_rows(n_features, formats.matmul_dtype, x.device, row_block)
         for first in range(0, n, rows):
             found.look_at(first, rows)
         index, value = found.result()
-        own, least = _largest_of_all(value, total, everyone)
+        own, least = _largest_of_all(value, total, group)
         if bound <= 0 or least > bound:
             break
     index, value = index[own], value[own]
     return SparseCode(Pairs.at(index, n, n_features), value, least)
 
 
+@dataclass
 class LowerBound:
     """A guess at the smallest value that the next batch keeps, from the last two batches.
 
@@ -410,13 +411,15 @@ class LowerBound:
     computed relative to it, so it affects their rounding and is part of a training's state.
     """
 
-    def __init__(self, value: float = 0.0, last: float = 0.0) -> None:
-        self.value, self.last = value, last
+    value: float = 0.0
+    last: float = 0.0
 
-    def update(self, code: SparseCode) -> None:
-        """Take the code of a batch."""
-        fall = min(1.0, code.least / self.last) if self.last else 1.0
-        self.value, self.last = BOUND_MARGIN * fall * code.least, code.least
+    def update(self, least: float | None) -> None:
+        """Take the smallest value that a batch kept; None if it had no top-k."""
+        if least is None:
+            return
+        fall = min(1.0, least / self.last) if self.last else 1.0
+        self.value, self.last = BOUND_MARGIN * fall * least, least
 
 
 class _Encode(Function):
@@ -471,7 +474,7 @@ def encode(
     lower_bound: float = 0.0,
     row_block: int | None = None,
     precision: Precision | None = None,
-    everyone: Everyone = ALONE,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> SparseCode:
     """`batch_topk` whose `value` carries gradients to `W_enc`, `b_enc` and `b_dec`.
 
@@ -484,7 +487,7 @@ def encode(
         lower_bound=lower_bound,
         row_block=row_block,
         precision=precision,
-        everyone=everyone,
+        group=group,
     )
     return replace(code, value=_with_gradient(x, code, weights))
 
@@ -528,11 +531,11 @@ def above(
     """The positive pre-activations of a batch (N, D) above a threshold, of all features or each."""
     n, n_features = x.shape[0], weights.W_enc.shape[1]
     bound = threshold.clamp(min=0.0)
-    if not (precision and precision.product != precision.values):
+    if not (precision and precision.matmul_dtype != precision.value_dtype):
         return select(x, weights, lambda pre: pre > bound)
     least = float(bound.min())
     product = _Product(x - weights.b_dec, weights, 0, least, precision)
-    rows = block_rows(n_features, precision.product, x.device)
+    rows = block_rows(n_features, precision.matmul_dtype, x.device)
     found = [product.candidates(first, rows, least)[0] for first in range(0, n, rows)]
     index = torch.cat(found)
     value = product.values(index)

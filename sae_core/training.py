@@ -19,36 +19,35 @@ those that end in the phase, and if patience runs out before it, training goes o
 Several processes can share the work of a step (`parallel.py`): each gets the gradients for its own
 tokens, and everything else, from the batches to the history, is the same in all of them.
 
-The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`.
+The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`. Signals, saved
+states and checkpoints are for whoever runs it: `sae_train.py`.
 """
 
 import math
 from collections.abc import Callable, Iterator
-from itertools import chain, islice
+from dataclasses import asdict, replace
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae_core import losses
 from sae_core.activations.store import ActivationSource
-from sae_core.batches import Batch, Terms
+from sae_core.batches import Batch, Batches, not_finite
 from sae_core.checkpoint import History
+from sae_core.early_stopping import EarlyStopping
 from sae_core.end_to_end import EndToEnd
-from sae_core.errors import SAEError
 from sae_core.events import EpochRecord, Observer
-from sae_core.memory import Result, WorkingUnit
+from sae_core.losses import Terms
+from sae_core.memory import Microbatch, Result
 from sae_core.normalisation import Normalisation
-from sae_core.parallel import ALONE, Everyone
-from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.optimizer import adam, clip_gradients, hand_over_gradients, set_learning_rate
+from sae_core.parallel import ProcessGroup
+from sae_core.sae_base import PLAIN, AuxiliaryLoss, Compute, Reconstruction, SparseAutoencoder
 from sae_core.schedule import learning_rate, peak_learning_rate
+from sae_core.sparse_ops import LowerBound
 from sae_core.train_config import RuntimeConfig, TrainingConfig
-from sae_core.training_state import Means, TrainingState, learned, put_back
-
-MAX_GRADIENT_NORM = 1.0
-
-DECODER_PACE = 2.0
-"""The decoder's learning rate, as a multiple of the others'. What makes features die is the
-encoder's, which cannot be as large: docs/recipe.md."""
+from sae_core.training_state import Means, Progress, TrainingState, learned, put_back
 
 ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --device"
 """When there is no memory for a step."""
@@ -56,27 +55,19 @@ ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --de
 AUXILIARY_STRIDE = 4
 """The auxiliary loss looks at one in so many tokens: dead features learn from what all lack."""
 
-MEASURED_BATCHES = 8
-"""Batches that the mean, the scale and the median norm are measured on."""
-
-PROGRESS = (
-    "n_done",
-    "epoch",
-    "tokens",
-    "outliers",
-    "skipped",
-    "skipped_in_a_row",
-    "history",
-    "best_epoch",
-    "best_loss",
-    "epochs_since_best",
-    "in_phase",
-)
-"""Of the loop's attributes, those that a state holds as they are."""
-
 
 class NotFinite(Exception):
     """A batch's loss or gradient is infinite or NaN."""
+
+
+class Validation(NamedTuple):
+    """What a validation found."""
+
+    figures: dict[str, float]
+    """By their names in the history, without `val_`."""
+    threshold: Tensor | None
+    """The calibrated one."""
+    aux_bound: LowerBound
 
 
 class Trainer:
@@ -85,10 +76,9 @@ class Trainer:
     Args:
         sae: initialised, on the device to train on.
         source: batches of raw activations.
-        row_block: tokens of SAE work at once; None chooses.
+        compute: how a step is computed, and the processes that share it.
         end_to_end: the losses of the end-to-end phase; None trains without one.
         max_skipped: batches in a row that may be skipped because they are not finite.
-        everyone: the processes that share the training.
     """
 
     def __init__(
@@ -97,386 +87,315 @@ class Trainer:
         source: ActivationSource,
         config: TrainingConfig,
         observer: Observer,
-        row_block: int | None = None,
+        compute: Compute = PLAIN,
         end_to_end: EndToEnd | None = None,
         max_skipped: int = RuntimeConfig.max_skipped,
-        everyone: Everyone = ALONE,
     ) -> None:
-        self.sae, self.source, self.config = sae, source, config
-        self.max_skipped, self.everyone = max_skipped, everyone
-        sae.everyone = everyone
-        self.observer, self.row_block, self.end_to_end = observer, row_block, end_to_end
-        self.rows = WorkingUnit(
-            row_block or source.tokens_per_step, "rows of the encoder product", ADVICE
+        self.sae, self.source, self.config, self.observer = sae, source, config, observer
+        self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
+        self.batches = Batches(
+            sae.spec, sae.b_dec.device, source, config.num_epochs, end_to_end, compute.group
         )
-        # As they lie in memory, which is as W_enc's transpose: fused Adam copies anything else.
-        self._as_stored = [_as_stored(p.detach()) for p in sae.parameters()]
-        self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
-        paces = [DECODER_PACE if p is sae.W_dec else 1.0 for p in sae.parameters()]
-        groups = [
-            {"params": [stored], "pace": pace}
-            for stored, pace in zip(self._as_stored, paces, strict=True)
-        ]
-        self.optimizer = torch.optim.Adam(groups, lr=self.lr, fused=True)
-        self.normalise: Normalisation | None = None
+        patience = config.early_stopping_patience if source.n_validation else 0
+        stopping = EarlyStopping(patience, config.early_stopping_min_delta)
+        self.progress = Progress(stopping=stopping)
         self.last_batch: Tensor | None = None
-        self.n_done = self.epoch = self.tokens = self.outliers = 0
-        self.skipped = self.skipped_in_a_row = 0
-        self.history: History = {}
-        self.best_epoch: int | None = None
-        self.best_loss, self.epochs_since_best = math.inf, 0
-        self.in_phase = False
-        self.means: Means | None = None
-        self.n_steps = config.num_epochs * source.steps_per_epoch
-        self.n_local_steps = self.n_steps - (end_to_end.n_steps(self.n_steps) if end_to_end else 0)
-        self.at_rest = False
+        self.microbatch = Microbatch(
+            compute.row_block or source.tokens_per_step, "rows of the encoder product", ADVICE
+        )
+        self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
+        self.optimizer = adam(sae, self.lr)
+
+    @property
+    def history(self) -> History:
+        return self.progress.history
+
+    @property
+    def group(self) -> ProcessGroup:
+        return self.compute.group
+
+    @property
+    def normalise(self) -> Normalisation:
+        """How activations enter the SAE; known once there has been a batch."""
+        return self.batches.normalise
+
+    # The loop. Between any two of these calls, `state` is all that the training depends on.
 
     def train(self) -> Iterator[EpochRecord]:
-        """Train, and hand over a record after each epoch, when the SAE may be stored."""
+        """The whole training, or what is left of it; hands over a record after each epoch."""
+        self.begin()
+        while not self.is_over:
+            for batch in self.rest_of_epoch():
+                self.train_on(batch)
+            yield self.close_epoch(self.validate())
+        self.end()
+
+    def begin(self) -> None:
+        """Tell the observer."""
         lengths = self.config.num_epochs, self.source.steps_per_epoch
-        if self.n_done == 0:
+        if self.progress.n_done == 0:
             self.observer.on_start(*lengths)
         else:
-            self.observer.on_resume(*lengths, self.n_done)
-        while self.means is not None or self.n_done < self.n_steps:
-            if self.means is None:
-                self.epoch, self.means = self.n_done // self.source.steps_per_epoch + 1, Means()
-            for batch in self._waiting_for(self._batches()):
-                self._train_on(batch, self.means)
-            record = self._record()
-            self.observer.on_epoch(record)
-            yield record
-        self.observer.on_end(self.history, stopped_early=self.epoch < self.config.num_epochs)
+            self.observer.on_resume(*lengths, self.progress.n_done)
 
-    def _waiting_for(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        """The same batches. While one is made, the training is at rest: an exception may end it,
-        and `state` is what the last step left."""
-        while True:
-            self.at_rest = True
-            batch = next(batches, None)
-            self.at_rest = False
-            if batch is None:
-                return
-            yield batch
+    @property
+    def is_over(self) -> bool:
+        """Every step is done, and the last epoch closed."""
+        return self.progress.means is None and self.progress.n_done >= self.batches.n_steps
 
-    def _train_on(self, batch: Batch, means: Means) -> None:
-        lr = learning_rate(self.n_done, self.n_steps, self.lr)
-        number = self.n_done - (self.epoch - 1) * self.source.steps_per_epoch + 1
-        self.n_done += 1
+    def rest_of_epoch(self) -> Iterator[Batch]:
+        """The batches of the epoch from the next step on."""
+        progress, length = self.progress, self.source.steps_per_epoch
+        if progress.means is None:
+            progress.epoch, progress.means = progress.n_done // length + 1, Means()
+        epoch = progress.epoch - 1
+        return self.batches.train(epoch, skip=progress.n_done - epoch * length)
+
+    def train_on(self, batch: Batch) -> None:
+        """Take one batch: a step, or a note that it was skipped."""
+        progress = self.progress
+        lr = learning_rate(progress.n_done, self.batches.n_steps, self.lr)
+        number = progress.n_done - (progress.epoch - 1) * self.source.steps_per_epoch + 1
+        progress.n_done += 1
         if not batch.finite:
             self._skip(number, "activations")
             return
-        self.outliers += batch.n_outliers
+        progress.outliers += batch.n_outliers
         if len(batch.x) == 0:
             return
-        if batch.passes and not self.in_phase:
+        if batch.passes and not progress.in_phase:
             self._begin_phase(batch)
         try:
             terms, l0 = self.step(batch, lr)
         except NotFinite:
             self._skip(number, "loss")
             return
-        self.skipped_in_a_row = 0
-        self.tokens += len(batch.x)
-        means.add(terms.by_name(), l0, len(batch.x))
-        self.observer.on_step(self.epoch, number, terms.loss, l0)
-
-    def _skip(self, number: int, what: str) -> None:
-        self.skipped += 1
-        self.skipped_in_a_row += 1
-        self.observer.on_skip(self.epoch, number, what)
-        if self.skipped_in_a_row > self.max_skipped:
-            raise self._not_finite(what, self.skipped_in_a_row)
-
-    def _not_finite(self, what: str, n_batches: int) -> SAEError:
-        spec = self.sae.spec
-        dtype = spec.metadata.get("model_dtype", "its number format")
-        advice = "use --model-dtype bfloat16 or float32, or another layer"
-        if what == "loss":
-            advice = "lower --lr, or use --model-dtype float32"
-        return SAEError(
-            f"{spec.hook_spec}: {what} not finite in {n_batches} batches in a row, with the "
-            f"language model in {dtype}; {advice}; the checkpoints are those of before"
-        )
-
-    def state(self) -> TrainingState:
-        """All that the next step depends on, of a training at rest. The tensors are its own."""
-        values = {name: getattr(self, name) for name in PROGRESS}
-        if self.normalise is None:  # nothing is done but what the settings say
-            return TrainingState({}, values)
-        sites = self.normalise.sites
-        means = torch.stack([site.mean for site in sites])
-        tensors = learned(self.sae, self.optimizer) | {"mean": means}
-        if self.last_batch is not None and self.source.n_validation == 0:
-            tensors["last_batch"] = self.last_batch
-        values |= {
-            "normalise": [[site.scale, site.max_norm] for site in sites],
-            "bounds": self.sae.bounds(),
-            "means": self.means and [self.means.tokens, self.means.sums],
-            "end_to_end": self.end_to_end and self.end_to_end.weights,
-        }
-        return TrainingState(tensors, values)
-
-    def restore(self, state: TrainingState) -> None:
-        """Go on from a state of a training with the same settings."""
-        tensors, values = state
-        for name in PROGRESS:
-            setattr(self, name, values[name])
-        if "normalise" not in values:
-            return
-        put_back(self.sae, self.optimizer, tensors)
-        device = self.sae.b_dec.device
-        sites = zip(tensors["mean"].to(device), values["normalise"], strict=True)
-        self.normalise = Normalisation.of_sites(Normalisation(mean, *rest) for mean, rest in sites)
-        if "last_batch" in tensors:
-            self.last_batch = tensors["last_batch"].to(device)
-        self.sae.set_bounds(values["bounds"])
-        self.means = Means(*values["means"]) if values["means"] else None
-        if self.end_to_end is not None:
-            self.end_to_end.weights = values["end_to_end"]
+        assert progress.means is not None
+        progress.skipped_in_a_row = 0
+        progress.tokens += len(batch.x)
+        progress.means.add(terms.by_name(), l0, len(batch.x))
+        self.observer.on_step(progress.epoch, number, terms.loss, l0)
 
     def step(self, batch: Batch, lr: float) -> tuple[Terms, float]:
         """One optimizer step: its terms, and L0.
 
         Raises:
-            NotFinite: loss or gradient is; nothing has changed.
+            NotFinite: loss or gradient is; the SAE is as before.
         """
         sae = self.sae
-        terms, made = self._attempt(lambda rows: self._gradients(batch, rows))
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["pace"] * lr
+        terms, made, aux = self._with_memory(lambda compute: self._gradients(batch, compute))
+        set_learning_rate(self.optimizer, lr)
         self.optimizer.step()
         self.optimizer.zero_grad()
         sae.zero_grad()
         sae.normalise_decoder()
         sae.record_activity(made.fired)
+        self.progress.bound.update(made.least)
+        self.progress.aux_bound.update(aux.least)
         self.last_batch = batch.x
-        return terms.detached(), made.l0
+        return terms, made.l0
 
-    def _gradients(self, batch: Batch, rows: int) -> tuple[Terms, Reconstruction]:
+    def _gradients(
+        self, batch: Batch, compute: Compute
+    ) -> tuple[Terms, Reconstruction, AuxiliaryLoss]:
         """Leave the gradients for the optimizer; gives what holds for the whole batch."""
         sae, part = self.sae, batch.part()
-        with sae.undone_on_failure():
-            made = sae.reconstruct(part.x, self._row_block(rows), part.target)
-            terms = self._terms(part, made)
-            (len(part.x) / len(batch.x) * terms.loss).backward()
-            sae.add_dead_gradient()
-            for stored, parameter in zip(self._as_stored, sae.parameters(), strict=True):
-                stored.grad = _as_stored(parameter.grad)
-            self.everyone.add_up([t.grad for t in self._as_stored if t.grad is not None])
-            sae.project_decoder_gradient()
-            norm = _clip_gradients(self._as_stored)
-            terms, made = self._of_everyone(terms, made, len(part.x) / len(batch.x))
-            if not math.isfinite(float(terms.loss.detach()) + norm):
-                raise NotFinite
-        return terms, made
-
-    def _of_everyone(
-        self, terms: Terms, made: Reconstruction, share: float
-    ) -> tuple[Terms, Reconstruction]:
-        """What is known of this process's share of the tokens -> of the whole batch."""
-        if self.everyone.is_alone:
-            return terms, made
-        terms = terms.mapped(lambda term: self.everyone.sum(share * term.detach()))
-        l0 = float(self.everyone.sum(torch.tensor(share * made.l0)))
-        fired = self.everyone.sum(made.fired.int()) > 0
-        return terms, made._replace(l0=l0, fired=fired)
-
-    def _attempt(self, work: Callable[[int], Result]) -> Result:
-        """`work`, with fewer rows at once if memory runs out; several processes cannot do that, as
-        the others would wait for what the first attempt asked them."""
-        return self.rows.attempt(work) if self.everyone.is_alone else work(self.rows.size)
-
-    def _row_block(self, rows: int) -> int | None:
-        """`rows`, once memory has run out; until then what was asked for."""
-        return self.row_block if rows >= self.source.tokens_per_step else rows
-
-    # Batches
-
-    def _batches(self) -> Iterator[Batch]:
-        """The rest of the epoch, from the step after `n_done` on: shuffled activations, then, in
-        the phase, whole windows."""
-        source, epoch = self.source, self.epoch - 1
-        start, length = epoch * source.steps_per_epoch, source.steps_per_epoch
-        first, n_local = self.n_done - start, min(max(self.n_local_steps - start, 0), length)
-        local = source.train_batches(epoch, n_local, skip=first)
-        if self.normalise is None:
-            local = self._measure(local)
-        yield from map(self._local_batch, local)
-        for number in range(max(first, n_local), length):
-            assert self.end_to_end is not None
-            indices = source.windows_of(epoch, number)
-            tokens = self.end_to_end.windows.train(source.pass_of(epoch), indices)
-            yield self._window_batch(tokens)
-
-    def _measure(self, batches: Iterator[Tensor]) -> Iterator[Tensor]:
-        """Measure on the first of `batches` how activations enter the SAE; gives all of them."""
-        sample = list(islice(batches, MEASURED_BATCHES))
-        measured = sample or list(self.source.train_batches(0, MEASURED_BATCHES))
-        finite = [raw for raw in measured if raw.isfinite().all()]
-        if measured and not finite:
-            raise self._not_finite("activations", len(measured))
-        device = self.sae.b_dec.device
-        rows = torch.cat(finite).to(device, torch.float32)
-        parts = rows.split(self.sae.spec.d_in, dim=1)
-        self.normalise = Normalisation.of_sites(map(Normalisation.measure, parts))
-        return chain(sample, batches)
-
-    def _local_batch(self, raw: Tensor) -> Batch:
-        x, target = self.normalise.pair(raw)
-        n_outliers = len(raw) - len(x)  # what is not finite is among them
-        finite = n_outliers == 0 or bool(raw.isfinite().all())
-        own = self.everyone.own(len(x)) if len(x) else slice(0)
-        return Batch(x, n_outliers, finite=finite, target=target, own=own)
-
-    def _window_batch(self, tokens: Tensor) -> Batch:
-        assert self.end_to_end is not None
-        normalise, everyone = self.normalise, self.everyone
-        passes = self.end_to_end.clean(
-            tokens[everyone.own(len(tokens))], normalise.max_norm, normalise.output.max_norm
-        )
-        parts = everyone.gather(torch.cat([part.x[part.kept].float() for part in passes]))
-        first, n = (sum(map(len, parts[:r])) for r in (everyone.rank, everyone.rank + 1))
-        target = None
-        if normalise.target:
-            raw = torch.cat([part.target[part.kept].float() for part in passes])
-            target = normalise.target.scaled(torch.cat(everyone.gather(raw)))
-        seen = [at[:, 1:] for part in passes for at in (part.x, part.target)]
-        n_infinite = everyone.count(sum(not bool(at.isfinite().all()) for at in seen))
-        return Batch(
-            normalise.scaled(torch.cat(parts)),
-            everyone.count(sum(part.n_outliers for part in passes)),
-            passes,
-            finite=n_infinite == 0,
-            target=target,
-            own=slice(first, n),
-        )
-
-    def _validation_batches(self) -> Iterator[Batch]:
-        if not self.in_phase:
-            return map(self._local_batch, self.source.validation_batches())
-        assert self.end_to_end is not None
-        windows = map(self.end_to_end.windows.validation, self.source.validation_windows())
-        return map(self._window_batch, windows)
-
-    # Losses and figures
-
-    def _begin_phase(self, batch: Batch) -> None:
-        """Forget the best epoch, and balance the end-to-end terms on the phase's first batch."""
-        assert self.end_to_end is not None
-        self.in_phase = True
-        self.best_loss, self.epochs_since_best = math.inf, 0
-        if self.n_local_steps > 0:
-            part = batch.part()
-            x_hat = self._attempt(lambda rows: self._reconstructed(part.x, rows))
-            length = self.everyone.sum((x_hat - part.wanted).pow(2).sum()).sqrt()
-            pull = 2 * length / (len(batch.x) * self.normalise.output.scale)
-            self.end_to_end.balance(batch.passes, self.normalise.raw(x_hat), float(pull))
+        share = len(part.x) / len(batch.x)
+        sae.zero_grad()
+        made = sae.reconstruct(part.x, part.target, compute)
+        aux = self._auxiliary_loss(sae, part, made, compute)
+        terms = self._terms(part, made, aux)
+        (share * terms.loss).backward()
+        aux.add_gradient(sae)
+        self.group.all_reduce_(hand_over_gradients(sae, self.optimizer))
+        sae.project_decoder_gradient()
+        norm = clip_gradients(self.optimizer)
+        terms, made = self._over_processes(terms, made, share)
+        if not math.isfinite(float(terms.loss) + norm):
+            raise NotFinite
+        return terms, made, aux
 
     @torch.no_grad()
-    def _reconstructed(self, x: Tensor, rows: int) -> Tensor:
-        return self.sae.reconstruct(x, self._row_block(rows)).x_hat
-
-    def _terms(self, batch: Batch, made: Reconstruction) -> Terms:
-        """Of a process's own tokens."""
-        recon = losses.reconstruction_loss(batch.wanted, made.x_hat)
-        some = slice(-(batch.own.start or 0) % AUXILIARY_STRIDE, None, AUXILIARY_STRIDE)
-        aux = self.sae.auxiliary_loss(batch.x[some], made.x_hat[some], batch.wanted[some])
-        recon_part = self.config.recon_weight * recon
-        l1_part = self.sae.spec.l1_coefficient * made.l1
-        loss = recon_part + l1_part + self.sae.spec.aux_penalty * aux + made.kind_loss
-        figures: dict[str, Tensor] = {}
-        if self.end_to_end is not None and batch.passes:
-            added, figures = self.end_to_end.loss(batch.passes, self.normalise.raw(made.x_hat))
-            loss = loss + added
-        return Terms(loss, recon, made.l1, recon_part, l1_part, aux, made.kind_loss, figures)
-
-    def _record(self) -> EpochRecord:
-        """Validate, and close the epoch."""
-        epoch, metrics = self.epoch, self.means.values()
-        if not metrics:
-            raise self._not_finite("loss", self.skipped_in_a_row)
-        metrics["skipped_batches"] = self.skipped - sum(self.history.get("skipped_batches", []))
-        dead = int(self.sae.dead_features.sum())
-        metrics["dead_features"] = dead
-        metrics["dead_feature_percentage"] = 100 * dead / self.sae.spec.d_sae
-        metrics |= {f"val_{name}": value for name, value in self._validate().items()}
-        val_loss = metrics.get("val_loss", math.nan)
-        improved = val_loss < self.best_loss - self.config.early_stopping_min_delta
-        if improved:
-            self.best_epoch, self.best_loss, self.epochs_since_best = epoch, val_loss, 0
-        else:
-            self.epochs_since_best += 1
-        self._note({"epoch": epoch, "tokens": self.tokens, **metrics})
-        self.means = None
-        if self._patience_is_out():
-            in_phase = self.n_done > self.n_local_steps
-            self.n_done = self.n_steps if in_phase else self.n_local_steps
-        return EpochRecord(epoch, self.config.num_epochs, self.tokens, metrics, improved)
-
-    def _note(self, entry: dict[str, float]) -> None:
-        """Add an epoch to the history; what it does not have, or no earlier one had, is None."""
-        n_before = len(self.history.get("epoch", []))
-        for name in [*self.history, *entry]:
-            column = self.history.setdefault(name, [None] * n_before)
-            if len(column) == n_before:
-                column.append(entry.get(name))
-
-    def _patience_is_out(self) -> bool:
-        patience = self.config.early_stopping_patience
-        return 0 < patience <= self.epochs_since_best and self.source.n_validation > 0
-
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        """Calibrate the inference threshold and measure the SAE as it is used afterwards; at rest,
-        as an exception leaves no trace."""
-        with self.sae.undone_on_failure():
-            self.at_rest = True
-            found = self._calibrated_loss()
-            self.at_rest = False
-        return found
-
-    def _calibrated_loss(self) -> dict[str, float]:
+    def validate(self) -> Validation:
+        """Calibrate the inference threshold on held-out activations, and measure the SAE as it is
+        used afterwards. Changes nothing: `close_epoch` takes the result."""
+        sae, aux_bound = self.sae.with_own_threshold(), replace(self.progress.aux_bound)
+        if not (self.progress.means and self.progress.means.tokens):
+            raise not_finite(sae.spec, "loss", self.progress.skipped_in_a_row)
         if self.source.n_validation == 0:
-            self.sae.calibrate([self.last_batch])
-            return {}
-        pairs = map(self.normalise.pair, self.source.calibration_batches())
-        self.sae.calibrate(x for x, _ in pairs)
+            assert self.last_batch is not None
+            sae.calibrate([self.last_batch])
+            return Validation({}, sae.threshold, aux_bound)
+        sae.calibrate(self.batches.calibration())
         means, skipped = Means(), 0
-        for batch in self._validation_batches():
+        for batch in self.batches.validation(self.progress.in_phase):
             if not batch.finite:
                 skipped += 1
                 continue
             if len(batch.x) == 0:
                 continue
-            terms, l0 = self._attempt(lambda rows, batch=batch: self._measured(batch, rows))
+            terms, l0 = self._measured(sae, batch, aux_bound)
             by_name = terms.by_name()
             if torch.stack(list(by_name.values())).isfinite().all():
                 means.add(by_name, l0, len(batch.x))
             else:
                 skipped += 1
-        found = means.values()
-        if found:
-            found["loss"] -= self.sae.spec.aux_penalty * found["aux_loss"]
-        return found | {"skipped_batches": skipped}
+        figures = means.values()
+        if figures:
+            figures["loss"] -= sae.spec.aux_penalty * figures["aux_loss"]
+        return Validation(figures | {"skipped_batches": skipped}, sae.threshold, aux_bound)
 
-    def _measured(self, batch: Batch, rows: int) -> tuple[Terms, float]:
+    def close_epoch(self, validation: Validation) -> EpochRecord:
+        """Record the epoch; after it, the SAE may be stored."""
+        progress, sae = self.progress, self.sae
+        assert progress.means is not None
+        if validation.threshold is not None:
+            sae.known_threshold.data.copy_(validation.threshold)
+        progress.aux_bound = validation.aux_bound
+        metrics, progress.means = progress.means.values(), None
+        skipped_before = sum(n or 0 for n in progress.history.get("skipped_batches", []))
+        metrics["skipped_batches"] = progress.skipped - skipped_before
+        dead = int(sae.dead_features.sum())
+        metrics["dead_features"] = dead
+        metrics["dead_feature_percentage"] = 100 * dead / sae.spec.d_sae
+        metrics |= {f"val_{name}": value for name, value in validation.figures.items()}
+        epoch, tokens = progress.epoch, progress.tokens
+        improved = progress.stopping.take(epoch, metrics.get("val_loss", math.nan))
+        progress.note({"epoch": epoch, "tokens": tokens, **metrics})
+        if progress.stopping.is_out_of_patience:
+            in_phase = progress.n_done > self.batches.n_local_steps
+            progress.n_done = self.batches.n_steps if in_phase else self.batches.n_local_steps
+        record = EpochRecord(epoch, self.config.num_epochs, tokens, metrics, improved)
+        self.observer.on_epoch(record)
+        return record
+
+    def end(self) -> None:
+        """Tell the observer."""
+        stopped_early = self.progress.epoch < self.config.num_epochs
+        self.observer.on_end(self.history, stopped_early)
+
+    # Saved states
+
+    def state(self) -> TrainingState:
+        """All that the next step depends on. The tensors are the training's own."""
+        values: dict[str, Any] = {"progress": asdict(self.progress)}
+        if self.batches.measured is None:  # nothing is done but what the settings say
+            return TrainingState({}, values)
+        sites = self.normalise.sites
+        tensors = learned(self.sae, self.optimizer)
+        tensors["mean"] = torch.stack([site.mean for site in sites])
+        if self.last_batch is not None and self.source.n_validation == 0:
+            tensors["last_batch"] = self.last_batch
+        values["normalise"] = [[site.scale, site.max_norm] for site in sites]
+        values["end_to_end"] = self.end_to_end and self.end_to_end.weights
+        return TrainingState(tensors, values)
+
+    def restore(self, state: TrainingState) -> None:
+        """Go on from a state of a training with the same settings."""
+        tensors, values = state
+        self.progress = Progress.of(values["progress"])
+        if "normalise" not in values:
+            return
+        put_back(self.sae, self.optimizer, tensors)
+        device = self.sae.b_dec.device
+        sites = zip(tensors["mean"].to(device), values["normalise"], strict=True)
+        self.batches.measured = Normalisation.of_sites(
+            Normalisation(mean, scale, max_norm) for mean, (scale, max_norm) in sites
+        )
+        if "last_batch" in tensors:
+            self.last_batch = tensors["last_batch"].to(device)
+        if self.end_to_end is not None:
+            self.end_to_end.weights = values["end_to_end"]
+
+    # Parts of a step
+
+    def _skip(self, number: int, what: str) -> None:
+        progress = self.progress
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        self.observer.on_skip(progress.epoch, number, what)
+        if progress.skipped_in_a_row > self.max_skipped:
+            raise not_finite(self.sae.spec, what, progress.skipped_in_a_row)
+
+    def _with_memory(self, work: Callable[[Compute], Result]) -> Result:
+        """`work`, with fewer rows at once if memory runs out; several processes cannot do that,
+        because the others would wait for the collective calls of the first attempt."""
+
+        def with_rows(rows: int) -> Result:
+            # A smaller block than was asked for only once memory has run out.
+            block = self.compute.row_block if rows >= self.source.tokens_per_step else rows
+            progress = self.progress
+            return work(
+                self.compute._replace(
+                    row_block=block,
+                    lower_bound=progress.bound.value,
+                    aux_lower_bound=progress.aux_bound.value,
+                )
+            )
+
+        if self.group.is_single:
+            return self.microbatch.retry(with_rows)
+        return with_rows(self.microbatch.size)
+
+    def _auxiliary_loss(
+        self, sae: SparseAutoencoder, part: Batch, made: Reconstruction, compute: Compute
+    ) -> AuxiliaryLoss:
+        """On one in `AUXILIARY_STRIDE` of the whole batch's tokens."""
+        some = slice(-(part.shard.start or 0) % AUXILIARY_STRIDE, None, AUXILIARY_STRIDE)
+        return sae.auxiliary_loss(part.x[some], made.x_hat[some], part.wanted[some], compute)
+
+    def _terms(self, part: Batch, made: Reconstruction, aux: AuxiliaryLoss) -> Terms:
+        """Of a process's own tokens."""
+        spec, recon = self.sae.spec, losses.reconstruction_loss(part.wanted, made.x_hat)
+        recon_part = self.config.recon_weight * recon
+        l1_part = spec.l1_coefficient * made.l1
+        loss = recon_part + l1_part + spec.aux_penalty * aux.loss + made.kind_loss
+        figures: dict[str, Tensor] = {}
+        if self.end_to_end is not None and part.passes:
+            added, figures = self.end_to_end.loss(part.passes, self.normalise.raw(made.x_hat))
+            loss = loss + added
+        return Terms(loss, recon, made.l1, recon_part, l1_part, aux.loss, made.kind_loss, figures)
+
+    def _over_processes(
+        self, terms: Terms, made: Reconstruction, share: float
+    ) -> tuple[Terms, Reconstruction]:
+        """The terms and figures of the whole batch, from those of this process's share of it."""
+        group = self.group
+        if group.is_single:
+            return terms.mapped(Tensor.detach), made
+        terms = terms.mapped(lambda term: group.all_reduce(share * term.detach()))
+        l0 = float(group.all_reduce(torch.tensor(share * made.l0)))
+        fired = group.all_reduce(made.fired.int()) > 0
+        return terms, made._replace(l0=l0, fired=fired)
+
+    def _begin_phase(self, batch: Batch) -> None:
+        """Forget the best epoch, and balance the end-to-end terms on the phase's first batch."""
+        self.progress.in_phase = True
+        self.progress.stopping.start_over()
+        if self.batches.n_local_steps > 0:
+            part = batch.part()
+            with torch.no_grad():
+                made = self._with_memory(lambda c: self.sae.reconstruct(part.x, part.target, c))
+            self.progress.bound.update(made.least)
+            length = self.group.all_reduce((made.x_hat - part.wanted).pow(2).sum()).sqrt()
+            pull = 2 * length / (len(batch.x) * self.normalise.output.scale)
+            self.batches.phase.balance(batch.passes, self.normalise.raw(made.x_hat), float(pull))
+
+    def _measured(
+        self, sae: SparseAutoencoder, batch: Batch, aux_bound: LowerBound
+    ) -> tuple[Terms, float]:
+        """The terms and L0 of a validation batch."""
         part = batch.part()
-        with self.sae.undone_on_failure():
-            block = self._row_block(rows)
-            made = self.sae.reconstruct_at_inference(part.x, block, part.target)
-            share = len(part.x) / len(batch.x)
-            terms, made = self._of_everyone(self._terms(part, made), made, share)
-            return terms, made.l0
 
+        def measure(compute: Compute) -> tuple[Terms, Reconstruction, AuxiliaryLoss]:
+            compute = compute._replace(aux_lower_bound=aux_bound.value)
+            made = sae.reconstruct_at_inference(part.x, part.target, compute)
+            aux = self._auxiliary_loss(sae, part, made, compute)
+            terms, made = self._over_processes(
+                self._terms(part, made, aux), made, len(part.x) / len(batch.x)
+            )
+            return terms, made, aux
 
-def _as_stored(tensor: Tensor | None) -> Tensor | None:
-    return tensor if tensor is None or tensor.is_contiguous() else tensor.T
-
-
-def _clip_gradients(tensors: list[Tensor]) -> float:
-    """Bounds the gradients' norm, and says what it was."""
-    norm = torch.nn.utils.get_total_norm([t.grad for t in tensors if t.grad is not None])
-    if norm > MAX_GRADIENT_NORM:
-        torch.nn.utils.clip_grads_with_norm_(tensors, MAX_GRADIENT_NORM, norm)
-    return float(norm)
+        terms, made, aux = self._with_memory(measure)
+        aux_bound.update(aux.least)
+        return terms, made.l0

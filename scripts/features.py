@@ -57,7 +57,7 @@ def run(job: Job) -> None:
     corpus = Corpus.read(
         model.tokenizer, texts, Sources.load(job.texts), sae.spec, job.features.corpus_windows
     )
-    sae.precision = pick_precision("float32", model.device)
+    precision = pick_precision("float32", model.device)
     windows = corpus.windows.tokens
     n_windows = len(windows)
     sae = sae.to(model.device, torch.float32)
@@ -65,7 +65,10 @@ def run(job: Job) -> None:
         calibrated(model, sae, windows, job.compute.batch_size) as calibration,
         progress_bar("features", "window", n_windows) as bar,
     ):
-        for tally in tally_features(model, sae, corpus, job.features, job.compute.batch_size):
+        tallies = tally_features(
+            model, sae, corpus, job.features, job.compute.batch_size, precision
+        )
+        for tally in tallies:
             bar.update(tally.n_windows - bar.n)
     table = feature_table(sae, tally)
     chosen = choose(table, corpus.subjects, job.features, sae.spec.metadata.get("seed") or 0)

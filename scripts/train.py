@@ -26,11 +26,11 @@ from sae_core.train_config import (
 )
 
 if TYPE_CHECKING:
-    from sae_core.activations.language_model import Hook
+    from sae_core.activations.language_model import Hook, LanguageModel
     from sae_core.activations.store import CachedSource
-    from sae_core.end_to_end import EndToEnd
+    from sae_core.activations.token_windows import TokenWindows
     from sae_core.model_sources import ModelRecord
-    from sae_core.parallel import Everyone
+    from sae_core.training_inputs import Activations
 
 
 @dataclass(frozen=True)
@@ -74,20 +74,42 @@ def run(job: Job) -> None:
 
 def train(job: Job, login: TrackingConfig) -> None:
     """Train the SAE, in this process alone or as one of several."""
+    from sae_core.model_training.tracked_run import Plan, tracked_run
+    from sae_core.parallel import join
+    from sae_core.training_inputs import Settings, warn_of_density
+
+    group = join(job.runtime.device)
+    if group.is_first:
+        warn_of_density(job.sae)
+    activations = stored_activations(job)
+    provenance, hook = activations.provenance, activations.hook
+    hooks = {"hook_spec": hook.spec, "target_hook_name": job.target_hook_name}
+    resolved = resolved_settings(job, model=provenance.as_metadata(), hook=hooks)
+    tags = (job.sae.sae_type, f"layer {hook.layer}", provenance.model_name)
+    plan = Plan(job.output.name, job.output, job.checkpoints, login, resolved, tags)
+    with tracked_run(plan, Settings.of(job), lambda: activations, group) as done:
+        pass
+    print(f"SAE: {done.folder}")
+
+
+def resolved_settings(job: Job, **origin: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of the training in groups, for W&B."""
+    groups = ("sae", "data", "training", "end_to_end", "runtime")
+    return {name: asdict(getattr(job, name)) for name in groups} | origin
+
+
+def stored_activations(job: Job) -> "Activations":
+    """The activations in the job's shards, and the model if the end-to-end phase needs it.
+
+    Raises:
+        SAEError: they are damaged, or of another model or other texts than the job's.
+    """
     from sae_core.activations.language_model import Hook
     from sae_core.activations.store import CachedSource
-    from sae_core.console import Console
     from sae_core.files import file_sha256, folder_stamp
     from sae_core.model_sources import ModelRecord
-    from sae_core.model_training.wandb_utils import WandbRun
-    from sae_core.observers import Observers
-    from sae_core.parallel import join
-    from sae_core.run_lock import run_lock
-    from sae_core.sae_train import Origin, SAETrainer, warn_of_density
+    from sae_core.training_inputs import Activations, Provenance
 
-    everyone = join(job.runtime.device)
-    if everyone.is_first:
-        warn_of_density(job.sae)
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
     target = hook.target(job.target_hook_name)
     source = CachedSource(
@@ -97,10 +119,10 @@ def train(job: Job, login: TrackingConfig) -> None:
         seed=job.data.seed,
         target=target,
     )
-    end_to_end = None
+    model = windows = None
     if job.end_to_end.use_end_to_end:
-        end_to_end = load_end_to_end(job, record, hook, source, everyone)
-    origin = Origin(
+        model, windows = load_model(job, record, target or hook, source)
+    provenance = Provenance(
         model_name=record.name,
         model_commit=record.commit,
         model_dtype=source.dtype,
@@ -109,46 +131,15 @@ def train(job: Job, login: TrackingConfig) -> None:
         prepend_bos=source.bos is not None,
         model_sha256=record.model_sha256,
     )
-    hooks = {"hook_spec": hook.spec, "target_hook_name": job.target_hook_name}
-    settings = resolved(job, model=origin.as_metadata(), hook=hooks)
-    tags = (job.sae.sae_type, f"layer {hook.layer}", record.name)
-    with (
-        run_lock(job.checkpoints),
-        WandbRun(login, job.output.name, job.checkpoints, settings, tags) as tracking,
-    ):
-        trainer = SAETrainer(
-            source,
-            hook,
-            source.d_in,
-            origin,
-            sae=job.sae,
-            data=job.data,
-            training=job.training,
-            runtime=job.runtime,
-            checkpoints=job.checkpoints,
-            observer=Observers(Console(job.runtime.log_freq), tracking),
-            end_to_end=end_to_end,
-            model_files=None if record.commit else folder_stamp(Path(record.path)),
-            target=target,
-            everyone=everyone,
-        )
-        trainer.train()
-        everyone.leave()
-        folder = trainer.export(job.output)
-        tracking.exported(folder)
-    print(f"SAE: {folder}")
+    model_files = None if record.commit else folder_stamp(Path(record.path))
+    return Activations(source, hook, source.d_in, provenance, target, model, windows, model_files)
 
 
-def resolved(job: Job, **origin: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings of the training in groups, for W&B."""
-    groups = ("sae", "data", "training", "end_to_end", "runtime")
-    return {name: asdict(getattr(job, name)) for name in groups} | origin
-
-
-def load_end_to_end(
-    job: Job, record: "ModelRecord", hook: "Hook", source: "CachedSource", everyone: "Everyone"
-) -> "EndToEnd":
-    """The model and the windows that the stored activations are of, ready for the phase.
+def load_model(
+    job: Job, record: "ModelRecord", spliced: "Hook", source: "CachedSource"
+) -> "tuple[LanguageModel, TokenWindows]":
+    """The model and the windows that the stored activations are of, for an end-to-end phase that
+    splices in at the hook `spliced`.
 
     Raises:
         SAEError: they are of others.
@@ -157,29 +148,21 @@ def load_end_to_end(
     from sae_core.activations.token_windows import read_windows
     from sae_core.data_processing.texts import read_texts
     from sae_core.devices import pick_device
-    from sae_core.end_to_end import EndToEnd, later_layers
+    from sae_core.end_to_end import later_layers
 
-    target = hook.target(job.target_hook_name)
-    later_layers(job.end_to_end, target or hook, record.n_layers)
+    later_layers(job.end_to_end, spliced, record.n_layers)
     texts = read_texts(job.texts, "--texts")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.runtime.device), job.data.max_text_length)
     windows = read_windows(model.tokenizer, texts, job.data)
-    given = (
-        windows.n_train,
-        windows.n_validation,
-        windows.positions,
-        windows.bos,
-        str(model.dtype),
-    )
-    stored = (source.n_train, source.n_validation, source.positions, source.bos)
-    if given != (*stored, f"torch.{source.dtype}"):
+    given = windows.n_train, windows.n_validation, windows.positions, windows.bos
+    stored = source.n_train, source.n_validation, source.positions, source.bos
+    if (given, str(model.dtype)) != (stored, f"torch.{source.dtype}"):
         raise SAEError(
             f"{job.shards[0]}: holds activations of other texts, windows or model settings than "
             "those given; harvest again"
         )
-    batch_size = job.runtime.batch_size
-    return EndToEnd(model, windows, hook, job.end_to_end, batch_size, target, everyone)
+    return model, windows
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from sae_core.activations.offered_hooks import offered_hooks
 from sae_core.activations.stand_ins import BaseOutput, forward_of
 from sae_core.devices import device_map, pick_dtype
 from sae_core.errors import SAEError, is_out_of_memory
-from sae_core.memory import WorkingUnit
+from sae_core.memory import Microbatch
 from sae_core.model_places import cannot_load, model_place
 from sae_core.naming import hook_spec
 from sae_core.progress import bars_are_wanted
@@ -188,13 +188,13 @@ class LanguageModel:
         """
         return max(1, CPU_TOKENS // length) if self.device.type == "cpu" else batch_size
 
-    def forward_unit(self, length: int, batch_size: int) -> WorkingUnit:
+    def forward_microbatch(self, length: int, batch_size: int) -> Microbatch:
         """Windows of `length` tokens per forward pass, fewer when memory runs out."""
         advice = (
             "use shorter windows (--max-text-length), a smaller --model-dtype or another --device"
         )
         size = self.windows_at_once(length, batch_size)
-        return WorkingUnit(size, "windows per forward pass", advice)
+        return Microbatch(size, "windows per forward pass", advice)
 
     @torch.no_grad()
     def hidden(

@@ -23,7 +23,7 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.files import check_space, file_sha256, new_folder, write_file, writing
-from sae_core.memory import WorkingUnit
+from sae_core.memory import Microbatch
 from sae_core.records import read_record
 
 Found = dict[Hook, Tensor]
@@ -140,11 +140,11 @@ def harvest(
     )
     window_bytes = windows.positions * model.d_model * model.dtype.itemsize
     n_bytes = total * len(hooks) * (window_bytes + DIGEST_BYTES)
-    unit = model.forward_unit(windows.length, batch_size)
+    microbatch = model.forward_microbatch(windows.length, batch_size)
     with writing(folder, n_bytes), new_folder(folder) as staging:
         check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
         for part, run in runs.items():
-            for n_windows in _harvest_part(model, windows, hooks, staging, part, run, unit):
+            for n_windows in _harvest_part(model, windows, hooks, staging, part, run, microbatch):
                 done += n_windows
                 progress(done, total)
         digests = {path.name: file_sha256(path) for path in sorted(staging.glob("*.sha256"))}
@@ -160,7 +160,7 @@ def _harvest_part(
     folder: Path,
     part: str,
     run: tuple[int, int],
-    unit: WorkingUnit,
+    microbatch: Microbatch,
 ) -> Iterator[int]:
     """Write the windows `run[0]` to `run[1]` of a part; yields how many each forward pass had."""
     indices = torch.arange(*run)
@@ -173,7 +173,7 @@ def _harvest_part(
             hook: [stack.enter_context(p.open("wb")) for p in _files(folder, hook.spec, part)]
             for hook in hooks
         }
-        for found in unit.parts(len(indices), activations):
+        for found in microbatch.parts(len(indices), activations):
             for hook, values in found.items():
                 data, digests = files[hook]
                 for window in _as_bytes(values[:, 1:].cpu()):

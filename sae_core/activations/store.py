@@ -19,7 +19,7 @@ from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.shards import Manifest, WindowFile
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
-from sae_core.parallel import ALONE, Everyone
+from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
 from sae_core.seeding import generator
 
 CALIBRATION_TOKENS = 2**16
@@ -145,7 +145,7 @@ class StreamingSource(ActivationSource):
     Args:
         batch_size: windows per forward pass.
         target: of a transcoder.
-        everyone: the processes that share the training, and so the passes.
+        group: the processes that share the training, and so the passes.
     """
 
     def __init__(
@@ -158,14 +158,14 @@ class StreamingSource(ActivationSource):
         tokens_per_step: int,
         seed: int,
         target: Hook | None = None,
-        everyone: Everyone = ALONE,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         super().__init__(
             windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed
         )
         self.model, self.windows, self.hooks = model, windows, _hooks(hook, target)
-        self.unit = model.forward_unit(windows.length, batch_size)
-        self.everyone = everyone
+        self.microbatch = model.forward_microbatch(windows.length, batch_size)
+        self.group = group
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         if part == "train":
@@ -173,14 +173,14 @@ class StreamingSource(ActivationSource):
         else:
             tokens = self.windows.validation(indices)
 
-        tokens = tokens[self.everyone.own(len(tokens))]
+        tokens = tokens[self.group.shard(len(tokens))]
 
         def activations(part: slice) -> Tensor:
             found = self.model.activations(tokens[part], self.hooks)
             return torch.cat([found[hook][:, 1:] for hook in self.hooks], dim=-1)
 
-        own = torch.cat(list(self.unit.parts(len(tokens), activations)))
-        return torch.cat(self.everyone.gather(own))
+        own = torch.cat(list(self.microbatch.parts(len(tokens), activations)))
+        return torch.cat(self.group.all_gather(own))
 
 
 def _hooks(hook: Hook, target: Hook | None) -> list[Hook]:

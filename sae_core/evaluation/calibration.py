@@ -58,8 +58,8 @@ def _counted_activations(
     if len(windows) > WINDOWS:
         windows = windows[torch.arange(WINDOWS) * len(windows) // WINDOWS]
     hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)
-    unit = model.forward_unit(windows.shape[1], batch_size)
-    found = unit.parts(len(windows), lambda at: model.activations(windows[at], [hook])[hook])
+    microbatch = model.forward_microbatch(windows.shape[1], batch_size)
+    found = microbatch.parts(len(windows), lambda at: model.activations(windows[at], [hook])[hook])
     x = torch.cat([part[:, 1:].float().flatten(0, 1) for part in found])
     norms = x.norm(dim=-1)
     return x[norms <= OUTLIER_FACTOR * norms.median()]

@@ -28,6 +28,7 @@ from sae_core.evaluation.tally import Records, Tally, Together
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
 from sae_core.seeding import generator
+from sae_core.sparse_ops import Precision
 from sae_core.train_config import DataConfig, FeaturesConfig
 
 DENSE = 0.03
@@ -114,6 +115,7 @@ def tally_features(
     corpus: Corpus,
     config: FeaturesConfig,
     batch_size: int,
+    precision: Precision | None = None,
 ) -> Iterator[Tally]:
     """The pass over the corpus: the tally after each batch of windows."""
     sae = sae.to(model.device, torch.float32)
@@ -129,7 +131,7 @@ def tally_features(
     for tokens, text in parts:
         x = model.activations(tokens, [hook])[hook].float()
         subject = None if of_text is None else of_text[text.long()].to(model.device)
-        tally.add(sae.encode_sparse(x.flatten(0, 1)), x.norm(dim=-1) > max_norm, subject)
+        tally.add(sae.encode_sparse(x.flatten(0, 1), precision), x.norm(dim=-1) > max_norm, subject)
         yield tally
 
 

@@ -52,7 +52,7 @@ from sae_core.errors import SAEError
 from sae_core.evaluation.calibration import calibrated
 from sae_core.evaluation.identity import density_histogram
 from sae_core.losses import fraction_of_variance_unexplained
-from sae_core.memory import WorkingUnit
+from sae_core.memory import Microbatch
 from sae_core.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
@@ -156,8 +156,8 @@ def evaluate(
     later = [Hook(layer, "hook_resid_post") for layer in range(hook.layer, model.n_layers)]
     later = [point for point in later if point != target]
     sae = sae.to(model.device)
-    unit = model.forward_unit(windows.shape[1], batch_size)
-    reference = _reference(model, hook, target, windows, unit)
+    microbatch = model.forward_microbatch(windows.shape[1], batch_size)
+    reference = _reference(model, hook, target, windows, microbatch)
 
     def measure(at: slice) -> tuple[_Sums, Tensor]:
         batch = _clean_pass(model, hook, target, later, windows[at])
@@ -165,7 +165,7 @@ def evaluate(
 
     sums, l0 = _Sums(), []
     with calibrated(model, sae, windows, batch_size) as calibration:
-        for found, active in unit.parts(len(windows), measure):
+        for found, active in microbatch.parts(len(windows), measure):
             sums.add(**found.values)
             l0.append(active)
     figures = _figures(sums, torch.cat(l0), [point.layer for point in later], windows, sae)
@@ -222,11 +222,13 @@ def _add_splices(
 
 
 def _reference(
-    model: LanguageModel, hook: Hook, target: Hook, windows: Tensor, unit: WorkingUnit
+    model: LanguageModel, hook: Hook, target: Hook, windows: Tensor, microbatch: Microbatch
 ) -> Reference:
     sums = _Sums()
     norms: dict[Hook, list[Tensor]] = {hook: [], target: []}
-    for found in unit.parts(len(windows), lambda at: model.activations(windows[at], list(norms))):
+    for found in microbatch.parts(
+        len(windows), lambda at: model.activations(windows[at], list(norms))
+    ):
         sums.add(total=found[target].float().sum((0, 1)))
         for at, of_batches in norms.items():
             of_batches.append(found[at][:, 1:].float().norm(dim=-1).flatten())

@@ -13,8 +13,7 @@ from torch import Tensor
 
 from sae_core import sparse_ops
 from sae_core.errors import SAEError
-from sae_core.sae_base import Reconstruction, SparseAutoencoder, as_rows
-from sae_core.sae_config import SAESpec
+from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder, as_rows
 
 
 class BatchTopKSAE(SparseAutoencoder):
@@ -22,32 +21,29 @@ class BatchTopKSAE(SparseAutoencoder):
 
     encoder_scale = 0.3
 
-    def __init__(self, spec: SAESpec) -> None:
-        super().__init__(spec)
-        self._bound = sparse_ops.LowerBound()
-
     def reconstruct(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
-        total = self.everyone.count(len(x)) * self.spec.top_k
         code = sparse_ops.encode(
             x,
             self.encoder,
-            total,
-            lower_bound=self._bound.value,
-            row_block=row_block,
-            precision=self.precision,
-            everyone=self.everyone,
+            compute.group.total(len(x)) * self.spec.top_k,
+            lower_bound=compute.lower_bound,
+            row_block=compute.row_block,
+            precision=compute.precision,
+            group=compute.group,
         )
-        self._bound.update(code)
-        return self._decoded(x if target is None else target, code)
+        made = self._decoded(x if target is None else target, code)
+        return made._replace(least=code.least)
 
     @torch.no_grad()
     def reconstruct_at_inference(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
         bound = self.known_threshold.clamp(min=0.0)
-        code = sparse_ops.select(x, self.encoder, lambda pre: pre > bound, row_block=row_block)
+        code = sparse_ops.select(
+            x, self.encoder, lambda pre: pre > bound, row_block=compute.row_block
+        )
         return self._decoded(x if target is None else target, code)
 
     def _decoded(self, target: Tensor, code: sparse_ops.SparseCode) -> Reconstruction:

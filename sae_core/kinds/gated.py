@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from sae_core import losses, sparse_ops
-from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder
 from sae_core.sae_config import SAESpec
 
 
@@ -35,11 +35,13 @@ class GatedSAE(SparseAutoencoder):
     def encode(self, x: Tensor) -> Tensor:
         return self._features(self.pre_activations(x))
 
-    def encode_sparse(self, x: Tensor) -> sparse_ops.SparseCode:
+    def encode_sparse(
+        self, x: Tensor, precision: sparse_ops.Precision | None = None
+    ) -> sparse_ops.SparseCode:
         return self._encode_densely(x)
 
     def reconstruct(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
         gate = self.pre_activations(x)  # all of it is kept for the gradient
         features, gated = self._features(gate), torch.relu(gate)

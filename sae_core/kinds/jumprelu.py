@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.autograd import Function
 
 from sae_core import sparse_ops
-from sae_core.sae_base import Reconstruction, SparseAutoencoder, as_rows
+from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder, as_rows
 from sae_core.sae_config import SAESpec
 
 BANDWIDTH = 0.1
@@ -60,18 +60,19 @@ class JumpReLUSAE(SparseAutoencoder):
         self.threshold = nn.Parameter(torch.full((spec.d_sae,), start))
 
     def reconstruct(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
-        least = (self.threshold.detach() - BANDWIDTH / 2).clamp(min=0.0)
+        threshold = self.known_threshold
+        least = (threshold.detach() - BANDWIDTH / 2).clamp(min=0.0)
         near = sparse_ops.encode_where(
-            x, self.encoder, lambda pre: pre > least, row_block=row_block
+            x, self.encoder, lambda pre: pre > least, row_block=compute.row_block
         )
         column = near.pairs.column
-        value, active = _Jump.apply(near.value, self.threshold[column])
+        value, active = _Jump.apply(near.value, threshold[column])
         fired = torch.zeros_like(self.ever_fired)
         fired[column[active > 0]] = True
         l0 = active.sum() / len(x)
-        mean_l0 = self.everyone.mean(l0, len(x))
+        mean_l0 = compute.group.mean(l0, len(x))
         return Reconstruction(
             x_hat=sparse_ops.decode(replace(near, value=value), self.weights),
             l1=value.sum() / len(x),
@@ -86,8 +87,9 @@ class JumpReLUSAE(SparseAutoencoder):
         have `top_k` active features per token on average."""
         x = as_rows(activations, self.W_enc)
         total = x.shape[0] * self.spec.top_k
-        least = (self.threshold - BANDWIDTH / 2).clamp(min=0.0)
+        threshold = self.known_threshold
+        least = (threshold - BANDWIDTH / 2).clamp(min=0.0)
         near = sparse_ops.select(x, self.encoder, lambda pre: pre > least)
-        above = near.value - self.threshold[near.pairs.column]
+        above = near.value - threshold[near.pairs.column]
         if above.numel() > total:
-            self.threshold.add_(above.topk(total + 1).values[-2:].mean())
+            threshold.add_(above.topk(total + 1).values[-2:].mean())

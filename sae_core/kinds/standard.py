@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 from sae_core import losses
-from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder
 
 
 class StandardSAE(SparseAutoencoder):
     """`relu(pre)` in training and at inference; the threshold stays 0."""
 
     def reconstruct(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
         code = torch.relu(self.pre_activations(x))  # all of it is kept for the gradient
         active = code.detach() > 0

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_core import sparse_ops
-from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder
 
 
 class TopKSAE(SparseAutoencoder):
@@ -22,14 +22,16 @@ class TopKSAE(SparseAutoencoder):
         pre = self.pre_activations(x)
         return torch.relu(pre) * self._largest(pre)
 
-    def encode_sparse(self, x: Tensor) -> sparse_ops.SparseCode:
+    def encode_sparse(
+        self, x: Tensor, precision: sparse_ops.Precision | None = None
+    ) -> sparse_ops.SparseCode:
         return self._encode_densely(x)
 
     def reconstruct(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
         code = sparse_ops.encode_where(
-            x, self.encoder, lambda pre: self._largest(pre) & (pre > 0), row_block=row_block
+            x, self.encoder, lambda pre: self._largest(pre) & (pre > 0), row_block=compute.row_block
         )
         return Reconstruction.of_code(code, sparse_ops.decode(code, self.weights))
 

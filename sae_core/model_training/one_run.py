@@ -1,7 +1,7 @@
 """What both training command lines do for one model: check, train, track, evaluate, publish."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -11,7 +11,8 @@ from sae_core.ranks import is_follower
 from sae_core.train_config import EvaluationConfig, PublishingConfig, RunConfig, TrackingConfig
 
 if TYPE_CHECKING:
-    from sae_core.sae_train import CheckedRun
+    from sae_core.activations.language_model import LanguageModel
+    from sae_core.checked_run import CheckedRun
 
 
 def check_services(tracking: TrackingConfig, publishing: PublishingConfig) -> TrackingConfig:
@@ -52,26 +53,24 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
     """
     login = check_services(config.tracking, config.publishing)
 
-    from sae_core.console import Console
-    from sae_core.model_training.wandb_utils import WandbRun
-    from sae_core.observers import Observers
+    from sae_core.checked_run import check_run
+    from sae_core.model_training.tracked_run import Plan, tracked_run
     from sae_core.parallel import join
-    from sae_core.run_lock import run_lock
-    from sae_core.sae_train import check_run, train_checked
+    from sae_core.sae_train import activations_of
+    from sae_core.training_inputs import Settings
 
-    everyone = join(config.runtime.device)
+    group = join(config.runtime.device)
     run = check_run(config, batch)
     tags = (config.sae.sae_type, f"layer {run.hook.layer}", config.model.name)
-    settings = _resolved(config, run.hook.layer)
-    with (
-        run_lock(run.checkpoints),
-        WandbRun(login, run.name, run.checkpoints, settings, tags) as tracking,
-    ):
-        console = Console(config.runtime.log_freq)
-        folder = train_checked(config, run, Observers(console, tracking), everyone)
-        tracking.exported(folder)
+    resolved = _resolved(config, run.hook.layer)
+    plan = Plan(run.name, run.output, run.checkpoints, login, resolved, tags)
+    with tracked_run(
+        plan, Settings.of(config), lambda: activations_of(config, run, group), group
+    ) as done:
+        folder, tracking = done.folder, done.tracking
         if config.publishing.upload_to_hf or is_on(login):
-            evaluation = _evaluate(config, run, folder)
+            assert done.activations.model is not None
+            evaluation = _evaluate(config, run, folder, done.activations.model)
             if evaluation:
                 tracking.summarise(**evaluation_summary(json.loads(evaluation.read_text())))
         if config.publishing.upload_to_hf:
@@ -82,15 +81,16 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
 def _resolved(config: RunConfig, layer: int) -> dict[str, Any]:
     """The settings of the training in groups, the middle layer as a number, the model by the name
     that others may read."""
-    groups = {name: group for name, group in asdict(config).items()}
+    groups = {name: values for name, values in asdict(config).items()}
     groups["hook"]["hook_layer"] = layer
     groups["model"]["model_name"] = config.model.name
-    return {k: group for k, group in groups.items() if k not in ("tracking", "publishing")}
+    return {k: values for k, values in groups.items() if k not in ("tracking", "publishing")}
 
 
-def _evaluate(config: RunConfig, run: "CheckedRun", folder: Path) -> Path | None:
+def _evaluate(
+    config: RunConfig, run: "CheckedRun", folder: Path, model: "LanguageModel"
+) -> Path | None:
     """Evaluate the SAE on its held-out windows, if it has enough of them."""
-    from sae_core.activations.language_model import LanguageModel
     from sae_core.checkpoint import load_sae
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.metrics import evaluate, held_out_windows
@@ -98,9 +98,6 @@ def _evaluate(config: RunConfig, run: "CheckedRun", folder: Path) -> Path | None
     from sae_core.naming import EVALUATION_FILE
 
     sae = load_sae(folder)
-    model = LanguageModel.load(
-        replace(config.model, revision=run.facts.commit), run.device, sae.spec.window
-    )
     most = EvaluationConfig().max_windows
     try:
         windows = held_out_windows(sae.spec, model.tokenizer, run.texts, most)

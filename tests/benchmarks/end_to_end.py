@@ -12,7 +12,7 @@ run; from stored activations local training is several times faster.
 import json
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from sae_core.end_to_end import EndToEnd
 from sae_core.evaluation.metrics import evaluate
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAEConfig
-from sae_core.sae_train import Origin, SAETrainer
+from sae_core.sae_train import SAETrainer
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
@@ -40,6 +40,7 @@ from sae_core.train_config import (
     RuntimeConfig,
     TrainingConfig,
 )
+from sae_core.training_inputs import Activations, Provenance, Settings
 
 
 @dataclass(frozen=True)
@@ -127,11 +128,7 @@ def measure(
     config = EndToEndConfig(end_to_end_fraction=fraction or 1.0)
     phase = EndToEnd(model, windows, hook, config, options.batch_size)
     with tempfile.TemporaryDirectory() as scratch:
-        trainer = SAETrainer(
-            source,
-            hook,
-            model.d_model,
-            Origin(str(options.model), None, str(model.dtype), "", "", windows.bos is not None),
+        settings = Settings(
             sae=SAEConfig(topk=options.topk, sae_expansion=options.expansion),
             data=data,
             training=TrainingConfig(
@@ -140,11 +137,16 @@ def measure(
                 lr=options.lr,
                 early_stopping_patience=0,
             ),
-            runtime=RuntimeConfig(checkpoint_freq=0),
-            checkpoints=Path(scratch) / "points",
-            observer=Console(log_freq=10),
-            end_to_end=phase if fraction else None,
+            end_to_end=replace(config, use_end_to_end=fraction > 0),
+            runtime=RuntimeConfig(batch_size=options.batch_size, checkpoint_freq=0),
         )
+        provenance = Provenance(
+            str(options.model), None, str(model.dtype), "", "", windows.bos is not None
+        )
+        activations = Activations(
+            source, hook, model.d_model, provenance, model=model, windows=windows
+        )
+        trainer = SAETrainer(activations, settings, Path(scratch) / "points", Console(log_freq=10))
         started = time.perf_counter()
         trainer.train()
         minutes = (time.perf_counter() - started) / 60
@@ -152,7 +154,7 @@ def measure(
     held_out = windows.evaluation()[: options.max_windows]
     figures = evaluate(model, sae, held_out, options.batch_size)
     beside = gap_beside_sinks(phase, sae, held_out, trainer.loop.normalise.max_norm)
-    figures |= {"gap": beside, "minutes": minutes, "tokens": trainer.loop.tokens}
+    figures |= {"gap": beside, "minutes": minutes, "tokens": trainer.loop.progress.tokens}
     print(json.dumps({"fraction": fraction} | figures), flush=True)
     return figures
 

@@ -25,8 +25,8 @@ from sae_core.evaluation.features import Corpus, feature_table, tally_features
 from sae_core.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAEConfig
-from sae_core.sae_train import sae_spec
 from sae_core.train_config import FeaturesConfig
+from sae_core.training_inputs import sae_spec
 
 BATCH = 8
 
@@ -61,7 +61,9 @@ def row(scratch: Path, options: argparse.Namespace) -> str:
         start = time.perf_counter()
         harvest(model, same, [hook], scratch / "shard", batch_size=BATCH)
         harvested = time.perf_counter()
-        [tally] = deque(tally_features(model, sae, corpus, FeaturesConfig(), BATCH), maxlen=1)
+        precision = pick_precision("float32", model.device)
+        tallies = tally_features(model, sae, corpus, FeaturesConfig(), BATCH, precision)
+        [tally] = deque(tallies, maxlen=1)
         passed = time.perf_counter()
         feature_table(sae, tally)
         done = time.perf_counter()
@@ -90,7 +92,6 @@ def random_sae(
     x = sample.flatten(0, 1).float()
     sae.b_dec.data.copy_(x.mean(0))
     sae.calibrate([x])
-    sae.precision = pick_precision("float32", model.device)
     return sae.requires_grad_(False)
 
 

@@ -24,11 +24,12 @@ from sae_core.activations.store import CachedSource
 from sae_core.devices import keep_freed_memory, pick_precision
 from sae_core.kinds import build
 from sae_core.losses import fraction_of_variance_unexplained
+from sae_core.sae_base import Compute
 from sae_core.sae_config import SAEConfig
-from sae_core.sae_train import sae_spec
 from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
 from sae_core.training import Batch, Normalisation, Observer, Trainer, learning_rate
+from sae_core.training_inputs import sae_spec
 
 ROWS = 512
 """Tokens whose dense code is in memory at once."""
@@ -102,10 +103,10 @@ def threshold_for(sae: Trained, x: Tensor, l0: float) -> float:
 def ours(data: Data, config: SAEConfig, lr: float, compute_dtype: str) -> Trained:
     d_in = data.held_out.shape[1]
     sae = build(sae_spec(config, Hook(0, "hook_resid_post"), d_in, DEVICE, {}))
-    sae.precision = pick_precision(compute_dtype, DEVICE)
     sae.initialise(generator(0, "weights"))
     sae.to(DEVICE)
-    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), TrainingConfig(lr=lr), Observer())
+    compute = Compute(precision=pick_precision(compute_dtype, DEVICE))
+    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), TrainingConfig(lr=lr), Observer(), compute)
     for step, x in enumerate(data.batches):
         trainer.step(Batch(x), learning_rate(step, len(data.batches), lr))
     sae.calibrate(iter([data.calibration]))

@@ -21,12 +21,12 @@ from sae_core.activations.language_model import Hook
 from sae_core.activations.store import ActivationSource
 from sae_core.devices import keep_freed_memory, pick_precision
 from sae_core.kinds import build
-from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_base import Compute, SparseAutoencoder
 from sae_core.sae_config import SAEConfig
-from sae_core.sae_train import sae_spec
 from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
 from sae_core.training import Batch, Observer, Trainer
+from sae_core.training_inputs import sae_spec
 
 LR = 1e-3
 DEAD_SHARE = 0.2
@@ -94,11 +94,11 @@ def dead_features(shape: Shape) -> Tensor:
 def ours(shape: Shape, compute_dtype: str, dead: bool) -> Step:
     """A step of the trainer."""
     sae = our_sae(shape)
-    sae.precision = pick_precision(compute_dtype, DEVICE)
     if dead:
         sae.num_batches_not_active[dead_features(shape)] = 10**6
         sae.W_enc.data[:, dead_features(shape)] *= 0.1
-    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), TrainingConfig(), Observer())
+    compute = Compute(precision=pick_precision(compute_dtype, DEVICE))
+    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), TrainingConfig(), Observer(), compute)
     return lambda x: trainer.step(Batch(x), LR)
 
 

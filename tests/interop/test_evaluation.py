@@ -20,9 +20,10 @@ from sae_core.checkpoint import load_sae
 from sae_core.evaluation.metrics import evaluate
 from sae_core.kinds import KINDS
 from sae_core.sae_config import SAEConfig
-from sae_core.sae_train import Origin, SAETrainer
+from sae_core.sae_train import train_sae
 from sae_core.train_config import DataConfig, ModelConfig, RuntimeConfig, TrainingConfig
 from sae_core.training import Observer
+from sae_core.training_inputs import Activations, Provenance, Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interop-evaluation")]
 
@@ -40,20 +41,20 @@ SAME = 0.001
 def train(kind: str, model: LanguageModel, windows: TokenWindows, folder: Path) -> None:
     """An SAE on the model's activations, exported into `folder`."""
     source = StreamingSource(model, windows, HOOK, batch_size=8, tokens_per_step=256, seed=0)
-    trainer = SAETrainer(
-        source,
-        HOOK,
-        model.d_model,
-        Origin("tiny", None, "float32", "texts.json", "0" * 64, True),
+    provenance = Provenance("tiny", None, "float32", "texts.json", "0" * 64, True)
+    settings = Settings(
         sae=SAEConfig(sae_type=kind, topk=6, sparsity_penalty=0.02),  # type: ignore[arg-type]
         data=DATA,
         training=TrainingConfig(num_epochs=4, tokens_per_step=256, compute_dtype="float32"),
         runtime=RuntimeConfig(device="cpu", checkpoint_freq=0),
-        checkpoints=folder / "points" / kind,
-        observer=Observer(),
     )
-    trainer.train()
-    trainer.export(folder / "saes" / kind)
+    train_sae(
+        Activations(source, HOOK, model.d_model, provenance),
+        settings,
+        folder / "saes" / kind,
+        folder / "points" / kind,
+        Observer(),
+    )
 
 
 Figures = dict[str, dict[str, float]]

@@ -23,9 +23,10 @@ from sae_core.kinds import KINDS
 from sae_core.publishing import hub
 from sae_core.publishing.foreign import import_sae
 from sae_core.sae_config import SAEConfig
-from sae_core.sae_train import Origin, SAETrainer
+from sae_core.sae_train import train_sae
 from sae_core.train_config import DataConfig, RepoConfig, RuntimeConfig, TrainingConfig
 from sae_core.training import Observer
+from sae_core.training_inputs import Activations, Provenance, Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interop-peers")]
 
@@ -56,21 +57,21 @@ class Exchange(NamedTuple):
 def trained(kind: str, root: Path, source: SparseDirections, target: Hook | None = None) -> Path:
     """An SAE or transcoder of that kind, after a short training, exported."""
     name = f"{kind} transcoder" if target else kind
-    trainer = SAETrainer(
-        source,
-        Hook(3, "mlp.hook_in" if target else "hook_resid_post"),
-        16,
-        Origin("gpt2", None, "float32", "texts.json", "0" * 64, True),
+    provenance = Provenance("gpt2", None, "float32", "texts.json", "0" * 64, True)
+    hook = Hook(3, "mlp.hook_in" if target else "hook_resid_post")
+    settings = Settings(
         sae=SAEConfig(sae_type=kind, topk=2, sparsity_penalty=0.01),  # type: ignore[arg-type]
         data=DataConfig(max_text_length=32),
         training=TrainingConfig(num_epochs=2, tokens_per_step=256, compute_dtype="float32"),
         runtime=RuntimeConfig(device="cpu", checkpoint_freq=0),
-        checkpoints=root / "points" / name,
-        observer=Observer(),
-        target=target,
     )
-    trainer.train()
-    return trainer.export(root / "ours" / name)
+    return train_sae(
+        Activations(source, hook, 16, provenance, target),
+        settings,
+        root / "ours" / name,
+        root / "points" / name,
+        Observer(),
+    )
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,10 @@ from sae_core.devices import pick_device
 from sae_core.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAEConfig
-from sae_core.sae_train import sae_spec
 from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
 from sae_core.training import Observer, Trainer
+from sae_core.training_inputs import sae_spec
 
 RANK_SHIFT = 10
 """Frequencies fall as 1 / (rank + this), so that the most frequent features are not constant."""

@@ -14,19 +14,17 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from synthetic import SparseDirections
+from synthetic import SparseDirections, made_up
 from torch import Tensor
 
 from sae_core import cli
-from sae_core.activations.language_model import Hook
 from sae_core.resume import forget_states
 from sae_core.run_lock import run_lock
 from sae_core.sae_config import SAEConfig
-from sae_core.sae_train import Origin, SAETrainer
-from sae_core.train_config import DataConfig, RuntimeConfig, TrainingConfig
+from sae_core.sae_train import SAETrainer
+from sae_core.train_config import RuntimeConfig, TrainingConfig
 from sae_core.training import Observer
-
-ORIGIN = Origin("made up", None, "float32", "texts.json", "0" * 64, False)
+from sae_core.training_inputs import Settings
 
 
 @dataclass(frozen=True)
@@ -87,16 +85,14 @@ def run(training: Training) -> None:
     points = training.folder / "points"
     with run_lock(points):
         trainer = SAETrainer(
-            SparseDirections(n_validation=training.n_validation),
-            Hook(1, "hook_resid_post"),
-            16,
-            ORIGIN,
-            sae=replace(SAEConfig(topk=training.topk, n_batches_to_dead=3), sae_expansion=4),
-            data=DataConfig(),
-            training=TrainingConfig(num_epochs=3, early_stopping_patience=0),
-            runtime=replace(training.runtime, device="cpu", log_freq=1),
-            checkpoints=points,
-            observer=Hit(strike) if training.hit == "step" else Observer(),
+            made_up(SparseDirections(n_validation=training.n_validation)),
+            Settings(
+                sae=SAEConfig(topk=training.topk, n_batches_to_dead=3, sae_expansion=4),
+                training=TrainingConfig(num_epochs=3, early_stopping_patience=0),
+                runtime=replace(training.runtime, device="cpu", log_freq=1),
+            ),
+            points,
+            Hit(strike) if training.hit == "step" else Observer(),
         )
         trainer.train()
         trainer.export(training.folder / "sae")

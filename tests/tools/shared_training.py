@@ -12,18 +12,16 @@ from typing import Annotated, Any
 
 import torch
 import tyro
-from interrupted_training import ORIGIN
-from synthetic import KINDS, SparseDirections, SparseMap
+from synthetic import HOOK, KINDS, SparseDirections, SparseMap, made_up
 from tiny_model import WIDTH
 
 from sae_core import cli
-from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core.activations.language_model import LanguageModel
 from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import read_windows
 from sae_core.data_processing.texts import read_texts
-from sae_core.end_to_end import EndToEnd
 from sae_core.errors import SAEError
-from sae_core.parallel import Everyone, join
+from sae_core.parallel import ProcessGroup, join
 from sae_core.sae_config import SAEConfig
 from sae_core.sae_train import SAETrainer
 from sae_core.torchrun import launched
@@ -35,8 +33,7 @@ from sae_core.train_config import (
     TrainingConfig,
 )
 from sae_core.training import Observer
-
-HOOK = Hook(1, "hook_resid_post")
+from sae_core.training_inputs import Settings
 
 
 @dataclass(frozen=True)
@@ -67,58 +64,63 @@ class Stop(Observer):
             os.kill(os.getppid(), signal.SIGTERM)
 
 
-def train(trainings: Trainings, name: str, source: Any, everyone: Everyone, **options: Any) -> None:
+def train(
+    trainings: Trainings, name: str, source: Any, group: ProcessGroup, **options: Any
+) -> None:
     kind = name if name in KINDS else "batch_topk"
     sparsity = 0.01 if kind in ("standard", "gated") else 0.0
-    points = trainings.folder / f"{name}.points"
-    trainer = SAETrainer(
-        source,
-        HOOK,
-        options.pop("d_in", 16),
-        ORIGIN,
+    end_to_end = EndToEndConfig(
+        use_end_to_end="model" in options, end_to_end_fraction=0.5, use_block_mse=True
+    )
+    settings = Settings(
         sae=SAEConfig(
-            sae_type=kind, topk=2, sae_expansion=8, sparsity_penalty=sparsity, n_batches_to_dead=1
+            sae_type=kind,  # type: ignore[arg-type]
+            topk=2,
+            sae_expansion=8,
+            sparsity_penalty=sparsity,
+            n_batches_to_dead=1,
         ),
-        data=DataConfig(),
         training=TrainingConfig(num_epochs=2, compute_dtype="float32"),
-        runtime=RuntimeConfig(device="cpu", checkpoint_freq=1),
-        checkpoints=points,
-        observer=Stop(trainings.stop_at),
-        everyone=everyone,
-        **options,
+        end_to_end=end_to_end,
+        runtime=RuntimeConfig(device="cpu", batch_size=4, checkpoint_freq=1),
+    )
+    trainer = SAETrainer(
+        made_up(source, **options),
+        settings,
+        trainings.folder / f"{name}.points",
+        Stop(trainings.stop_at),
+        group,
     )
     trainer.train()
-    if everyone.is_first:
+    if group.is_first:
         trainer.export(trainings.folder / name)
 
 
 def run(trainings: Trainings) -> None:
     if launched(trainings.gpus):
         return
-    everyone = join("cpu")
-    if trainings.fail and everyone.rank == 1:
+    group = join("cpu")
+    if trainings.fail and group.rank == 1:
         raise SAEError("the second process has failed")
     for kind in KINDS[:1] if trainings.first_only else KINDS:
-        train(trainings, kind, SparseDirections(), everyone)
+        train(trainings, kind, SparseDirections(), group)
     if not trainings.first_only:
-        train_others(trainings, everyone)
-    everyone.leave()
+        train_others(trainings, group)
+    group.leave()
     print("done")
 
 
-def train_others(trainings: Trainings, everyone: Everyone) -> None:
+def train_others(trainings: Trainings, group: ProcessGroup) -> None:
     transcoder = {"target": HOOK.target("hook_mlp_out")}
-    train(trainings, "transcoder", SparseMap(), everyone, **transcoder)
+    train(trainings, "transcoder", SparseMap(), group, **transcoder)
     data = DataConfig(max_text_length=24, val_fraction=0.25, seed=5)
     loading = ModelConfig(model_name=str(trainings.model), model_dtype="float32")
     model = LanguageModel.load(loading, torch.device("cpu"))
     windows = read_windows(model.tokenizer, read_texts(trainings.texts)[:12], data)
     source = StreamingSource(
-        model, windows, HOOK, batch_size=4, tokens_per_step=100, seed=5, everyone=everyone
+        model, windows, HOOK, batch_size=4, tokens_per_step=100, seed=5, group=group
     )
-    config = EndToEndConfig(end_to_end_fraction=0.5, use_block_mse=True)
-    phase = EndToEnd(model, windows, HOOK, config, 4, everyone=everyone)
-    train(trainings, "end_to_end", source, everyone, d_in=WIDTH, end_to_end=phase)
+    train(trainings, "end_to_end", source, group, d_in=WIDTH, model=model, windows=windows)
 
 
 if __name__ == "__main__":

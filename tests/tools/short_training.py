@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_core.checkpoint import History
 from sae_core.kinds import build
-from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_base import Compute, SparseAutoencoder
 from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
 from sae_core.training import EpochRecord, Observer, Trainer
@@ -70,7 +70,7 @@ def train(
         source or SparseDirections(),
         settings,
         observer or Observer(),
-        row_block,
+        Compute(row_block),
     )
     for _ in trainer.train():
         pass

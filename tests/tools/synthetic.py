@@ -6,10 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sae_core.activations.language_model import Hook
 from sae_core.activations.store import ActivationSource
 from sae_core.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_config import SAESpec
+from sae_core.training_inputs import Activations, Provenance
 
 KINDS = ("batch_topk", "topk", "matryoshka_batch_topk", "jumprelu", "gated", "standard")
 
@@ -107,6 +109,22 @@ class SparseDirections(ActivationSource):
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
         return self.activations[indices if part == "train" else indices + self.n_train]
+
+
+HOOK = Hook(1, "hook_resid_post")
+
+PROVENANCE = Provenance("made up", None, "float32", "texts.json", "0" * 64, False)
+
+
+def made_up(
+    source: ActivationSource,
+    hook: Hook = HOOK,
+    d_in: int = 16,
+    provenance: Provenance = PROVENANCE,
+    **others: Any,
+) -> Activations:
+    """A source as what an SAE is trained on."""
+    return Activations(source, hook, d_in, provenance, **others)
 
 
 class SparseMap(SparseDirections):

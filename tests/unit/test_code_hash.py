@@ -62,7 +62,7 @@ NOTHING = {
         instead('    """', '    """In other words, '),
     ),
     "another layout": (
-        "sae_core/training.py",
+        "sae_core/optimizer.py",
         instead("MAX_GRADIENT_NORM = 1.0", "MAX_GRADIENT_NORM = (\n    1.0\n)"),
     ),
     "another kind": ("sae_core/kinds/gated.py", one_more("EDITED = 1\n")),
@@ -71,11 +71,11 @@ NOTHING = {
 
 SOMETHING = {
     "a constant": (
-        "sae_core/training.py",
+        "sae_core/optimizer.py",
         instead("MAX_GRADIENT_NORM = 1.0", "MAX_GRADIENT_NORM = 1"),
     ),
     "a string": ("sae_core/naming.py", one_more("EDITED = 'a string, and no docstring'\n")),
-    "an operator": ("sae_core/training.py", instead("self.n_done += 1", "self.n_done -= 1")),
+    "an operator": ("sae_core/training.py", instead("n_done += 1", "n_done -= 1")),
     "this kind": ("sae_core/kinds/batch_topk.py", one_more("EDITED = 1\n")),
     "a file that the script imports by others": (
         "sae_core/sparse_ops.py",

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,11 @@ from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource
 from sae_core.activations.token_windows import read_windows
 from sae_core.console import Console
-from sae_core.end_to_end import EndToEnd
 from sae_core.model_training.one_run import train_one
-from sae_core.sae_train import Origin, SAETrainer, train_from_model
+from sae_core.sae_train import train_from_model, train_sae
 from sae_core.train_config import RunConfig
 from sae_core.training import Observer
+from sae_core.training_inputs import Activations, Provenance, Settings
 
 EPOCHS = 2
 
@@ -108,22 +109,19 @@ def test_stored_activations_give_what_streamed_ones_do(
     for shard, folder in enumerate(folders):
         share = {"passes": EPOCHS, "shard": shard, "n_shards": n_shards}
         harvest(model, windows, [hook], folder, batch_size=batch_size, **share)
-    settings, seed = config.training, config.data.seed
-    trainer = SAETrainer(
-        CachedSource(folders, hook, tokens_per_step=settings.tokens_per_step, seed=seed),
+    seed = config.data.seed
+    activations = Activations(
+        CachedSource(folders, hook, tokens_per_step=config.training.tokens_per_step, seed=seed),
         hook,
         model.d_model,
-        Origin("tiny", None, "bfloat16", "texts.json", "", False),
-        sae=config.sae,
-        data=config.data,
-        training=settings,
-        runtime=config.runtime,
-        checkpoints=tmp_path / "points",
-        observer=Observer(),
-        end_to_end=EndToEnd(model, windows, hook, config.end_to_end, batch_size),
+        Provenance("tiny", None, "bfloat16", "texts.json", "", False),
+        model=model,
+        windows=windows,
     )
-    trainer.train()
-    found = hashes(trainer.export(tmp_path / "sae"))
+    settings = Settings.of(config)
+    settings = replace(settings, runtime=replace(settings.runtime, batch_size=batch_size))
+    output, points = tmp_path / "sae", tmp_path / "points"
+    found = hashes(train_sae(activations, settings, output, points, Observer()))
     assert all(found[name] == plain[name] for name in ("weights.pt", "history.json"))
 
 

@@ -221,7 +221,11 @@ def test_outliers_are_left_out_and_counted(setting: Setting, monkeypatch: Any) -
     )  # about a third of the tokens
     phase = setting.phase(end_to_end_fraction=1.0)
     trainer = setting.train(phase, num_epochs=1)
-    assert 0.1 < trainer.outliers / (trainer.outliers + trainer.tokens) < 0.6
+    assert (
+        0.1
+        < trainer.progress.outliers / (trainer.progress.outliers + trainer.progress.tokens)
+        < 0.6
+    )
     assert math.isfinite(trainer.history["val_logit_kl"][0])
 
 
@@ -282,7 +286,7 @@ def test_a_validation_loss_that_is_not_finite(
     """Of the first batch, or of all, in each epoch but the second."""
     phase = setting.phase(end_to_end_fraction=1.0)
     trainer = setting.trainer(phase, num_epochs=3)
-    loss, validate, number = phase.loss, trainer._validate, 0
+    loss, validate, number = phase.loss, trainer.validate, 0
 
     def count() -> Any:
         nonlocal number
@@ -293,12 +297,16 @@ def test_a_validation_loss_that_is_not_finite(
         nonlocal number
         total, figures = loss(passes, x_hat)
         number += 1
-        if not x_hat.requires_grad and trainer.epoch != 2 and (spoilt is None or number <= spoilt):
+        if (
+            not x_hat.requires_grad
+            and trainer.progress.epoch != 2
+            and (spoilt is None or number <= spoilt)
+        ):
             total, figures = total * value, figures | {"logit_kl": figures["logit_kl"] * value}
         return total, figures
 
     monkeypatch.setattr(phase, "loss", spoil)
-    monkeypatch.setattr(trainer, "_validate", count)
+    monkeypatch.setattr(trainer, "validate", count)
     n_batches = len(list(trainer.source.validation_windows()))
     assert n_batches > 1
     list(trainer.train())
@@ -308,7 +316,7 @@ def test_a_validation_loss_that_is_not_finite(
     assert is_there(losses) == [True] * 3 if spoilt else [False, True, False]
     assert all(math.isfinite(found) for found in losses if found is not None)
     if not spoilt:
-        assert trainer.best_epoch == 2
+        assert trainer.progress.stopping.best_epoch == 2
 
 
 def best_epochs(trainer: Trainer) -> Iterator[tuple[int, bool]]:
@@ -321,7 +329,7 @@ def test_best_epoch_is_chosen_anew_in_the_phase(setting: Setting) -> None:
     phase = setting.phase(end_to_end_fraction=0.5)
     trainer = setting.trainer(phase, num_epochs=6, early_stopping_min_delta=100.0)
     assert [epoch for epoch, improved in best_epochs(trainer) if improved] == [1, 4]
-    assert trainer.best_epoch == 4
+    assert trainer.progress.stopping.best_epoch == 4
 
 
 def test_patience_that_runs_out_leads_to_the_phase(setting: Setting) -> None:
@@ -353,7 +361,7 @@ def test_patience_that_runs_out_within_the_phases_first_epoch(setting: Setting) 
     )
     assert [epoch for epoch, _ in best_epochs(trainer)] == [1, 2, 3, 4, 5]
     per_epoch = trainer.source.steps_per_epoch
-    first = trainer.n_local_steps - 3 * per_epoch
+    first = trainer.batches.n_local_steps - 3 * per_epoch
     assert 0 < first < per_epoch
     seen = [event[2] for event in recorder.events if event[:2] == ("step", 4)]
     assert seen == list(range(first + 1, per_epoch + 1))
@@ -385,7 +393,7 @@ def test_an_interrupted_phase_goes_on_as_if_nothing_had_been(
 
     whole = trainer()
     list(whole.train())
-    interrupted = trainer(StopsAt(whole.n_local_steps + beyond))
+    interrupted = trainer(StopsAt(whole.batches.n_local_steps + beyond))
     with pytest.raises(InterruptedError):
         list(interrupted.train())
     states = SavedStates(tmp_path, {})

@@ -7,7 +7,7 @@ from synthetic import DENSE_KINDS, KINDS
 from torch import Tensor
 
 from sae_core.kinds.topk import TopKSAE
-from sae_core.sae_base import Reconstruction
+from sae_core.sae_base import PLAIN, Compute, Reconstruction
 from sae_core.sae_config import SAEConfig
 from sae_core.train_config import TrainingConfig
 
@@ -76,9 +76,9 @@ class WrongTokens(TopKSAE):
     """Reconstructs every token from its neighbour's code."""
 
     def reconstruct(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
-        made = super().reconstruct(x, row_block, target)
+        made = super().reconstruct(x, target, compute)
         return made._replace(x_hat=made.x_hat.roll(1, 0))
 
 

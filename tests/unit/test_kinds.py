@@ -14,7 +14,7 @@ from sae_core.checkpoint import load_sae, save_sae
 from sae_core.errors import SAEError
 from sae_core.kinds import KINDS as REGISTRY
 from sae_core.kinds import build, jumprelu
-from sae_core.sae_base import Reconstruction, SparseAutoencoder
+from sae_core.sae_base import Compute, Reconstruction, SparseAutoencoder
 from sae_core.sae_config import TAGS, SAEConfig, SAEType
 from sae_core.seeding import generator
 
@@ -76,7 +76,7 @@ def test_inference_sees_one_token_at_a_time(kind: str) -> None:
 def test_reconstruction_at_inference(kind: str, row_block: int | None) -> None:
     """What validation measures is what `encode` and `decode` give."""
     sae, x = random_sae(kind), normal(50, 6)
-    code, made = sae.encode(x), sae.reconstruct_at_inference(x, row_block)
+    code, made = sae.encode(x), sae.reconstruct_at_inference(x, compute=Compute(row_block))
     torch.testing.assert_close(made.x_hat, sae.decode(code).detach(), **EXACT)
     assert not made.x_hat.requires_grad
     assert made.l0 == pytest.approx(float((code > 0).sum(1).double().mean()))
@@ -135,7 +135,7 @@ def test_training_batch(kind: str, row_block: int | None) -> None:
     code = closed_form(sae, x[None])[0]
     if kind in BATCH_KINDS:
         code = pre * (pre >= pre.flatten().topk(30 * sae.spec.top_k).values[-1])
-    made = sae.reconstruct(x, row_block)
+    made = sae.reconstruct(x, compute=Compute(row_block))
     torch.testing.assert_close(made.x_hat, sae.decode(code), **EXACT)
     penalised = pre if kind == "gated" else code
     torch.testing.assert_close(made.l1, penalised.sum(1).mean(), **EXACT)
@@ -201,7 +201,7 @@ def test_loss_and_gradients_are_those_of_the_dense_twin(
     monkeypatch.setattr(jumprelu, "BANDWIDTH", 0.5)  # some pre-activations lie that near
     sae, x = random_sae(kind), normal(30, 6)
     values = []
-    for made in (sae.reconstruct(x, row_block), TWINS[kind](sae, x)):
+    for made in (sae.reconstruct(x, compute=Compute(row_block)), TWINS[kind](sae, x)):
         loss = (x - made.x_hat).pow(2).sum(1).mean() + 0.3 * made.l1 + 0.7 * made.kind_loss
         gradients = torch.autograd.grad(loss, list(sae.parameters()), materialize_grads=True)
         values.append([loss, made.kind_loss, *gradients])
@@ -232,10 +232,12 @@ def test_thresholds_of_jumprelu_start_where_k_features_exceed_them() -> None:
 
 def test_earlier_batches_do_not_change_a_training_batch() -> None:
     """The bound that one batch leaves behind for the next is only a guess."""
-    fresh, used, x = random_sae(), random_sae(), normal(30, 6)
-    used.reconstruct(1000 * normal(30, 6, seed=9))
-    torch.testing.assert_close(used.reconstruct(x).x_hat, fresh.reconstruct(x).x_hat, **EXACT)
-    assert used.reconstruct(x).l0 == used.spec.top_k
+    sae, x, bound = random_sae(), normal(30, 6), sparse_ops.LowerBound()
+    bound.update(sae.reconstruct(1000 * normal(30, 6, seed=9)).least)
+    assert bound.value > 100
+    found = sae.reconstruct(x, compute=Compute(lower_bound=bound.value))
+    torch.testing.assert_close(found.x_hat, sae.reconstruct(x).x_hat, **EXACT)
+    assert found.l0 == sae.spec.top_k
 
 
 # Weights

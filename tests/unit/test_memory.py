@@ -20,8 +20,8 @@ from sae_core.end_to_end import EndToEnd
 from sae_core.errors import SAEError
 from sae_core.evaluation.metrics import evaluate
 from sae_core.kinds import KINDS
-from sae_core.memory import WorkingUnit
-from sae_core.sae_base import Reconstruction
+from sae_core.memory import Microbatch
+from sae_core.sae_base import PLAIN, Compute, Reconstruction
 from sae_core.train_config import EndToEndConfig
 
 HOOK = Hook(1, "hook_resid_post")
@@ -139,10 +139,10 @@ def test_training_step(kind: str) -> None:
         """Has memory for 64 rows of the encoder product."""
 
         def reconstruct(
-            self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+            self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
         ) -> Reconstruction:
-            made = super().reconstruct(x, row_block, target)
-            if row_block is None or row_block > 64:
+            made = super().reconstruct(x, target, compute)
+            if compute.row_block is None or compute.row_block > 64:
                 raise torch.OutOfMemoryError("CUDA out of memory.")
             return made
 
@@ -168,7 +168,7 @@ def test_one_window_that_does_not_fit(
 
 
 def test_units_that_are_larger_than_the_work() -> None:
-    unit, tried = WorkingUnit(1000, "items", "give up"), []
+    microbatch, tried = Microbatch(1000, "items", "give up"), []
 
     def work(part: slice) -> int:
         tried.append(part.stop - part.start)
@@ -176,13 +176,13 @@ def test_units_that_are_larger_than_the_work() -> None:
             raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory")
         return part.start
 
-    assert list(unit.parts(5, work)) == [0, 1, 2, 3, 4]
+    assert list(microbatch.parts(5, work)) == [0, 1, 2, 3, 4]
     assert tried == [5, 2, 1, 1, 1, 1, 1]
 
 
 def test_little_work_does_not_make_a_unit_smaller() -> None:
-    unit = WorkingUnit(4, "items", "give up")
-    assert [list(unit.parts(n, lambda at: at.stop - at.start)) for n in (1, 3, 9)] == [
+    microbatch = Microbatch(4, "items", "give up")
+    assert [list(microbatch.parts(n, lambda at: at.stop - at.start)) for n in (1, 3, 9)] == [
         [1],
         [3],
         [4, 4, 1],
@@ -194,7 +194,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        WorkingUnit(4, "items", "give up").attempt(work)
+        Microbatch(4, "items", "give up").retry(work)
 
 
 def test_rows_are_not_lost_when_a_training_ran_out_of_memory_once(
@@ -206,13 +206,13 @@ def test_rows_are_not_lost_when_a_training_ran_out_of_memory_once(
         failed = False
 
         def reconstruct(
-            self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+            self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
         ) -> Reconstruction:
             if not self.failed:
                 type(self).failed = True
                 raise torch.OutOfMemoryError("CUDA out of memory.")
-            assert row_block == 128
-            return super().reconstruct(x, row_block, target)
+            assert compute.row_block == 128
+            return super().reconstruct(x, target, compute)
 
     train(make_sae(cls=Once), source=SparseDirections(), num_epochs=1)
     assert capsys.readouterr().out.splitlines() == [

@@ -28,10 +28,10 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from sae_core.activations.language_model import Hook, LanguageModel, resume_point
 from sae_core.activations.model_configuration import check_window, context_length
 from sae_core.activations.model_facts import check_hook, model_facts
+from sae_core.checked_run import check_run
 from sae_core.devices import device_map, pick_device, pick_dtype, pick_precision
 from sae_core.errors import SAEError
 from sae_core.model_sources import FetchConfig, SourceConfig, fetch
-from sae_core.sae_train import check_run
 from sae_core.train_config import DataConfig, ModelConfig, OutputConfig, RunConfig
 
 CPU = torch.device("cpu")

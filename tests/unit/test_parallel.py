@@ -11,7 +11,7 @@ from synthetic import KINDS
 
 from sae_core.checkpoint import load_sae
 from sae_core.errors import SAEError
-from sae_core.parallel import ALONE, Everyone
+from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
 
 TOOL = "tests/tools/shared_training.py"
 IMPORTS = {"PYTHONPATH": str(ROOT)}
@@ -69,7 +69,7 @@ def test_interrupted_together_they_go_on_to_the_same_bytes(
     assert stopped.returncode == os.EX_TEMPFAIL
     assert "interrupted by SIGTERM" in stopped.stderr and "Traceback" not in stopped.stderr
     [state] = (tmp_path / f"{KINDS[0]}.points" / "resume").glob("*/state.json")
-    assert json.loads(state.read_text())["values"]["n_done"] >= 5
+    assert json.loads(state.read_text())["values"]["progress"]["n_done"] >= 5
     run(*command, env=IMPORTS)
     for name in ("weights.pt", "history.json"):
         found, expected = (root / KINDS[0] / name for root in (tmp_path, trained[3]))
@@ -86,10 +86,10 @@ def test_one_that_fails_ends_all(options: list[object], run: Run, tmp_path: Path
 
 def test_more_processes_than_tokens_is_an_error() -> None:
     with pytest.raises(SAEError, match="--gpus"):
-        Everyone(1, 4).own(3)
+        ProcessGroup(1, 4).shard(3)
 
 
 def test_alone_a_process_has_everything() -> None:
     x = torch.arange(5.0)
-    assert ALONE.own(5) == slice(0, 5) and ALONE.count(3) == 3
-    assert ALONE.sum(x) is x and ALONE.gather(x) == [x]
+    assert SINGLE_PROCESS.shard(5) == slice(0, 5) and SINGLE_PROCESS.total(3) == 3
+    assert SINGLE_PROCESS.all_reduce(x) is x and SINGLE_PROCESS.all_gather(x) == [x]

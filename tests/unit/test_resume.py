@@ -20,8 +20,9 @@ from torch import Tensor
 
 from sae_core import cli
 from sae_core.activations.store import ActivationSource
-from sae_core.errors import SAEError
+from sae_core.errors import Interrupted, SAEError
 from sae_core.events import Observer
+from sae_core.interrupts import SIGNALS, Interrupts
 from sae_core.model_training.one_run import train_one
 from sae_core.resume import SavedStates, forget_states
 from sae_core.run_lock import run_lock
@@ -82,8 +83,7 @@ def through_disk(state: TrainingState, folder: Path) -> TrainingState:
 
 def assert_same(resumed: Trainer, whole: Trainer) -> None:
     assert resumed.history == whole.history
-    assert (resumed.tokens, resumed.outliers) == (whole.tokens, whole.outliers)
-    assert (resumed.best_epoch, resumed.best_loss) == (whole.best_epoch, whole.best_loss)
+    assert resumed.progress == whole.progress
     tensors, expected = resumed.state().tensors, whole.state().tensors
     assert set(tensors) == set(expected) and len(expected) > 10
     for name, tensor in expected.items():
@@ -164,15 +164,37 @@ class FailsIn(SparseDirections):
 
 
 @pytest.mark.parametrize(("part", "n"), [("train", 2), ("validation", 2), ("validation", 5)])
-def test_reading_and_validating_are_at_rest(part: str, n: int, tmp_path: Path) -> None:
-    """A signal is taken there at once: what had begun leaves no trace in the state."""
+def test_reading_and_validating_leave_no_trace(part: str, n: int, tmp_path: Path) -> None:
+    """So a signal is taken there at once."""
     interrupted = trainer(source=FailsIn(part, n))
     with pytest.raises(Stop):
         run(interrupted)
-    assert interrupted.at_rest
     resumed = trainer()
     resumed.restore(through_disk(interrupted.state(), tmp_path))
     assert_same(run(resumed), run(trainer()))
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_a_signal_waits_for_the_end_of_what_is_done_as_a_whole(number: int) -> None:
+    done: list[str] = []
+    with pytest.raises(Interrupted, match=f"by {signal.Signals(number).name}$"), Interrupts() as it:
+        with it.deferred():
+            done.append("before")
+        with it.deferred():
+            os.kill(os.getpid(), number)
+            done.append("after")
+        done.append("never")
+    with pytest.raises(Interrupted), Interrupts():
+        os.kill(os.getpid(), number)
+        done.append("never")
+    assert done == ["before", "after"]
+
+
+def test_a_second_signal_does_not_disturb_what_the_first_began() -> None:
+    with Interrupts():
+        with pytest.raises(Interrupted):
+            os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 class Counted(SparseDirections):

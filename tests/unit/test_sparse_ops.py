@@ -197,13 +197,15 @@ def test_the_lower_bound_follows_the_least_kept_value_as_it_falls() -> None:
     weights, x, bound = make_weights(), draw(17, D, seed=5), LowerBound()
     code = batch_topk(x, weights, 51)
     least = float(code.value.min())
-    bound.update(code)
+    bound.update(code.least)
     assert bound.value == pytest.approx(0.95 * least)
     fallen = batch_topk(0.9 * x, weights._replace(b_enc=0.9 * weights.b_enc,
                                                   b_dec=0.9 * weights.b_dec), 51)  # fmt: skip
-    bound.update(fallen)
+    bound.update(fallen.least)
     assert bound.value == pytest.approx(0.95 * 0.9 * 0.9 * least)
-    bound.update(batch_topk(x, weights, 10_000))  # fewer are positive: there is no bound
+    bound.update(None)  # a batch without a top-k
+    assert bound.value == pytest.approx(0.95 * 0.9 * 0.9 * least)
+    bound.update(batch_topk(x, weights, 10_000).least)  # fewer are positive: there is no bound
     assert bound.value == 0
 
 
@@ -279,7 +281,8 @@ def test_auxiliary_loss_equals_dense(n_dead: int, kind: str) -> None:
     sae, x, x_hat = random_sae(kind), normal(90, D), normal(90, D, seed=2).requires_grad_()
     dead = torch.randperm(FEATURES, generator=torch.Generator().manual_seed(3))[:n_dead].sort()[0]
     sae.num_batches_not_active[dead] = sae.spec.n_batches_to_dead + 1
-    loss = sae.auxiliary_loss(x, x_hat)
+    aux = sae.auxiliary_loss(x, x_hat)
+    loss = aux.loss
     if n_dead == 0:
         assert loss.item() == 0 and not loss.requires_grad
         return
@@ -294,7 +297,7 @@ def test_auxiliary_loss_equals_dense(n_dead: int, kind: str) -> None:
     for parameter in learned:
         parameter.grad = torch.ones_like(parameter)  # what the rest of the loss may have left
     loss.backward()
-    sae.add_dead_gradient()
+    aux.add_gradient(sae)
     ours = [parameter.grad - 1 for parameter in learned]
     assert_same(ours, list(torch.autograd.grad(expected, learned)))
     # The residual is a target, and the live part stays as it is.
@@ -305,11 +308,11 @@ def test_auxiliary_loss_equals_dense(n_dead: int, kind: str) -> None:
 def test_auxiliary_loss_of_a_perfect_reconstruction_is_0(dtype: torch.dtype) -> None:
     sae, x = random_sae(dtype=dtype), normal(30, D, dtype=dtype)
     sae.num_batches_not_active.fill_(1000)
-    loss = sae.auxiliary_loss(x, x.clone())
-    assert loss.item() == 0
-    loss.backward()
+    aux = sae.auxiliary_loss(x, x.clone())
+    assert aux.loss.item() == 0
+    aux.loss.backward()
     sae.W_enc.grad, sae.b_enc.grad, sae.W_dec.grad = map(
         torch.zeros_like, (sae.W_enc, sae.b_enc, sae.W_dec)
     )
-    sae.add_dead_gradient()
+    aux.add_gradient(sae)
     assert torch.isfinite(sae.W_enc.grad).all()

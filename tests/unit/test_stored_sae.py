@@ -6,16 +6,15 @@ from typing import Any
 
 import pytest
 import torch
-from interrupted_training import ORIGIN
-from synthetic import SparseDirections
+from synthetic import SparseDirections, made_up
 
-from sae_core.activations.language_model import Hook
 from sae_core.checkpoint import load_sae
 from sae_core.errors import SAEError
 from sae_core.events import Observer
 from sae_core.sae_config import SAEConfig
-from sae_core.sae_train import SAETrainer, warn_of_density
-from sae_core.train_config import DataConfig, HookConfig, RuntimeConfig, TrainingConfig
+from sae_core.sae_train import SAETrainer
+from sae_core.train_config import HookConfig, RuntimeConfig, TrainingConfig
+from sae_core.training_inputs import Settings, warn_of_density
 
 BEST = "best_model.pt"
 
@@ -24,18 +23,12 @@ def trainer(folder: Path, offset: float = 0.0, **sae: Any) -> SAETrainer:
     """A short training, as a new process makes it; its best epoch is the last one."""
     source = SparseDirections()
     source.activations += offset
-    return SAETrainer(
-        source,
-        Hook(0, "hook_resid_post"),
-        16,
-        ORIGIN,
+    settings = Settings(
         sae=SAEConfig(**{"topk": 2, **sae}),
-        data=DataConfig(),
         training=TrainingConfig(num_epochs=2, early_stopping_patience=0, lr=0.01),
         runtime=RuntimeConfig(device="cpu", resume_minutes=1000, checkpoint_freq=1),
-        checkpoints=folder,
-        observer=Observer(),
     )
+    return SAETrainer(made_up(source), settings, folder, Observer())
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:
@@ -49,11 +42,11 @@ def test_float16_that_cannot_hold_the_sae(
     """Said at the first checkpoint, once; all that is stored is in float32, and whole."""
     training = trainer(tmp_path / "points", offset, sae_dtype="float16")
     records = training.loop.train()
-    training._on_epoch(next(records))
+    training._write_checkpoints(next(records))
     said = "--sae-dtype float16: b_dec reaches 100,0"
     assert (said in capsys.readouterr().out) == (dtype == "float32")
     for record in records:
-        training._on_epoch(record)
+        training._write_checkpoints(record)
     folder = training.export(tmp_path / "sae")
     assert "--sae-dtype" not in capsys.readouterr().out
     for stored in (folder, *(tmp_path / "points").glob("*.pt")):
@@ -81,7 +74,7 @@ def test_damaged_best_checkpoint_is_made_again(name: str, damage: Any, tmp_path:
     """From the state of the best epoch's end: without a step of training, and byte for byte."""
     training = trainer(tmp_path)
     training.train()
-    assert training.loop.best_epoch == 2
+    assert training.loop.progress.stopping.best_epoch == 2
     expected = bytes_of(tmp_path / BEST)
     damage(tmp_path / BEST / name)
     again = trainer(tmp_path)
@@ -97,11 +90,11 @@ def test_training_begins_anew_when_the_best_checkpoint_is_lost(
     """The state is of a later step than the best epoch's end."""
     training = trainer(tmp_path)
     records = training.loop.train()
-    training._on_epoch(next(records))
+    training._write_checkpoints(next(records))
     training._save_state()
     state = training.states.newest()
     assert state is not None
-    state.values["means"] = [1, {}]  # in the second epoch
+    state.values["progress"]["means"] = {"tokens": {}, "sums": {}}  # in the second epoch
     training.states.save(state)
     empty(tmp_path / BEST / "weights.pt")
     again = trainer(tmp_path)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from torch import Tensor
 from sae_core import losses
 from sae_core.errors import SAEError
 from sae_core.kinds.batch_topk import BatchTopKSAE
-from sae_core.sae_base import Reconstruction
+from sae_core.sae_base import PLAIN, AuxiliaryLoss, Compute, Reconstruction
+from sae_core.sparse_ops import LowerBound
 from sae_core.train_config import TrainingConfig
 from sae_core.training import Normalisation, Observer, Trainer, learning_rate
 
@@ -112,7 +114,7 @@ class DenseTwin(BatchTopKSAE):
     """The same SAE with dense matrices and PyTorch's own gradients."""
 
     def reconstruct(
-        self, x: Tensor, row_block: int | None = None, target: Tensor | None = None
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
         code = self._topk(self.pre_activations(x), len(x) * self.spec.top_k)
         active = code > 0
@@ -124,13 +126,19 @@ class DenseTwin(BatchTopKSAE):
             x.new_zeros(()),
         )
 
-    def auxiliary_loss(self, x: Tensor, x_hat: Tensor, target: Tensor | None = None) -> Tensor:
+    def auxiliary_loss(
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        target: Tensor | None = None,
+        compute: Compute = PLAIN,
+    ) -> AuxiliaryLoss:
         dead = self.dead_features
         if not dead.any():
-            return x.new_zeros(())
+            return AuxiliaryLoss(x.new_zeros(()))
         pre = ((x - self.b_dec.detach()) @ self.W_enc + self.b_enc)[:, dead]
         code = self._topk(pre, len(x) * min(self.spec.top_k_aux, int(dead.sum())))
-        return losses.normalised_residual_loss(x - x_hat, code @ self.W_dec[dead])
+        return AuxiliaryLoss(losses.normalised_residual_loss(x - x_hat, code @ self.W_dec[dead]))
 
     def _topk(self, pre: Tensor, total: int) -> Tensor:
         code = torch.relu(pre)
@@ -182,7 +190,7 @@ def test_outliers_are_left_out_and_counted() -> None:
     clean = train(source=source, num_epochs=1)
     source.activations[::4, 3] *= 1000  # one position of 16 training and 2 validation windows
     trainer = train(source=source, num_epochs=1)
-    assert trainer.outliers == 16 and trainer.tokens == clean.tokens - 16
+    assert trainer.progress.outliers == 16 and trainer.progress.tokens == clean.progress.tokens - 16
     assert trainer.normalise.scale == pytest.approx(clean.normalise.scale, rel=0.01)
     assert trainer.history["val_loss"] == pytest.approx(clean.history["val_loss"], rel=0.1)
 
@@ -285,7 +293,7 @@ def test_a_batch_with_an_activation_that_is_not_finite_is_skipped(value: float) 
         (2, 2, "activations"),
         (2, 3, "activations"),
     ]
-    assert trainer.tokens == 13 * 256 and trainer.outliers == 0
+    assert trainer.progress.tokens == 13 * 256 and trainer.progress.outliers == 0
     assert all(math.isfinite(loss) for loss in trainer.history["loss"])
     moments = trainer.optimizer.state_dict()["state"]
     assert {int(m["step"]) for m in moments.values()} == {13}
@@ -300,7 +308,7 @@ def test_the_validation_loss_chooses_the_best_epoch_and_has_no_auxiliary_loss() 
     losses, errors, aux = (trainer.history[f"val_{n}"] for n in ("loss", "recon_loss", "aux_loss"))
     assert max(aux[:2]) == 0 and min(aux[2:]) > losses[0] / 16, "the auxiliary loss has begun"
     assert errors == sorted(errors, reverse=True) and losses == sorted(losses, reverse=True)
-    assert len(losses) == trainer.best_epoch == 6
+    assert len(losses) == trainer.progress.stopping.best_epoch == 6
 
 
 class SpoiltValidation(SparseDirections):
@@ -317,7 +325,7 @@ def test_a_validation_batch_that_is_not_finite_is_left_out(value: float) -> None
     assert trainer.history["val_skipped_batches"] == [1, 1]
     assert trainer.history["skipped_batches"] == [0, 0]
     assert all(math.isfinite(loss) for loss in trainer.history["val_loss"])
-    assert trainer.best_epoch is not None
+    assert trainer.progress.stopping.best_epoch is not None
 
 
 class Exploding(BatchTopKSAE):
@@ -326,12 +334,19 @@ class Exploding(BatchTopKSAE):
     at: frozenset[int] = frozenset()
     calls = 0
 
-    def auxiliary_loss(self, x: Tensor, x_hat: Tensor, target: Tensor | None = None) -> Tensor:
+    def auxiliary_loss(
+        self,
+        x: Tensor,
+        x_hat: Tensor,
+        target: Tensor | None = None,
+        compute: Compute = PLAIN,
+    ) -> AuxiliaryLoss:
+        found = super().auxiliary_loss(x, x_hat, target, compute)
         if torch.is_grad_enabled():
             self.calls += 1
             if self.calls in self.at:
-                return super().auxiliary_loss(x, x_hat, target) + x_hat.sum() * math.inf
-        return super().auxiliary_loss(x, x_hat, target)
+                return found._replace(loss=found.loss + x_hat.sum() * math.inf)
+        return found
 
 
 class Snapshots(Observer):
@@ -345,9 +360,10 @@ class Snapshots(Observer):
     def on_skip(self, epoch: int, step: int, what: str) -> None:
         self.before, self.after, self.skipped = self.last, self._taken(), (epoch, step, what)
 
-    def _taken(self) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
+    def _taken(self) -> tuple[dict[str, Tensor], list[LowerBound]]:
         tensors = {name: tensor.clone() for name, tensor in self.trainer.state().tensors.items()}
-        return tensors, self.trainer.sae.bounds()
+        progress = self.trainer.progress
+        return tensors, [replace(progress.bound), replace(progress.aux_bound)]
 
 
 def test_a_step_whose_loss_is_not_finite_changes_nothing() -> None:
@@ -358,9 +374,10 @@ def test_a_step_whose_loss_is_not_finite_changes_nothing() -> None:
     next(trainer.train())
     assert snapshots.skipped == (1, 6, "loss")
     assert snapshots.before[1] == snapshots.after[1]
+    assert all(bound.value > 0 for bound in snapshots.before[1])
     for name, tensor in snapshots.before[0].items():
         assert torch.equal(tensor, snapshots.after[0][name]), name
-    assert trainer.history["skipped_batches"] == [1] and trainer.skipped_in_a_row == 0
+    assert trainer.history["skipped_batches"] == [1] and trainer.progress.skipped_in_a_row == 0
 
 
 @pytest.mark.parametrize("max_skipped", [0, 3])
@@ -376,7 +393,7 @@ def test_too_many_skipped_batches_in_a_row_stop_the_training(max_skipped: int) -
         message
     )
     assert "in float16; use --model-dtype bfloat16 or float32" in message
-    assert trainer.tokens == (2 if max_skipped == 0 else 7) * 256
+    assert trainer.progress.tokens == (2 if max_skipped == 0 else 7) * 256
 
 
 def test_activations_that_are_never_finite() -> None:

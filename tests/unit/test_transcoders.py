@@ -25,7 +25,7 @@ from sae_core.evaluation.identity import identity
 from sae_core.evaluation.metrics import evaluate
 from sae_core.losses import reconstruction_loss
 from sae_core.normalisation import Normalisation
-from sae_core.sae_base import SparseAutoencoder
+from sae_core.sae_base import Compute, SparseAutoencoder
 from sae_core.sae_train import train_from_model
 from sae_core.train_config import EndToEndConfig, HookConfig, RunConfig
 from sae_core.training import Observer
@@ -59,7 +59,7 @@ def test_encodes_x_as_it_is(kind: str) -> None:
 @pytest.mark.parametrize("row_block", [None, 7])
 def test_gradients_are_those_of_the_dense_formula(kind: str, row_block: int | None) -> None:
     sae, x, target = transcoder(kind), normal(30, 6), normal(30, 6, seed=2)
-    made = sae.reconstruct(x, row_block, target)
+    made = sae.reconstruct(x, target, Compute(row_block))
     reconstruction_loss(target, made.x_hat).backward()
     twin = transcoder(kind)
     active = sae.encode(x) > 0
@@ -81,13 +81,13 @@ def test_what_a_kind_adds_to_the_loss_is_about_the_target() -> None:
     x, target = normal(30, 6), normal(30, 6, seed=2)
     gated = transcoder("gated")
     by_gate = torch.relu(x @ gated.W_enc + gated.b_enc) @ gated.W_dec + gated.b_dec
-    found = gated.reconstruct(x, None, target).kind_loss
+    found = gated.reconstruct(x, target).kind_loss
     torch.testing.assert_close(found, reconstruction_loss(target, by_gate), **EXACT)
     nested = transcoder("matryoshka_batch_topk")
     code = nested.encode(x)
     parts = [code[:, :m] @ nested.W_dec[:m] + nested.b_dec for m in nested.spec.matryoshka_sizes]
     errors = [reconstruction_loss(target, part) for part in parts[:-1]]
-    found = nested.reconstruct_at_inference(x, None, target).kind_loss
+    found = nested.reconstruct_at_inference(x, target).kind_loss
     torch.testing.assert_close(found, torch.stack(errors).mean().detach(), **EXACT)
 
 
@@ -100,7 +100,7 @@ def test_auxiliary_loss_is_about_the_target() -> None:
     residual = target - x_hat
     variance = (residual - residual.mean(0)).pow(2).sum()
     expected = (dead - residual).pow(2).sum() / variance
-    torch.testing.assert_close(sae.auxiliary_loss(x, x_hat, target), expected, **EXACT)
+    torch.testing.assert_close(sae.auxiliary_loss(x, x_hat, target).loss, expected, **EXACT)
 
 
 @any_kind
@@ -319,15 +319,15 @@ def test_a_target_of_a_layer_is_told_apart() -> None:
 def test_a_target_that_the_model_lacks_is_named_before_it_is_loaded(
     made: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from sae_core import sae_train
+    from sae_core import checked_run
 
-    facts = sae_train.model_facts
+    facts = checked_run.model_facts
 
     def without_mid(config: Any) -> Any:
         found = facts(config)
         return found._replace(hook_names=tuple(n for n in found.hook_names if "mid" not in n))
 
-    monkeypatch.setattr(sae_train, "model_facts", without_mid)
+    monkeypatch.setattr(checked_run, "model_facts", without_mid)
     monkeypatch.delattr(LanguageModel, "load")
     argv = f"--model-name {tiny_model} --data-path {made.parents[1]}/texts.json"
     argv += " --hook-name hook_attn_out --target-hook-name hook_resid_mid"

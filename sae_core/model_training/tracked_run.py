@@ -1,0 +1,64 @@
+"""One training as every command line runs it: locked, tracked, and exported."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from sae_core.console import Console
+from sae_core.model_training.wandb_utils import WandbRun
+from sae_core.observers import Observers
+from sae_core.parallel import ProcessGroup
+from sae_core.run_lock import run_lock
+from sae_core.sae_train import train_sae
+from sae_core.train_config import TrackingConfig
+from sae_core.training_inputs import Activations, Settings
+
+
+class Plan(NamedTuple):
+    """Where a training's files go, and what W&B is told about it."""
+
+    name: str
+    output: Path
+    """The SAE directory to write."""
+    checkpoints: Path
+    login: TrackingConfig
+    """See `wandb_session.log_in`."""
+    resolved: dict[str, Any]
+    """All settings, in groups."""
+    tags: tuple[str, ...]
+
+
+class TrackedRun(NamedTuple):
+    """A training that is done, while its lock and its W&B run are still open."""
+
+    folder: Path
+    """The final SAE directory."""
+    activations: Activations
+    tracking: WandbRun
+
+
+@contextmanager
+def tracked_run(
+    plan: Plan,
+    settings: Settings,
+    make_activations: Callable[[], Activations],
+    group: ProcessGroup,
+) -> Iterator[TrackedRun]:
+    """Train an SAE under the lock of its checkpoints, and tell the terminal and W&B.
+
+    What the caller does inside the context belongs to the same run. Of several processes, the first
+    alone gets there.
+
+    Raises:
+        SAEError: another process is training this SAE, or the training fails.
+    """
+    with (
+        run_lock(plan.checkpoints),
+        WandbRun(plan.login, plan.name, plan.checkpoints, plan.resolved, plan.tags) as tracking,
+    ):
+        observer = Observers(Console(settings.runtime.log_freq), tracking)
+        activations = make_activations()
+        folder = train_sae(activations, settings, plan.output, plan.checkpoints, observer, group)
+        tracking.exported(folder)
+        yield TrackedRun(folder, activations, tracking)

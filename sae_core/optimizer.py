@@ -1,0 +1,58 @@
+"""Adam for an SAE: the decoder has a larger learning rate, and gradients are of bounded length."""
+
+import torch
+from torch import Tensor
+
+from sae_core.sae_base import SparseAutoencoder
+
+MAX_GRADIENT_NORM = 1.0
+
+DECODER_LR_SCALE = 2.0
+"""The decoder's learning rate, as a multiple of the others'. What makes features die is the
+encoder's, which cannot be as large: docs/recipe.md."""
+
+
+def adam(sae: SparseAutoencoder, lr: float) -> torch.optim.Adam:
+    """Fused Adam on the SAE's parameters.
+
+    It works on them as they lie in memory, which is as the transpose of `W_enc`: it would copy any
+    other layout at every step.
+    """
+    groups = [
+        {
+            "params": [_as_stored(parameter.detach())],
+            "lr_scale": DECODER_LR_SCALE if parameter is sae.W_dec else 1.0,
+        }
+        for parameter in sae.parameters()
+    ]
+    return torch.optim.Adam(groups, lr=lr, fused=True)
+
+
+def hand_over_gradients(sae: SparseAutoencoder, optimizer: torch.optim.Adam) -> list[Tensor]:
+    """Give the optimizer the SAE's gradients, which are not copied; gives them as it has them."""
+    for stored, parameter in zip(_parameters(optimizer), sae.parameters(), strict=True):
+        stored.grad = None if parameter.grad is None else _as_stored(parameter.grad)
+    return [stored.grad for stored in _parameters(optimizer) if stored.grad is not None]
+
+
+def clip_gradients(optimizer: torch.optim.Adam) -> float:
+    """Bound the length of all gradients together; gives what it was."""
+    tensors = _parameters(optimizer)
+    norm = torch.nn.utils.get_total_norm([t.grad for t in tensors if t.grad is not None])
+    if norm > MAX_GRADIENT_NORM:
+        torch.nn.utils.clip_grads_with_norm_(tensors, MAX_GRADIENT_NORM, norm)
+    return float(norm)
+
+
+def set_learning_rate(optimizer: torch.optim.Adam, lr: float) -> None:
+    """Set the learning rate of the next step."""
+    for params in optimizer.param_groups:
+        params["lr"] = params["lr_scale"] * lr
+
+
+def _parameters(optimizer: torch.optim.Adam) -> list[Tensor]:
+    return [tensor for params in optimizer.param_groups for tensor in params["params"]]
+
+
+def _as_stored(tensor: Tensor) -> Tensor:
+    return tensor if tensor.is_contiguous() else tensor.T
