@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_core.activations.clean_pass import CleanPass
 from sae_core.activations.store import ActivationSource
-from sae_core.end_to_end import CleanPass, EndToEnd
+from sae_core.end_to_end import EndToEnd
 from sae_core.errors import SAEError
 from sae_core.normalisation import Normalisation
 from sae_core.parallel import ProcessGroup
@@ -29,7 +30,7 @@ class Batch(NamedTuple):
     finite: bool = True
     """No activation is infinite or NaN."""
     target: Tensor | None = None
-    """(N, D) of a transcoder: the target, centred and scaled likewise."""
+    """(N, D) of a transcoder: the target, centred and scaled like x."""
     shard: slice = slice(None)
     """The tokens that this process works on."""
 
@@ -167,5 +168,5 @@ def not_finite(spec: SAESpec, what: str, n_batches: int) -> SAEError:
         advice = "lower --lr, or use --model-dtype float32"
     return SAEError(
         f"{spec.hook_spec}: {what} not finite in {n_batches} batches in a row, with the "
-        f"language model in {dtype}; {advice}; the checkpoints are those of before"
+        f"language model in {dtype}; {advice}; the checkpoints stay as they were"
     )

@@ -2,7 +2,7 @@
 
     logit_kl = mean over positions of KL(p_clean || p_spliced), in nats
     <layer>_mse = mean over tokens and dimensions of the squared difference that the splice makes to
-                  the residual behind a later layer; total_post_layer_mse is their sum
+                  the residual after a later layer; total_post_layer_mse is their sum
     loss = logit_kl_weight * logit_kl + block_mse_weight * total_post_layer_mse
 
 (Braun et al., "Identifying Functionally Important Features with End-to-End Sparse Dictionary
@@ -24,60 +24,18 @@ Shapes: B windows in a forward pass, L positions, D activation width, N tokens t
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel, resume_point
+from sae_core.activations.clean_pass import CleanPass, clean_pass
+from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.errors import SAEError
 from sae_core.losses import KnownGradient, unembedded_kl
 from sae_core.memory import Result
 from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
 from sae_core.train_config import EndToEndConfig
-
-
-class CleanPass(NamedTuple):
-    """Some windows, run through the model as it is."""
-
-    tokens: Tensor
-    """(B, L)"""
-    x: Tensor
-    """(B, L, D) activations at the hook."""
-    kept: Tensor
-    """(B, L) bool: the tokens that the SAE sees, N in all."""
-    residual: Tensor
-    """(B, L, D) where the spliced pass begins."""
-    hidden: Tensor
-    """(B, L, D) what the logits are made of."""
-    later: dict[Hook, Tensor]
-    """(B, L, D) residuals behind the later layers."""
-    target: Tensor
-    """(B, L, D) activations where the splice goes: a transcoder's target, else x."""
-
-    @property
-    def n_tokens(self) -> int:
-        """N"""
-        return int(self.kept.sum())
-
-    def at(self, windows: slice) -> "CleanPass":
-        """Some of the windows."""
-        return CleanPass(
-            tokens=self.tokens[windows],
-            x=self.x[windows],
-            kept=self.kept[windows],
-            residual=self.residual[windows],
-            hidden=self.hidden[windows],
-            later={point: residual[windows] for point, residual in self.later.items()},
-            target=self.target[windows],
-        )
-
-    @property
-    def n_outliers(self) -> int:
-        """Tokens that are left out, a window's first not counted."""
-        return self.tokens[:, 1:].numel() - self.n_tokens
-
 
 CONTRIBUTIONS = {
     "logit_kl": "kl_contribution",
@@ -101,7 +59,7 @@ class EndToEnd:
         group: the processes that share the training, each with its own windows.
 
     Raises:
-        SAEError: a layer of `block_mse_layers` does not lie behind the hook.
+        SAEError: a layer of `block_mse_layers` is not after the hook.
     """
 
     def __init__(
@@ -129,19 +87,10 @@ class EndToEnd:
         Tokens whose activation is longer than `max_norm`, or at the target longer than
         `target_max_norm`, are outliers.
         """
-        start = resume_point(self.hook)
+        max_norms = {self.target: target_max_norm} | {self.hook: max_norm}
 
-        def run(part: slice) -> CleanPass:
-            batch = tokens[part].to(self.model.device)
-            hooks = [self.hook, self.target, start, *self.later]
-            hidden, found = self.model.hidden(batch, hooks)
-            x, target = found[self.hook], found[self.target]
-            kept = x.float().norm(dim=-1) <= max_norm
-            if target is not x:
-                kept &= target.float().norm(dim=-1) <= target_max_norm
-            kept[:, 0] = False
-            later = {point: found[point] for point in self.later}
-            return CleanPass(batch, x, kept, found[start], hidden, later, target)
+        def run(at: slice) -> CleanPass:
+            return clean_pass(self.model, tokens[at], self.hook, self.target, self.later, max_norms)
 
         return list(self.microbatch.parts(len(tokens), run))
 
@@ -171,7 +120,7 @@ class EndToEnd:
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Value and gradient, a forward pass's windows at a time."""
         wanted = x_hat.requires_grad and torch.is_grad_enabled()
-        # A process counts by its tokens, so that its positions have to, too.
+        # A process's share of the loss is its share of the tokens, so its positions have that too.
         share = len(x_hat) / self.group.total(len(x_hat))
         own_positions = sum(part.tokens[:, 1:].numel() for part in passes)
         n_positions = self.group.total(own_positions) * share
@@ -244,24 +193,24 @@ def later_layers(config: EndToEndConfig, hook: Hook, n_layers: int) -> list[int]
     """The layers whose error counts, in order; none where block MSE is not used.
 
     Raises:
-        SAEError: a layer does not lie behind the hook, or no layer does.
+        SAEError: a layer is not after the hook, or no layer is.
     """
     if not (config.use_end_to_end and config.use_block_mse):
         return []
     first = hook.layer + (hook.hook_name == "hook_resid_post")
-    behind = range(first, n_layers)
-    if not behind:
+    after = range(first, n_layers)
+    if not after:
         raise SAEError(
-            f"--use-block-mse: no layer lies behind {hook.spec}, the model's last; use "
+            f"--use-block-mse: no layer comes after {hook.spec}, the model's last; use "
             "--no-use-block-mse, or another hook"
         )
     for layer in config.block_mse_layers:
-        if layer not in behind:
+        if layer not in after:
             raise SAEError(
-                f"--block-mse-layers {layer}: the layers behind {hook.spec} are {first} to "
+                f"--block-mse-layers {layer}: the layers after {hook.spec} are {first} to "
                 f"{n_layers - 1}"
             )
-    return sorted(set(config.block_mse_layers)) or list(behind)
+    return sorted(set(config.block_mse_layers)) or list(after)
 
 
 def _weights(config: EndToEndConfig) -> dict[str, float]:

@@ -158,7 +158,7 @@ class SAETrainer:
         """Go on from the newest saved state, if there is one."""
         state, lost = self._stored_state()
         if state is None:
-            self._save_state()  # so that what has been set aside is so for good
+            self._save_state()  # what has been set aside is not taken again
             return
         try:
             self.loop.restore(state)

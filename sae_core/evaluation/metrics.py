@@ -45,7 +45,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel, resume_point
+from sae_core.activations.clean_pass import CleanPass, clean_pass
+from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.repetition import repeated_share
 from sae_core.activations.token_windows import evaluation_windows, split_texts
 from sae_core.errors import SAEError
@@ -76,21 +77,6 @@ class Reference(NamedTuple):
     """(D,) over all positions, at the target."""
     max_norms: dict[Hook, float]
     """By hook; above it a token counts as an outlier."""
-
-
-class Batch(NamedTuple):
-    """One batch of windows, run through the clean model."""
-
-    tokens: Tensor
-    """(B, L)"""
-    x: dict[Hook, Tensor]
-    """(B, L, D) float32 activations at the hook, and at a transcoder's target."""
-    hidden: Tensor
-    """(B, L, D) what the logits are made of."""
-    residual: Tensor
-    """(B, L, D) where a spliced pass resumes."""
-    later: dict[Hook, Tensor]
-    """(B, L, D) residuals behind the hook, by layer."""
 
 
 class _Sums:
@@ -160,7 +146,7 @@ def evaluate(
     reference = _reference(model, hook, target, windows, microbatch)
 
     def measure(at: slice) -> tuple[_Sums, Tensor]:
-        batch = _clean_pass(model, hook, target, later, windows[at])
+        batch = clean_pass(model, windows[at], hook, target, later, reference.max_norms)
         return _measured(model, sae, reference, batch)
 
     sums, l0 = _Sums(), []
@@ -179,43 +165,42 @@ def _sites(spec: SAESpec) -> tuple[Hook, Hook]:
 
 
 def _measured(
-    model: LanguageModel, sae: SparseAutoencoder, reference: Reference, batch: Batch
+    model: LanguageModel, sae: SparseAutoencoder, reference: Reference, batch: CleanPass
 ) -> tuple[_Sums, Tensor]:
     """What one batch adds to the figures, and the active features of each of its tokens."""
-    (hook, target), sums = _sites(sae.spec), _Sums()
-    x_hat, features = _reconstruct(sae, batch.x[hook])
-    counted = _counted(batch, reference)
-    _add_own_figures(sums, batch.x[target], x_hat, features, counted)
-    _add_splices(sums, model, target, batch, x_hat, counted)
+    (_, target), sums = _sites(sae.spec), _Sums()
+    x_hat, features = _reconstruct(sae, batch.x.float())
+    _add_own_figures(sums, batch.target.float(), x_hat, features, batch.kept)
+    _add_splices(sums, model, target, batch, x_hat)
     mean = reference.mean.expand_as(x_hat)
     for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(x_hat))):
         hidden, _ = model.resume_hidden(batch.tokens, batch.residual, target, value)
         sums.add(**{f"ce_{name}": _predictions(model, batch, hidden)["ce"]})
     sums.add(ce_clean=_predictions(model, batch, batch.hidden)["ce"])
-    return sums, (features > 0).sum(-1)[counted]
+    return sums, (features > 0).sum(-1)[batch.kept]
 
 
 def _add_splices(
-    sums: _Sums, model: LanguageModel, target: Hook, batch: Batch, x_hat: Tensor, counted: Tensor
+    sums: _Sums, model: LanguageModel, target: Hook, batch: CleanPass, x_hat: Tensor
 ) -> None:
     """What the model makes of the reconstructions, with each choice of tokens left alone."""
-    none = torch.zeros_like(counted)
+    none = torch.zeros_like(batch.kept)
     first = none.clone()
     first[:, 0] = True
-    left_alone = {HEADLINE: first, ALL_SPLICED: none, SINKS_KEPT: ~counted}
+    left_alone = {HEADLINE: first, ALL_SPLICED: none, SINKS_KEPT: ~batch.kept}
     found: dict[str, _Sums] = {}
     for suffix, alone in left_alone.items():
         if suffix == SINKS_KEPT and torch.equal(alone, first):  # no sink in this batch
             found[suffix] = found[HEADLINE]
         else:
-            value = torch.where(alone[..., None], batch.x[target], x_hat)
+            value = torch.where(alone[..., None], batch.target.float(), x_hat)
             later = list(batch.later) if suffix == HEADLINE else []
             hidden, spliced = model.resume_hidden(
                 batch.tokens, batch.residual, target, value, later
             )
             found[suffix] = _predictions(model, batch, hidden, with_kl=True)
             for point in later:
-                error = (spliced[point].float() - batch.later[point].float())[counted]
+                error = (spliced[point].float() - batch.later[point].float())[batch.kept]
                 sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
         sums.add(**{f"n_left_alone{suffix}": alone.sum()})
         sums.add(**{f"{name}_sae{suffix}": value for name, value in found[suffix].values.items()})
@@ -235,24 +220,6 @@ def _reference(
     mean = (sums["total"] / windows.numel()).float().to(model.device)
     medians = {at: float(torch.cat(of_batches).median()) for at, of_batches in norms.items()}
     return Reference(mean, {at: OUTLIER_FACTOR * median for at, median in medians.items()})
-
-
-def _clean_pass(
-    model: LanguageModel, hook: Hook, target: Hook, later: list[Hook], tokens: Tensor
-) -> Batch:
-    start, tokens = resume_point(hook), tokens.to(model.device)
-    hidden, found = model.hidden(tokens, [hook, target, start, *later])
-    x = {at: found[at].float() for at in {hook, target}}
-    return Batch(tokens, x, hidden, found[start], {p: found[p] for p in later})
-
-
-def _counted(batch: Batch, reference: Reference) -> Tensor:
-    """(B, L) bool: neither a window's first token nor an outlier."""
-    counted = torch.ones_like(batch.tokens, dtype=torch.bool)
-    counted[:, 0] = False
-    for at, x in batch.x.items():
-        counted &= x.norm(dim=-1) <= reference.max_norms[at]
-    return counted
 
 
 def _reconstruct(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -280,7 +247,7 @@ def _add_own_figures(
 
 
 def _predictions(
-    model: LanguageModel, batch: Batch, hidden: Tensor, with_kl: bool = False
+    model: LanguageModel, batch: CleanPass, hidden: Tensor, with_kl: bool = False
 ) -> _Sums:
     """`ce`, the summed cross-entropy of the logits of `hidden` (B, L, D), and `kl`, from the clean
     model's. The logits of all tokens never exist at once: with a large vocabulary they would take

@@ -255,9 +255,9 @@ def test_a_splice_that_changes_nothing_gets_no_weight() -> None:
         (POST, (), [2, 3]),
         (Hook(1, "hook_resid_pre"), (), [1, 2, 3]),
         (Hook(1, "hook_mlp_out"), (3, 1, 3), [1, 3]),
-        (POST, (1,), "--block-mse-layers 1: the layers behind .* are 2 to 3"),
+        (POST, (1,), "--block-mse-layers 1: the layers after .* are 2 to 3"),
         (POST, (2, 4), "--block-mse-layers 4"),
-        (Hook(3, "hook_resid_post"), (), "--use-block-mse: no layer lies behind blocks.3."),
+        (Hook(3, "hook_resid_post"), (), "--use-block-mse: no layer comes after blocks.3."),
     ],
 )
 def test_layers_behind_the_hook(hook: Hook, layers: tuple[int, ...], expected: Any) -> None:

@@ -73,7 +73,7 @@ def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Pro
     ("options", "message"),
     [
         ("--max-text-length 64", "holds activations of other texts, windows or model settings"),
-        ("--use-block-mse --block-mse-layers 2", "--block-mse-layers 2: the layers behind"),
+        ("--use-block-mse --block-mse-layers 2", "--block-mse-layers 2: the layers after"),
     ],
 )
 def test_training_checks_what_the_end_to_end_phase_is_given(

@@ -1,0 +1,76 @@
+"""Windows run through a language model as it is: what a splice is compared with and begins from."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_core.activations.language_model import Hook, LanguageModel, resume_point
+
+
+class CleanPass(NamedTuple):
+    """B windows of L tokens, run through the model as it is. D is the activation width."""
+
+    tokens: Tensor
+    """(B, L)"""
+    x: Tensor
+    """(B, L, D) activations at the hook."""
+    kept: Tensor
+    """(B, L) bool: the tokens that the SAE sees, no outliers and no window's first; N in all."""
+    residual: Tensor
+    """(B, L, D) where the spliced pass begins."""
+    hidden: Tensor
+    """(B, L, D) what the logits are made of."""
+    later: dict[Hook, Tensor]
+    """(B, L, D) residuals after later layers."""
+    target: Tensor
+    """(B, L, D) activations where the splice goes: a transcoder's target, otherwise x."""
+
+    @property
+    def n_tokens(self) -> int:
+        """N"""
+        return int(self.kept.sum())
+
+    @property
+    def n_outliers(self) -> int:
+        """Tokens that are left out, a window's first not counted."""
+        return self.tokens[:, 1:].numel() - self.n_tokens
+
+    def at(self, windows: slice) -> "CleanPass":
+        """Some of the windows."""
+        return CleanPass(
+            tokens=self.tokens[windows],
+            x=self.x[windows],
+            kept=self.kept[windows],
+            residual=self.residual[windows],
+            hidden=self.hidden[windows],
+            later={point: residual[windows] for point, residual in self.later.items()},
+            target=self.target[windows],
+        )
+
+
+def clean_pass(
+    model: LanguageModel,
+    tokens: Tensor,
+    hook: Hook,
+    target: Hook,
+    later: Sequence[Hook],
+    max_norms: Mapping[Hook, float],
+) -> CleanPass:
+    """Run windows (B, L) through the model.
+
+    Args:
+        hook: where the SAE reads.
+        target: where its output goes; of an SAE, `hook` too.
+        later: where the residual is wanted as well.
+        max_norms: for `hook` and `target`: longer activations are outliers.
+    """
+    start, tokens = resume_point(hook), tokens.to(model.device)
+    hidden, found = model.hidden(tokens, [hook, target, start, *later])
+    kept = torch.ones_like(tokens, dtype=torch.bool)
+    kept[:, 0] = False
+    for at in {hook, target}:
+        kept &= found[at].float().norm(dim=-1) <= max_norms[at]
+    after = {point: found[point] for point in later}
+    return CleanPass(tokens, found[hook], kept, found[start], hidden, after, found[target])
