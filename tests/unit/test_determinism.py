@@ -84,10 +84,19 @@ def test_the_progress_bar_changes_no_byte(
 def test_tracking_changes_no_byte(
     base: list[str], plain: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The tracked run is evaluated, too, with the model that it was trained with."""
+    loaded, load = [], LanguageModel.load
+
+    def counted(*args: Any) -> LanguageModel:
+        loaded.append(load(*args))
+        return loaded[-1]
+
+    monkeypatch.setattr(LanguageModel, "load", counted)
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     options = ("--wandb", "--wandb-mode", "offline")
     assert hashes(train_one(configured(base, tmp_path, *options)).folder) == plain
     assert list(tmp_path.glob("wandb/offline-run-*"))
+    assert list(tmp_path.glob("points/*/evaluation.json")) and len(loaded) == 1
 
 
 def test_another_seed_changes_it(base: list[str], plain: dict[str, str], tmp_path: Path) -> None:
