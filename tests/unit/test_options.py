@@ -181,7 +181,7 @@ def test_layers_that_do_not_lie_behind_the_hook_are_named_before_the_model_is_lo
 ) -> None:
     monkeypatch.delattr("sae_core.activations.language_model.LanguageModel.load")
     options = ["--use-end-to-end", "--use-block-mse", "--block-mse-layers", "1", "2"]
-    with pytest.raises(SAEError, match="--block-mse-layers 1: .* behind blocks.1.* are 2 to 3"):
+    with pytest.raises(SAEError, match="--block-mse-layers 1: .* after blocks.1.* are 2 to 3"):
         train(base, tmp_path, *options)
     with pytest.raises(SAEError, match="--use-block-mse: no layer comes after blocks.3."):
         train(base, tmp_path, *options[:2], "--hook-layer", "3")
