@@ -154,7 +154,12 @@ class EndToEnd:
         for part, rows in zip(passes, parts, strict=True):
             ends = [0, *part.kept.flatten(1).sum(1).cumsum(0).tolist()]
 
-            def on_some(at: slice, part=part, rows=rows, ends=ends) -> Result:
+            def on_some(
+                at: slice,
+                part: CleanPass = part,
+                rows: Tensor = rows,
+                ends: Sequence[int] = ends,
+            ) -> Result:
                 return work(part.at(at), rows[ends[at.start] : ends[at.stop]])
 
             yield from self.microbatch.parts(len(part.tokens), on_some)

@@ -51,8 +51,8 @@ class ProcessGroup:
         """
         if n < self.size:
             raise SAEError(
-                f"a step has {n} things to work on, tokens or windows, for {self.size} processes: "
-                "use more --tokens-per-step, or fewer --gpus"
+                f"a step has {n} tokens or windows for {self.size} processes: raise "
+                "--tokens-per-step, or use fewer --gpus"
             )
         return slice(n * self.rank // self.size, n * (self.rank + 1) // self.size)
 

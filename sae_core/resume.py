@@ -101,7 +101,7 @@ class SavedStates:
         sync(stale.parent)
         print(
             f"{self.folder}: the state of an interrupted training {reason}; it is now in {stale}, "
-            "and the training begins anew",
+            "and the training starts over",
             flush=True,
         )
 

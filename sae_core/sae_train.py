@@ -129,7 +129,7 @@ class SAETrainer:
                 if n_done > 0:
                     self._save_state()
                 done = f"{n_done} of {self.loop.batches.n_steps} steps"
-                raise Interrupted(f"{interrupted} after {done}; run it again to go on") from None
+                raise Interrupted(f"{interrupted} after {done}; run it again to continue") from None
 
     def _train(self) -> None:
         loop, deferred = self.loop, self.interrupts.deferred
@@ -166,18 +166,18 @@ class SAETrainer:
             self.states.set_aside("does not fit")
             raise SAEError(
                 f"{self.states.folder}: not a state of this training ({one_line(error)}); run it "
-                "again to begin anew"
+                "again to start over"
             ) from error
         if self.group.is_first:
             self.events.rewind(state.values["metrics"])
         if lost:
             best = self.checkpoints / BEST_CHECKPOINT
-            print(f"{best}: is damaged or missing, and is made again", flush=True)
+            print(f"{best}: is damaged or missing; it is written again", flush=True)
             self._checkpoint(BEST_CHECKPOINT)
         if state.values["machine"] != self._machine():
             print(
-                f"the state is of a machine with {state.values['machine']}, and this one has "
-                f"{self._machine()}: the result will be the same but for rounding",
+                f"the state comes from a machine with {state.values['machine']}, and this one has "
+                f"{self._machine()}: the result will be the same up to rounding",
                 flush=True,
             )
 

@@ -59,4 +59,4 @@ def _launch(n: int) -> None:
         sys.exit(os.EX_TEMPFAIL if os.EX_TEMPFAIL in codes else 1)
     except SignalException as error:
         name = signal.Signals(error.sigval).name
-        raise Interrupted(f"interrupted by {name}; run it again to go on") from None
+        raise Interrupted(f"interrupted by {name}; run it again to continue") from None

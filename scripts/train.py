@@ -159,8 +159,8 @@ def load_model(
     stored = source.n_train, source.n_validation, source.positions, source.bos
     if (given, str(model.dtype)) != (stored, f"torch.{source.dtype}"):
         raise SAEError(
-            f"{job.shards[0]}: holds activations of other texts, windows or model settings than "
-            "those given; harvest again"
+            f"{job.shards[0]}: has activations of other texts, windows or model settings than "
+            "the given ones; harvest again"
         )
     return model, windows
 

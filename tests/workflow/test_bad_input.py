@@ -72,7 +72,7 @@ def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Pro
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ("--max-text-length 64", "holds activations of other texts, windows or model settings"),
+        ("--max-text-length 64", "has activations of other texts, windows or model settings"),
         ("--use-block-mse --block-mse-layers 2", "--block-mse-layers 2: the layers after"),
     ],
 )

@@ -90,7 +90,7 @@ def test_the_workflow_goes_on_with_a_training_that_was_stopped(project: Project)
         for pid in processes(run.pid):
             os.kill(pid, signal.SIGKILL)
     log = (project.folder / "chaos.log").read_text()
-    assert "interrupted by SIGUSR1" in log and "run it again to go on" in log
+    assert "interrupted by SIGUSR1" in log and "run it again to continue" in log
     metrics = (project.folder / f"results/checkpoints/{RUN}/metrics.jsonl").read_text()
     epochs = [json.loads(line) for line in metrics.splitlines() if '"epoch", ' in line]
     assert [event["epoch"] for event in epochs] == list(range(1, 13))
