@@ -14,6 +14,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+from made_once import made_once  # noqa: E402
 from running import Run, run_python  # noqa: E402
 
 
@@ -40,10 +41,14 @@ def texts() -> list[str]:
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
-    """The directory of a tiny random Qwen3 model."""
-    from tiny_model import make_tiny_model
+    """The directory of a tiny random Qwen3 model, the same for all tests; not to be changed."""
 
-    return make_tiny_model(tmp_path_factory.mktemp("models") / "tiny", " ".join(texts))
+    def make(folder: Path) -> None:
+        from tiny_model import make_tiny_model
+
+        make_tiny_model(folder, " ".join(texts))
+
+    return made_once(tmp_path_factory, "tiny", make)
 
 
 @pytest.fixture

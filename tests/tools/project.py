@@ -134,3 +134,9 @@ def make_project(folder: Path, root: Path, tiny_model: Path) -> Project:
         }
     )
     return project
+
+
+def make_copy(project: Project, folder: Path) -> Project:
+    """A copy of a project with all that its runs have made: nothing is to be done in it either."""
+    shutil.copytree(project.folder, folder, symlinks=True)
+    return Project(folder, project.config_file)

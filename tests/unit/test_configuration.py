@@ -218,7 +218,7 @@ def test_a_message_says_what_was_found_and_what_to_write(
 def test_a_key_that_stands_twice_is_refused(
     refused: Callable[..., str], text: str, line: int
 ) -> None:
-    assert f"line {line}: the key " in refused(text)
+    assert f"file.yaml, line {line}: the key " in refused(text)
 
 
 def test_a_key_that_stands_twice_in_json_is_refused(refused: Callable[..., str]) -> None:

@@ -3,15 +3,31 @@
 from pathlib import Path
 
 import pytest
-from project import Project, make_project
+from made_once import made_once
+from project import Project, make_copy, make_project
+
+PRINTED = "printed.txt"
 
 
 @pytest.fixture(scope="session")
 def completed(tmp_path_factory: pytest.TempPathFactory, root: Path, tiny_model: Path) -> Project:
-    """A project whose workflow has run; tests put back what they change."""
-    project = make_project(tmp_path_factory.mktemp("project"), root, tiny_model)
-    project.snakemake()
+    """A project whose workflow has run, once for all tests; each of pytest's workers has a copy.
+    Tests put back what they change."""
+
+    def make(folder: Path) -> None:
+        project = make_project(folder, root, tiny_model)
+        (folder / PRINTED).write_text(project.snakemake())
+
+    folder = made_once(tmp_path_factory, "completed", make)
+    project = make_copy(Project(folder), tmp_path_factory.mktemp("completed") / "project")
+    project.printed.append((folder / PRINTED).read_text())
     return project
+
+
+@pytest.fixture
+def completed_copy(completed: Project, tmp_path: Path) -> Project:
+    """A project whose workflow has run, for one test to do with as it likes."""
+    return make_copy(completed, tmp_path / "project")
 
 
 @pytest.fixture

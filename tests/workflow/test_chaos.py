@@ -12,7 +12,7 @@ import pytest
 from chaos import artifacts, differences, disturb, processes, start
 from project import TIMEOUT, Project
 
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("completed")]
+pytestmark = pytest.mark.slow
 
 RUN = "tiny.blocks.2.hook_resid_post.btop4sae.exp2"
 TARGETS = (f"results/saes/{RUN}/weights.pt", f"results/evaluations/{RUN}.json")

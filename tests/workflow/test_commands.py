@@ -9,7 +9,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from running import ROOT, Run
+from huggingface_hub import constants
+from running import ROOT, Run, run_here, run_python
 
 from sae_core import cli
 from sae_core.model_training.Qwen3_all_sae_training import BatchConfig
@@ -78,16 +79,22 @@ def arguments(command: str) -> list[str]:
 
 
 @pytest.fixture
-def run_here(run: Run, checkout: Path, hub_home: Path):
-    """Run a command of the page in the copy; its texts are there, also under another name."""
+def in_checkout(checkout: Path, hub_home: Path, monkeypatch: pytest.MonkeyPatch):
+    """Run a command of the page in the copy, in this process unless `start` says otherwise; its
+    texts are there, also under another name."""
     environment = {"HF_HOME": str(hub_home), "SAE_HF_REPO_ID": "someone/saes", "PYTHONPATH": ""}
-    run("sae_core/data_processing/textbook_process.py", cwd=checkout)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(hub_home / "hub"))  # as HF_HOME would
+    run_here("sae_core/data_processing/textbook_process.py", cwd=checkout)
     (checkout / "path/to").mkdir(parents=True)
     shutil.copy(
         checkout / "sae_core/data/processed_data/processed_textbooks_all.json",
         checkout / "path/to/your_dataset.json",
     )
-    return lambda command, ok=True: run(*arguments(command), cwd=checkout, ok=ok, env=environment)
+
+    def in_checkout(command: str, ok: bool = True, start: Run = run_here):
+        return start(*arguments(command), cwd=checkout, ok=ok, env=environment)
+
+    return in_checkout
 
 
 def test_the_page_has_the_commands() -> None:
@@ -97,8 +104,8 @@ def test_the_page_has_the_commands() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in commands() if not sends(c) and "eval_sae" not in c])
-def test_command_runs_as_written(command: str, run_here, checkout: Path) -> None:
-    done = run_here(command)
+def test_command_runs_as_written(command: str, in_checkout, checkout: Path) -> None:
+    done = in_checkout(command)
     saes = list((checkout / "sae_core/pretrained_models").glob("*"))
     if "--help" in command or "textbook_process" in command:
         assert not saes
@@ -126,35 +133,37 @@ def test_command_that_sends_is_understood(command: str, monkeypatch: pytest.Monk
 
 
 @pytest.mark.slow
-def test_side_by_side_evaluation_and_module_form(run_here, checkout: Path) -> None:
+def test_side_by_side_evaluation_and_module_form(in_checkout, checkout: Path) -> None:
     smoke, evaluation = (
         next(c for c in commands() if word in c and not sends(c))
         for word in ("smoke_test_sae", "eval_sae_minibatch")
     )
     # Long enough texts for two held-out windows; run as a module.
-    run_here(
+    in_checkout(
         smoke.replace("sae_core/model_training/single_sae_training.py",
                       "-m sae_core.model_training.single_sae_training")
-        + " --val-fraction 0.3"
+        + " --val-fraction 0.3",
+        start=run_python,
     )  # fmt: skip
-    table = run_here(evaluation).stdout
+    table = in_checkout(evaluation, start=run_python).stdout
     assert "smoke_test_sae" in table and "best_model.pt" in table
     heading = next(line for line in table.splitlines() if line.startswith("SAE"))
     assert heading.split()[:4] == ["SAE", "MSE", "FVU", "L0"]
     *_, last = table.splitlines()
     assert last.split()[0] == str(N_LAYERS - 1) and last.split()[1] == last.split()[2]
-    results = json.loads(run_here(f"{evaluation} --json").stdout)
+    results = json.loads(in_checkout(f"{evaluation} --json").stdout)
     final, best = (dict(result, run_name="") for result in results)
     assert final == best, "the final SAE is the best checkpoint"
     assert set(final["block_mse"]) == {str(layer) for layer in range(7, N_LAYERS)}
 
 
 @pytest.mark.slow
-def test_batch_goes_on_when_a_model_fails(run_here, checkout: Path) -> None:
-    done = run_here(
+def test_batch_goes_on_when_a_model_fails(in_checkout, checkout: Path) -> None:
+    done = in_checkout(
         "python sae_core/model_training/Qwen3_all_sae_training.py --num-epochs 1"
         " --models nobody/nothing Qwen/Qwen3-0.6B",
         ok=False,
+        start=run_python,
     )
     table = done.stdout.splitlines()[-2:]
     assert "FAILED" in table[0] and "nobody/nothing" in table[0]
@@ -180,13 +189,13 @@ def test_batch_settings_suit_the_model_unless_given() -> None:
 
 
 @pytest.mark.slow
-def test_a_revision_is_resolved_and_recorded(run_here, checkout: Path) -> None:
+def test_a_revision_is_resolved_and_recorded(in_checkout, checkout: Path) -> None:
     command = (
         "python sae_core/model_training/single_sae_training.py --num-epochs 1 --run-name x "
         "--max-text-length 64 --revision "
     )
-    run_here(command + "v1")
+    in_checkout(command + "v1")
     config = json.loads((checkout / "sae_core/pretrained_models/x/config.json").read_text())
     assert config["metadata"]["model_commit"] == COMMIT
-    done = run_here(command + "v2", ok=False)
+    done = in_checkout(command + "v2", ok=False)
     assert "--model-name Qwen/Qwen3-0.6B" in done.stderr

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.slow
 RUN = "tiny.blocks.2.hook_resid_post.btop4sae.exp2"
 
 
-def test_two_processes_share_a_training(project: Project) -> None:
-    project.snakemake(f"results/saes/{RUN}/weights.pt")
+def test_two_processes_share_a_training(completed_copy: Project) -> None:
+    project = completed_copy
     folder = project.folder / "results/saes" / RUN
     expected = load_pretrained(folder).tensors()
     config = project.config

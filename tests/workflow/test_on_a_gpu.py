@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from pretend_gpu import GPU, OnGPU, PretendGPU
-from running import Run
+from running import run_here, run_python
 
 from sae_core.checkpoint import load_sae
 from sae_core.sparse_ops import Weights, decode, encode
@@ -53,36 +53,43 @@ def test_the_sparse_operations_for_a_gpu_are_those_for_a_cpu(lower_bound: float)
 
 
 @pytest.fixture(scope="module")
-def record(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory, run: Run) -> Path:
+def record(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("record") / "tiny.json"
-    run("scripts/fetch.py", "--name", "tiny", "--path", tiny_model, "--output", path)
+    run_here("scripts/fetch.py", "--name", "tiny", "--path", tiny_model, "--output", path)
     return path
 
 
-def made_on(device: str, folder: Path, record: Path, texts: Path, run: Run) -> dict[str, Any]:
+def run_on(device: str, *command: object) -> None:
+    """Run a command; a pretended GPU needs a process of its own."""
+    if device == "cuda":
+        run_python(PRETEND, *command)
+    else:
+        run_here(*command)
+
+
+def made_on(device: str, folder: Path, record: Path, texts: Path) -> dict[str, Any]:
     """Harvest, train, evaluate and analyse; what the evaluation says."""
     given = ["--texts", texts, "--record", record, "--device", device, "--batch-size", 4]
-    start = [PRETEND] if device == "cuda" else []
     shard, sae, points = folder / "shard", folder / "sae", folder / "points"
     windows = "--max-text-length 32 --passes 1 --shard 0 --shards 1".split()
     receipt = ["--output", shard, "--receipt", folder / "receipt.json"]
-    run(*start, "scripts/harvest.py", *given, "--hooks", HOOK, *windows, *receipt)
+    run_on(device, "scripts/harvest.py", *given, "--hooks", HOOK, *windows, *receipt)
     output = ["--checkpoints", points, "--output", sae, "--end-to-end-fraction", 0.5]
     training = [*TRAINING.split(), "--use-block-mse", *output]
-    run(*start, "scripts/train.py", *given, "--shards", shard, "--hook", HOOK, *training)
+    run_on(device, "scripts/train.py", *given, "--shards", shard, "--hook", HOOK, *training)
     to = ["--sae", sae, "--checkpoints", points, "--output", folder / "evaluation.json"]
-    run(*start, "scripts/evaluate.py", *given, *to)
+    run_on(device, "scripts/evaluate.py", *given, *to)
     to = [f"--{name}={folder / name}" for name in ("entries", "table", "corpus")]
-    run(*start, "scripts/features.py", *given, "--sae", sae, *to)
+    run_on(device, "scripts/features.py", *given, "--sae", sae, *to)
     return json.loads((folder / "evaluation.json").read_text())
 
 
 @pytest.mark.slow
 def test_the_workflows_commands_do_on_a_gpu_what_they_do_on_a_cpu(
-    record: Path, data_path: Path, tmp_path: Path, run: Run
+    record: Path, data_path: Path, tmp_path: Path
 ) -> None:
     there, here = (
-        made_on(device, tmp_path / device, record, data_path, run) for device in ("cuda", "cpu")
+        made_on(device, tmp_path / device, record, data_path) for device in ("cuda", "cpu")
     )
     for name in ("fvu", "l0", "ce_sae", "kl"):
         assert there[name] == pytest.approx(here[name], rel=0.02), name
@@ -94,7 +101,7 @@ def test_the_workflows_commands_do_on_a_gpu_what_they_do_on_a_cpu(
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["matryoshka_batch_topk", "jumprelu", "gated"])
 def test_a_single_run_of_every_sort_of_kind(
-    kind: str, tiny_model: Path, data_path: Path, tmp_path: Path, run: Run
+    kind: str, tiny_model: Path, data_path: Path, tmp_path: Path
 ) -> None:
     """Small differences grow in training, so that only the error is compared."""
     options = [*TRAINING.split(), "--model-name", tiny_model, "--data-path", data_path]
@@ -110,9 +117,8 @@ def test_a_single_run_of_every_sort_of_kind(
             "--run-name",
             "r",
         ]
-        start = [PRETEND] if device == "cuda" else []
         script = "sae_core/model_training/single_sae_training.py"
-        run(*start, script, *options, *places, "--device", device)
+        run_on(device, script, *options, *places, "--device", device)
         history = json.loads((folder / "r/history.json").read_text())
         errors[device] = history["recon_loss"][-1]
     assert errors["cuda"] == pytest.approx(errors["cpu"], rel=0.02)

@@ -17,7 +17,7 @@ from published import environment
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("publish")]
 
-RUNS = [f"tiny.blocks.2.hook_resid_post.btop{k}sae.exp2" for k in (4, 8)]
+RUNS = [f"{m}.blocks.2.hook_resid_post.btop4sae.exp2" for m in ("other", "tiny")]
 TOKEN = "hf_alice"
 
 
@@ -33,10 +33,12 @@ def services(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Services]:
 
 
 def configured(folder: Path, root: Path, tiny_model: Path, services: Services) -> Project:
-    """A project of two SAEs that tells both services of them."""
+    """A project of two models with an SAE each that tells both services of them."""
     project = make_project(folder / "project", root, tiny_model)
     config = project.config
-    config["models"][0] |= {"layers": [2], "hf_base_model": "Qwen/Qwen3-0.6B"}
+    [model] = config["models"]
+    model |= {"layers": [2], "saes": [{"topk": 4}], "hf_base_model": "Qwen/Qwen3-0.6B"}
+    config["models"] = [model, model | {"name": "other"}]
     config["tracking"] = {"wandb": True, "wandb_group": "g", "wandb_tags": ["two words"]}
     config["publishing"] = {"upload_to_hf": True, "hf_repo_id": "alice/saes", "hf_license": "mit"}
     project.configure(config)

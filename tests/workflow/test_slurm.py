@@ -26,23 +26,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     yield from start_cluster(tmp_path_factory.mktemp("slurm") / "cluster")
 
 
-def two_models(folder: Path, root: Path, tiny_model: Path) -> Project:
-    """A project of two models with two SAEs each."""
-    project = make_project(folder, root, tiny_model)
-    config = project.config
-    [model] = config["models"]
-    config["models"] = [{**model, "name": "tiny-a"}, {**model, "name": "tiny-b", "layers": [1]}]
-    config["models"][0]["layers"] = [2]
-    project.configure(config)
-    return project
-
-
 @pytest.fixture(scope="module")
 def done(
     cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, root: Path, tiny_model: Path
 ) -> Done:
-    """Those four SAEs, trained and evaluated by SLURM jobs."""
-    project = two_models(tmp_path_factory.mktemp("queued") / "project", root, tiny_model)
+    """The project of `completed`, whose four SAEs are trained and evaluated by SLURM jobs."""
+    project = make_project(tmp_path_factory.mktemp("queued") / "project", root, tiny_model)
     submit_from(project, cluster)
     queues = []
     with (project.folder / "printed").open("w") as file:
@@ -54,12 +43,8 @@ def done(
     return Done(project, queues)
 
 
-def test_the_results_are_those_of_a_local_run(
-    done: Done, tmp_path: Path, root: Path, tiny_model: Path
-) -> None:
-    local = two_models(tmp_path / "project", root, tiny_model)
-    local.snakemake()
-    assert same_results(done.project, local) > 30
+def test_the_results_are_those_of_a_local_run(done: Done, completed: Project) -> None:
+    assert same_results(done.project, completed) > 30
 
 
 def test_jobs_run_on_both_nodes_and_queue_for_their_gpus(done: Done, cluster: Cluster) -> None:

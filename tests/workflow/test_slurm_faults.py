@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from on_slurm import start_cluster, submit_from
-from project import Project, make_project
+from project import Project, make_copy
 from slurm import Cluster, Job
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm-faults")]
@@ -25,15 +25,10 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 
 @pytest.fixture(scope="module")
 def trained(
-    cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, root: Path, tiny_model: Path
+    cluster: Cluster, completed: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> Project:
-    """A project with two SAEs that were trained here."""
-    project = make_project(tmp_path_factory.mktemp("faults") / "project", root, tiny_model)
-    config = project.config
-    config["models"][0]["layers"] = [2]
-    project.configure(config)
-    project.snakemake(*WEIGHTS)
-    return project
+    """A project whose SAEs were trained here."""
+    return make_copy(completed, tmp_path_factory.mktemp("faults") / "project")
 
 
 @pytest.fixture

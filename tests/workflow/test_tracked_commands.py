@@ -11,7 +11,7 @@ import pytest
 from minihub import MiniHub
 from miniwandb import KEY, MiniWandb
 from planted import SECRETS, check_no_secret
-from published import environment
+from published import environment, make_sae_directory
 from running import Run
 
 from sae_core import cli
@@ -133,9 +133,9 @@ def test_a_token_that_may_not_write_ends_it_before_anything_is_loaded(
 
 
 def test_a_dry_run_says_what_would_be_sent_and_sends_nothing(
-    command, server: MiniHub, tmp_path: Path, run: Run
+    server: MiniHub, tmp_path: Path, run: Run
 ) -> None:
-    command(SINGLE, "--run-name x")
+    make_sae_directory(tmp_path / "saes/x")
     options = (
         f"--sae {tmp_path}/saes/x --marker {tmp_path}/m.json --hf-repo-id alice/saes --dry-run"
     )

@@ -12,7 +12,8 @@ pytestmark = pytest.mark.slow
 NAME = "tiny.blocks.2.mlp.hook_in-hook_mlp_out.btop4sae.exp2"
 
 
-def test_a_transcoder_is_harvested_trained_and_evaluated(project: Project) -> None:
+def test_a_transcoder_is_harvested_trained_and_evaluated(completed_copy: Project) -> None:
+    project = completed_copy
     config = project.config
     hooks = {"hook_name": "mlp.hook_in", "target_hook_name": "hook_mlp_out"}
     config["models"][0] |= hooks | {"layers": [2], "saes": [{"topk": 4}]}
