@@ -17,7 +17,7 @@ MADE = ("__pycache__", "processed_data", "pretrained_models", "checkpoints")
 """What runs leave in these folders."""
 
 SUBJECTS = ("physics", "chemistry", "biology")
-WORDS_A_CHAPTER = 700
+WORDS_A_CHAPTER = 350
 TIMEOUT = 1800
 """Seconds that a run of the workflow may take."""
 
@@ -113,9 +113,9 @@ def make_project(folder: Path, root: Path, tiny_model: Path) -> Project:
     project = copy_project(folder, root, "config/tiny.yaml")
     for subject in SUBJECTS:
         chapters = folder / f"sae_core/data/raw_data/{subject}_chapters"
-        words = (chapters / "chapter_01.md").read_text(encoding="utf-8").split(" ")
-        (chapters / "chapter_01.md").write_text(" ".join(words[:WORDS_A_CHAPTER]))
-        (chapters / "chapter_02.md").unlink()
+        for chapter in chapters.glob("*.md"):
+            words = chapter.read_text(encoding="utf-8").split(" ")
+            chapter.write_text(" ".join(words[:WORDS_A_CHAPTER]))
     project.configure(
         {
             "chapters": {"folders": {s: f"sae_core/data/raw_data/{s}_chapters" for s in SUBJECTS}},
