@@ -2,7 +2,6 @@
 not 0, and earlier outputs as they were."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -55,16 +54,12 @@ def test_middle_that_is_also_a_number_is_found_when_the_model_is_known(
 
 
 @pytest.mark.slow
-def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(
-    completed_copy: Project,
-) -> None:
-    project = completed_copy
-    shutil.rmtree(project.folder / "results/logs")
+def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Project) -> None:
     config = project.config
     config["models"][0]["layers"] = [2, 4]
     project.configure(config)
     printed = project.snakemake(ok=False)
-    assert "--hook-layer 4: the model's layers are 0 to 3" in printed
+    assert "error: models[].layers 4: the model's layers are 0 to 3" in printed
     assert "Loading weights" not in failed_log(project, printed, "harvest")
 
 
