@@ -88,9 +88,10 @@ def hub_here(
 ) -> Iterator[MiniHub]:
     """A Hub that the client in this process takes for the real one."""
     import huggingface_hub
-    from huggingface_hub import constants
+    from huggingface_hub import constants, hf_api
 
     with MiniHub(root / "hub", xet=xet) as hub:
+        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # transformers calls its methods
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
