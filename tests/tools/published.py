@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -88,10 +89,15 @@ def hub_here(
 ) -> Iterator[MiniHub]:
     """A Hub that the client in this process takes for the real one."""
     import huggingface_hub
-    from huggingface_hub import constants, hf_api
+    from huggingface_hub import constants
+
+    if "transformers" in sys.modules:
+        import transformers.utils.hub
+
+        # Its own client keeps the address of an earlier test's Hub.
+        monkeypatch.setattr(transformers.utils.hub, "_hf_api", None)
 
     with MiniHub(root / "hub", xet=xet) as hub:
-        monkeypatch.setattr(hf_api.api, "endpoint", hub.url)  # transformers calls its methods
         template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
         monkeypatch.setattr(constants, "ENDPOINT", hub.url)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
