@@ -55,7 +55,7 @@ def published(
     project = configured(tmp_path_factory.mktemp("published"), root, tiny_model, services)
     services.hub.fail("POST /api/models/alice/saes/commit", status=403)
     project.snakemake("--keep-going", ok=False)
-    logs = [path.read_text() for path in (project.folder / "results/logs/upload").iterdir()]
+    logs = [path.read_text() for path in (project.folder / "results/logs/upload").glob("*.log")]
     [line] = [line for log in logs for line in log.splitlines() if line.startswith("error: ")]
     assert "no permission for this" in line and "then try again" in line
     results = project.folder / "results"
