@@ -143,13 +143,13 @@ def test_colours_follow_the_reader(driver: WebDriver, folder: Path) -> None:
 
 
 def column(page: Page, heading: str) -> list[str]:
-    headings = page.texts("table.summary thead th")
+    headings = page.texts("table#figures thead th")
     at = [h.strip(" ↕↑↓\u2009") for h in headings].index(heading) + 1
-    return page.texts(f"table.summary tbody tr > :nth-child({at})")
+    return page.texts(f"table#figures tbody tr > :nth-child({at})")
 
 
 def sort_by(page: Page, heading: str) -> None:
-    buttons = page.driver.find_elements(By.CSS_SELECTOR, "table.summary thead button")
+    buttons = page.driver.find_elements(By.CSS_SELECTOR, "table#figures thead button")
     next(b for b in buttons if b.text.strip(" ↕↑↓\u2009") == heading).click()
 
 
