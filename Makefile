@@ -1,5 +1,5 @@
 # make run    the built-in example, end to end        make test      lint and the quick tests, in minutes
-# make bench  speed and quality, compared with others make test-all  lint and every test, as CI runs them
+# make bench  speed and quality, compared with others make test-all  lint and the tests that CI runs
 # make fmt    format everything                       make rulegraph redraw the README's picture
 # make docs   the configuration's schema and tables   make chaos     the example with 20 of its processes
 #                                                     killed; the result must be the same to the last bit

@@ -16,7 +16,7 @@ def check_inputs(plan: Plan, record_of: Callable[[str], Path]) -> None:
         record_of: where the record of a model is, once it is fetched; by model id.
 
     Raises:
-        SAEError: a job would fail for want of a file, or of a layer or hook.
+        SAEError: a job would fail for want of a file, a layer, a hook or a long enough context.
     """
     _check_chapters(plan)
     for name, model in plan.models.items():
