@@ -87,7 +87,7 @@ fmt: setup
 	snakefmt workflow
 
 docs: setup
-	python -m sae_core.config_docs
+	python -m sae_core.workflow.config_docs
 
 rulegraph: setup
 	python tests/tools/rulegraph.py > docs/rulegraph.svg

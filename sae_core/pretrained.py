@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
-from sae_core.checkpoint import History, load_history, load_sae
-from sae_core.errors import SAEError
-from sae_core.naming import REPO_ID, SAE_FILES
+from sae_core.formats.checkpoint import History, load_history, load_sae
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import OutputConfig
+from sae_core.utils.errors import SAEError
+from sae_core.utils.naming import REPO_ID, SAE_FILES
 
 ROOTS = (OutputConfig.output_root, Path("results/saes"))
 """Where a bare run name is looked for, from the folder one is in: by hand, by the workflow."""

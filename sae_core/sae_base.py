@@ -15,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sae_core import losses, sparse_ops
-from sae_core.errors import SAEError
-from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
-from sae_core.sae_config import SAESpec
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from sae_core.sae import losses, sparse_ops
+from sae_core.sae.config import SAESpec
+from sae_core.sae.precision import Precision
+from sae_core.utils.errors import SAEError
 
 ROW_BLOCK = 1024
 """Decoder rows that are projected at once on a CPU: they stay in the cache."""
@@ -29,7 +30,7 @@ class Compute(NamedTuple):
 
     row_block: int | None = None
     """Bounds the tokens whose pre-activations are in memory at once."""
-    precision: sparse_ops.Precision | None = None
+    precision: Precision | None = None
     """Of the encoder product; None for the weights' own number format."""
     group: ProcessGroup = SINGLE_PROCESS
     """The processes that share the batch, each with its own tokens."""
@@ -202,9 +203,7 @@ class SparseAutoencoder(nn.Module, ABC):
         pre = self.pre_activations(x)
         return torch.relu(pre) * (pre > self.known_threshold)
 
-    def encode_sparse(
-        self, x: Tensor, precision: sparse_ops.Precision | None = None
-    ) -> sparse_ops.SparseCode:
+    def encode_sparse(self, x: Tensor, precision: Precision | None = None) -> sparse_ops.SparseCode:
         """(N, D) -> the features of `encode` as pairs, if possible without the dense code."""
         x = x.to(self.W_enc.dtype)
         return sparse_ops.above(x, self.encoder, self.known_threshold, precision)

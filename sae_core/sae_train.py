@@ -6,52 +6,53 @@ from pathlib import Path
 
 import torch
 
-from sae_core.activations.language_model import LanguageModel
 from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import (
     TokenWindows,
     read_windows,
     text_notes,
 )
-from sae_core.checked_run import CheckedRun, check_run
-from sae_core.checkpoint import (
+from sae_core.distributed.interrupts import Interrupts
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from sae_core.formats.checkpoint import (
     is_whole_checkpoint,
     load_sae,
     sae_files,
     save_sae,
     write_files,
 )
-from sae_core.code_hash import code_hash
-from sae_core.devices import keep_freed_memory, pick_device, pick_precision
-from sae_core.errors import Interrupted, SAEError, one_line
-from sae_core.events import EpochRecord, Observer
-from sae_core.files import bring_back, file_sha256, folder_stamp
-from sae_core.interrupts import Interrupts
-from sae_core.kinds import build
-from sae_core.model_sources import model_sha256
-from sae_core.naming import (
-    BEST_CHECKPOINT,
-    METRICS_FILE,
-    STATES,
-    epoch_checkpoint,
-)
-from sae_core.observers import MetricsFile, Observers
-from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
-from sae_core.publishing.saelens import saelens_files
-from sae_core.resume import SavedStates, Timer, forget_states
+from sae_core.formats.saelens import saelens_files
+from sae_core.models.language_model import LanguageModel
+from sae_core.models.model_sources import model_sha256
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kinds import build
+from sae_core.sae.precision import pick_precision
 from sae_core.sae_base import Compute, SparseAutoencoder
-from sae_core.sae_config import SAEConfig
-from sae_core.seeding import generator
 from sae_core.train_config import RunConfig
-from sae_core.training import Trainer
-from sae_core.training_inputs import (
+from sae_core.trainer.checked_run import CheckedRun, check_run
+from sae_core.trainer.events import EpochRecord, Observer
+from sae_core.trainer.observers import MetricsFile, Observers
+from sae_core.trainer.resume import SavedStates, Timer, forget_states
+from sae_core.trainer.training_inputs import (
     Activations,
     Provenance,
     Settings,
     end_to_end_phase,
     resolved_spec,
 )
-from sae_core.training_state import TrainingState
+from sae_core.trainer.training_state import TrainingState
+from sae_core.training import Trainer
+from sae_core.utils.code_hash import code_hash
+from sae_core.utils.devices import keep_freed_memory, pick_device
+from sae_core.utils.errors import Interrupted, SAEError, one_line
+from sae_core.utils.files import bring_back, file_sha256, folder_stamp
+from sae_core.utils.naming import (
+    BEST_CHECKPOINT,
+    METRICS_FILE,
+    STATES,
+    epoch_checkpoint,
+)
+from sae_core.utils.seeding import generator
 
 
 class SAETrainer:

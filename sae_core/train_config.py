@@ -12,8 +12,9 @@ from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from sae_core.errors import SAEError
-from sae_core.limits import (
+from sae_core.sae.config import SAEConfig
+from sae_core.utils.errors import SAEError
+from sae_core.utils.limits import (
     InConfiguration,
     Limits,
     NaturalFloat,
@@ -23,14 +24,13 @@ from sae_core.limits import (
     Text,
     check_limits,
 )
-from sae_core.naming import (
+from sae_core.utils.naming import (
     MiddleLayerStrategy,
     check_model_name,
     check_repo_id,
     hook_label,
     own_name,
 )
-from sae_core.sae_config import SAEConfig
 
 HOOK_NAME = re.compile(r"\w+(\.\w+)*", re.ASCII)
 FULL_NAME = re.compile(r"blocks\.([0-9]+)\.(.+)", re.ASCII)

@@ -31,23 +31,23 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from sae_core import losses
 from sae_core.activations.store import ActivationSource
-from sae_core.batches import Batch, Batches, not_finite
-from sae_core.checkpoint import History
-from sae_core.early_stopping import EarlyStopping
-from sae_core.end_to_end import EndToEnd
-from sae_core.events import EpochRecord, Observer
-from sae_core.losses import Terms
-from sae_core.memory import Microbatch, Result
-from sae_core.normalisation import Normalisation
-from sae_core.optimizer import adam, clip_gradients, hand_over_gradients, set_learning_rate
-from sae_core.parallel import ProcessGroup
+from sae_core.distributed.process_group import ProcessGroup
+from sae_core.formats.checkpoint import History
+from sae_core.sae import losses
+from sae_core.sae.losses import Terms
+from sae_core.sae.normalisation import Normalisation
+from sae_core.sae.sparse_ops import LowerBound
 from sae_core.sae_base import PLAIN, AuxiliaryLoss, Compute, Reconstruction, SparseAutoencoder
-from sae_core.schedule import learning_rate, peak_learning_rate
-from sae_core.sparse_ops import LowerBound
 from sae_core.train_config import RuntimeConfig, TrainingConfig
-from sae_core.training_state import Means, Progress, TrainingState, learned, put_back
+from sae_core.trainer.batches import Batch, Batches, not_finite
+from sae_core.trainer.early_stopping import EarlyStopping
+from sae_core.trainer.end_to_end import EndToEnd
+from sae_core.trainer.events import EpochRecord, Observer
+from sae_core.trainer.optimizer import adam, clip_gradients, hand_over_gradients, set_learning_rate
+from sae_core.trainer.schedule import learning_rate, peak_learning_rate
+from sae_core.trainer.training_state import Means, Progress, TrainingState, learned, put_back
+from sae_core.utils.memory import Microbatch, Result
 
 ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --device"
 """When there is no memory for a step."""

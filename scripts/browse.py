@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.files import write_file
 from sae_core.reporting.feature_page import feature_page, read_corpus, read_entries
+from sae_core.utils import cli
+from sae_core.utils.files import write_file
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.files import write_file
 from sae_core.train_config import (
     ComputeConfig,
     EvaluationConfig,
@@ -16,6 +14,8 @@ from sae_core.train_config import (
     ModelConfig,
     TrackingConfig,
 )
+from sae_core.utils import cli
+from sae_core.utils.files import write_file
 
 
 @dataclass(frozen=True)
@@ -39,15 +39,15 @@ class Job:
 
 
 def run(job: Job) -> None:
-    from sae_core.activations.language_model import LanguageModel
-    from sae_core.checkpoint import load_sae
     from sae_core.data_processing.texts import read_texts
-    from sae_core.devices import pick_device
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.metrics import evaluate, held_out_repeated, held_out_windows
     from sae_core.evaluation.unseen import ModelIdentity, check_model, check_texts
-    from sae_core.model_sources import ModelRecord
+    from sae_core.formats.checkpoint import load_sae
     from sae_core.model_training.wandb_session import add_to_summary, evaluation_summary
+    from sae_core.models.language_model import LanguageModel
+    from sae_core.models.model_sources import ModelRecord
+    from sae_core.utils.devices import pick_device
 
     sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
     record = ModelRecord.load(job.record)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.files import write_file
 from sae_core.train_config import ComputeConfig, FeaturesConfig, LoadConfig, ModelConfig
+from sae_core.utils import cli
+from sae_core.utils.files import write_file
 
 
 @dataclass(frozen=True)
@@ -36,18 +36,19 @@ class Job:
 def run(job: Job) -> None:
     import torch
 
-    from sae_core.activations.language_model import LanguageModel
-    from sae_core.checkpoint import load_sae
     from sae_core.data_processing.sources import Sources
     from sae_core.data_processing.texts import read_texts
-    from sae_core.devices import pick_device, pick_precision
     from sae_core.evaluation.calibration import calibrated
     from sae_core.evaluation.feature_files import Writer
     from sae_core.evaluation.features import Corpus, choose, feature_table, tally_features
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.unseen import ModelIdentity, check_model
-    from sae_core.model_sources import ModelRecord
-    from sae_core.progress import progress_bar
+    from sae_core.formats.checkpoint import load_sae
+    from sae_core.models.language_model import LanguageModel
+    from sae_core.models.model_sources import ModelRecord
+    from sae_core.sae.precision import pick_precision
+    from sae_core.utils.devices import pick_device
+    from sae_core.utils.progress import progress_bar
 
     sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
     record = ModelRecord.load(job.record)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.model_sources import FetchConfig, fetch
+from sae_core.models.model_sources import FetchConfig, fetch
+from sae_core.utils import cli
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.limits import NaturalInt, PositiveInt, check_limits
 from sae_core.train_config import ComputeConfig, DataConfig, HarvestConfig, LoadConfig, ModelConfig
+from sae_core.utils import cli
+from sae_core.utils.limits import NaturalInt, PositiveInt, check_limits
 
 
 @dataclass(frozen=True)
@@ -40,15 +40,15 @@ class Job:
 
 
 def run(job: Job) -> None:
-    from sae_core.activations.language_model import Hook, LanguageModel
-    from sae_core.activations.model_facts import check_hook
     from sae_core.activations.shards import harvest
     from sae_core.activations.token_windows import read_windows, text_notes
     from sae_core.data_processing.texts import read_texts
-    from sae_core.devices import pick_device
-    from sae_core.model_sources import ModelRecord
-    from sae_core.progress import progress_bar
-    from sae_core.run_lock import lock
+    from sae_core.models.language_model import Hook, LanguageModel
+    from sae_core.models.model_facts import check_hook
+    from sae_core.models.model_sources import ModelRecord
+    from sae_core.utils.devices import pick_device
+    from sae_core.utils.progress import progress_bar
+    from sae_core.utils.run_lock import lock
 
     texts = read_texts(job.texts, "--texts")
     record = ModelRecord.load(job.record)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.files import write_file
 from sae_core.reporting import plots
 from sae_core.reporting.summary import read_evaluations, read_histories
+from sae_core.utils import cli
+from sae_core.utils.files import write_file
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
 from sae_core.data_processing.sources import Sources
-from sae_core.errors import SAEError
-from sae_core.files import write_file
-from sae_core.records import read_json
 from sae_core.reporting.page import Making, read_run, report_page
 from sae_core.reporting.plots import l0_against_fvu, l0_against_loss_recovered
 from sae_core.reporting.provenance import environment, read_jobs
 from sae_core.reporting.summary import summary_csv, summary_table
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import write_file
+from sae_core.utils.records import read_json
 
 
 @dataclass(frozen=True)

@@ -8,12 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.errors import SAEError
+from sae_core.distributed.torchrun import launched
 from sae_core.model_training.wandb_session import log_in
-from sae_core.ranks import local_rank
-from sae_core.sae_config import SAEConfig
-from sae_core.torchrun import launched
+from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
@@ -24,13 +21,16 @@ from sae_core.train_config import (
     TrackingConfig,
     TrainingConfig,
 )
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
+from sae_core.utils.ranks import local_rank
 
 if TYPE_CHECKING:
-    from sae_core.activations.language_model import Hook, LanguageModel
     from sae_core.activations.store import CachedSource
     from sae_core.activations.token_windows import TokenWindows
-    from sae_core.model_sources import ModelRecord
-    from sae_core.training_inputs import Activations
+    from sae_core.models.language_model import Hook, LanguageModel
+    from sae_core.models.model_sources import ModelRecord
+    from sae_core.trainer.training_inputs import Activations
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run(job: Job) -> None:
     if not launched(job.runtime.gpus):
         train(job, login)
 
-    from sae_core.resume import forget_states
+    from sae_core.trainer.resume import forget_states
 
     # If its parent has died, that was Snakemake, which deletes the SAE when it is back.
     if local_rank() is None and os.getppid() == parent:
@@ -74,9 +74,9 @@ def run(job: Job) -> None:
 
 def train(job: Job, login: TrackingConfig) -> None:
     """Train the SAE, in this process alone or as one of several."""
+    from sae_core.distributed.process_group import join
     from sae_core.model_training.tracked_run import Plan, tracked_run
-    from sae_core.parallel import join
-    from sae_core.training_inputs import Settings, warn_of_density
+    from sae_core.trainer.training_inputs import Settings, warn_of_density
 
     group = join(job.runtime.device)
     if group.is_first:
@@ -104,11 +104,11 @@ def stored_activations(job: Job) -> "Activations":
     Raises:
         SAEError: they are damaged, or of another model or other texts than the job's.
     """
-    from sae_core.activations.language_model import Hook
     from sae_core.activations.store import CachedSource
-    from sae_core.files import file_sha256, folder_stamp
-    from sae_core.model_sources import ModelRecord
-    from sae_core.training_inputs import Activations, Provenance
+    from sae_core.models.language_model import Hook
+    from sae_core.models.model_sources import ModelRecord
+    from sae_core.trainer.training_inputs import Activations, Provenance
+    from sae_core.utils.files import file_sha256, folder_stamp
 
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
     target = hook.target(job.target_hook_name)
@@ -144,11 +144,11 @@ def load_model(
     Raises:
         SAEError: they are of others.
     """
-    from sae_core.activations.language_model import LanguageModel
     from sae_core.activations.token_windows import read_windows
     from sae_core.data_processing.texts import read_texts
-    from sae_core.devices import pick_device
-    from sae_core.end_to_end import later_layers
+    from sae_core.models.language_model import LanguageModel
+    from sae_core.trainer.end_to_end import later_layers
+    from sae_core.utils.devices import pick_device
 
     later_layers(job.end_to_end, spliced, record.n_layers)
     texts = read_texts(job.texts, "--texts")

@@ -13,9 +13,9 @@ import tyro
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.errors import SAEError
-from sae_core.workflow_lock import LOCKS, doubts, is_locked, remove_lock
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
+from sae_core.workflow.workflow_lock import LOCKS, doubts, is_locked, remove_lock
 
 
 @dataclass(frozen=True)

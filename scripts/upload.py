@@ -6,9 +6,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core import cli
-from sae_core.errors import SAEError
 from sae_core.train_config import RepoConfig, TrackingConfig
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
 
 
 @dataclass(frozen=True)

@@ -1,1 +1,1 @@
-"""From texts to batches of activations: windows of tokens, the language model, the store."""
+"""From texts to batches of activations: windows of tokens, shards on disk, the clean pass."""

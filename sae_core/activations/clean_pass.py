@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel, resume_point
+from sae_core.models.language_model import Hook, LanguageModel, resume_point
 
 
 class CleanPass(NamedTuple):

@@ -19,12 +19,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import TokenWindows
-from sae_core.errors import SAEError
-from sae_core.files import check_space, file_sha256, new_folder, write_file, writing
-from sae_core.memory import Microbatch
-from sae_core.records import read_record
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import check_space, file_sha256, new_folder, write_file, writing
+from sae_core.utils.memory import Microbatch
+from sae_core.utils.records import read_record
 
 Found = dict[Hook, Tensor]
 """(B, L, D) activations at each hook."""

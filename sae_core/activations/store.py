@@ -15,12 +15,12 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.shards import Manifest, WindowFile
 from sae_core.activations.token_windows import TokenWindows
-from sae_core.errors import SAEError
-from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
-from sae_core.seeding import generator
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.utils.errors import SAEError
+from sae_core.utils.seeding import generator
 
 CALIBRATION_TOKENS = 2**16
 """Held-out activations that an inference threshold is calibrated on, about."""

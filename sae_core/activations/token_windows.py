@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from sae_core.activations.repetition import apart, repeated_share
-from sae_core.errors import SAEError
-from sae_core.seeding import generator
 from sae_core.train_config import DataConfig
+from sae_core.utils.errors import SAEError
+from sae_core.utils.seeding import generator
 
 TEXTS_AT_ONCE = 1024
 """Texts that are tokenised together."""

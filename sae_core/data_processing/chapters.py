@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae_core.errors import SAEError, is_unicode
+from sae_core.utils.errors import SAEError, is_unicode
 
 NO_CHAPTERS = (".", "~", "#")
 """How the names of files that editors and systems create begin: locks, copies, forks."""

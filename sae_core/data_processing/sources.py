@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_core.errors import SAEError
-from sae_core.files import file_sha256, write_file
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import file_sha256, write_file
 
 
 @dataclass(frozen=True)

@@ -17,15 +17,15 @@ from typing import Literal, NamedTuple, NoReturn
 if not __package__:  # started as a file: Python then looks for packages here, not in the root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from sae_core import cli  # noqa: E402
 from sae_core.data_processing import sources  # noqa: E402
 from sae_core.data_processing.chapters import find_chapters  # noqa: E402
 from sae_core.data_processing.cleaning import Dropped, Paragraph, clean  # noqa: E402
 from sae_core.data_processing.sources import Sources, count_words  # noqa: E402
 from sae_core.data_processing.texts import read_texts, write_texts  # noqa: E402
-from sae_core.errors import SAEError  # noqa: E402
-from sae_core.limits import NaturalInt, PositiveInt, check_limits  # noqa: E402
 from sae_core.train_config import DEFAULT_DATA_PATH  # noqa: E402
+from sae_core.utils import cli  # noqa: E402
+from sae_core.utils.errors import SAEError  # noqa: E402
+from sae_core.utils.limits import NaturalInt, PositiveInt, check_limits  # noqa: E402
 
 RAW_DATA = Path("sae_core/data/raw_data")
 SHORT, REPEATED = "too short", "duplicate"

@@ -5,8 +5,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from sae_core.errors import SAEError, is_unicode
-from sae_core.files import write_parts
+from sae_core.utils.errors import SAEError, is_unicode
+from sae_core.utils.files import write_parts
 
 MAKE_IT = "python sae_core/data_processing/textbook_process.py"
 """The command that creates a file of texts from chapters."""

@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel
-from sae_core.normalisation import OUTLIER_FACTOR
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
 
 WINDOWS = 256

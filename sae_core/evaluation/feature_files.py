@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_core.activations.language_model import LanguageModel
 from sae_core.evaluation.features import (
     SPECIFIC,
     Corpus,
@@ -22,6 +21,7 @@ from sae_core.evaluation.features import (
 )
 from sae_core.evaluation.identity import density_histogram
 from sae_core.evaluation.tally import BINS_AN_OCTAVE, OCTAVES
+from sae_core.models.language_model import LanguageModel
 from sae_core.sae_base import SparseAutoencoder
 
 N_TOKENS = 10

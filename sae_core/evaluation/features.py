@@ -21,15 +21,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import CorpusWindows, Tokens, corpus_windows
 from sae_core.data_processing.sources import Sources
 from sae_core.evaluation.tally import Records, Tally, Together
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.config import SAESpec
+from sae_core.sae.precision import Precision
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.sae_config import SAESpec
-from sae_core.seeding import generator
-from sae_core.sparse_ops import Precision
 from sae_core.train_config import DataConfig, FeaturesConfig
+from sae_core.utils.seeding import generator
 
 DENSE = 0.03
 """A feature that is active on a larger share of the tokens is not among the interesting ones: such

@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_core.naming import without_paths
-from sae_core.sae_config import SAESpec
+from sae_core.sae.config import SAESpec
+from sae_core.utils.naming import without_paths
 
 DENSITY_BINS = 40
 """Bins of the histogram of log10 densities, from one in a million to one."""

@@ -46,18 +46,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae_core.activations.clean_pass import CleanPass, clean_pass
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.repetition import repeated_share
 from sae_core.activations.token_windows import evaluation_windows, split_texts
-from sae_core.errors import SAEError
 from sae_core.evaluation.calibration import calibrated
 from sae_core.evaluation.identity import density_histogram
-from sae_core.losses import fraction_of_variance_unexplained
-from sae_core.memory import Microbatch
-from sae_core.normalisation import OUTLIER_FACTOR
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.config import SAESpec
+from sae_core.sae.losses import fraction_of_variance_unexplained
+from sae_core.sae.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.sae_config import SAESpec
 from sae_core.train_config import DataConfig
+from sae_core.utils.errors import SAEError
+from sae_core.utils.memory import Microbatch
 
 DATA_KEYS = tuple(field.name for field in fields(DataConfig))
 

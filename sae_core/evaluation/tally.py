@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_core.sparse_ops import SparseCode
+from sae_core.sae.sparse_ops import SparseCode
 
 SAMPLE = 16
 """Windows of a feature that are kept at random, for its lower quantiles."""

@@ -5,11 +5,11 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from sae_core.errors import SAEError
-from sae_core.files import file_sha256
-from sae_core.model_sources import ModelRecord
-from sae_core.naming import same_name
-from sae_core.sae_config import SAESpec
+from sae_core.models.model_sources import ModelRecord
+from sae_core.sae.config import SAESpec
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import file_sha256
+from sae_core.utils.naming import same_name
 
 
 class ModelIdentity(NamedTuple):

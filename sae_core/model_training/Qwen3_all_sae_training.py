@@ -11,13 +11,8 @@ if not __package__:  # run as a file: import the package from the repository it 
 
 import tyro
 
-from sae_core import cli
-from sae_core.errors import SAEError, one_line
 from sae_core.model_training.one_run import Trained, check_services, train_one
-from sae_core.naming import model_id, own_name, same_name
-from sae_core.progress import quiet
-from sae_core.records import Dataclass
-from sae_core.sae_config import SAEConfig
+from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
@@ -30,6 +25,11 @@ from sae_core.train_config import (
     TrackingConfig,
     TrainingConfig,
 )
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError, one_line
+from sae_core.utils.naming import model_id, own_name, same_name
+from sae_core.utils.progress import quiet
+from sae_core.utils.records import Dataclass
 
 
 class MemoryPlan(NamedTuple):
@@ -185,7 +185,7 @@ def train_all(config: BatchConfig) -> None:
         failed = f"{len(failures)} of {len(outcomes)} models failed; see the table above"
         raise SAEError(failed) from failures[-1]
 
-    from sae_core.resume import forget_states
+    from sae_core.trainer.resume import forget_states
 
     for trained in done:
         forget_states(trained.checkpoints)

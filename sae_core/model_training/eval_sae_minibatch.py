@@ -12,8 +12,6 @@ if not __package__:  # run as a file: import the package from the repository it 
 
 import tyro
 
-from sae_core import cli
-from sae_core.errors import SAEError
 from sae_core.train_config import (
     DEFAULT_DATA_PATH,
     DataConfig,
@@ -21,12 +19,14 @@ from sae_core.train_config import (
     ModelConfig,
     RuntimeConfig,
 )
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_core.evaluation.unseen import ModelIdentity
-    from sae_core.sae_config import SAESpec
+    from sae_core.sae.config import SAESpec
 
 DATA_NAMES = tuple(DataConfig.__dataclass_fields__)
 
@@ -83,13 +83,13 @@ def measure(config: Minibatch) -> list[dict[str, Any]]:
     Raises:
         SAEError: an SAE was trained on other texts or another model.
     """
-    from sae_core.activations.language_model import LanguageModel
-    from sae_core.checkpoint import load_sae
     from sae_core.data_processing.texts import read_texts
-    from sae_core.devices import pick_device
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.metrics import evaluate
     from sae_core.evaluation.unseen import check_model, check_texts
+    from sae_core.formats.checkpoint import load_sae
+    from sae_core.models.language_model import LanguageModel
+    from sae_core.utils.devices import pick_device
 
     if not config.sae_dirs:
         raise SAEError("SAE_DIR: name at least one SAE directory")
@@ -115,9 +115,9 @@ def _model(
 ) -> tuple[ModelConfig, "ModelIdentity"]:
     """The language model to load: the one that is asked for, or that all SAEs record."""
     from sae_core.evaluation.unseen import ModelIdentity
-    from sae_core.model_places import model_place
-    from sae_core.model_sources import model_of, model_sha256
-    from sae_core.naming import same_name
+    from sae_core.models.model_places import model_place
+    from sae_core.models.model_sources import model_of, model_sha256
+    from sae_core.utils.naming import same_name
 
     name = model_of([spec for _, spec in named], config.model_name)
     recorded = [of for _, spec in named if (of := ModelIdentity.recorded(spec))]

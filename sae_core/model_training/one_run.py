@@ -5,14 +5,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sae_core.errors import SAEError
 from sae_core.model_training.wandb_session import evaluation_summary, is_on, log_in
-from sae_core.ranks import is_follower
 from sae_core.train_config import EvaluationConfig, PublishingConfig, RunConfig, TrackingConfig
+from sae_core.utils.errors import SAEError
+from sae_core.utils.ranks import is_follower
 
 if TYPE_CHECKING:
-    from sae_core.activations.language_model import LanguageModel
-    from sae_core.checked_run import CheckedRun
+    from sae_core.models.language_model import LanguageModel
+    from sae_core.trainer.checked_run import CheckedRun
 
 
 def check_services(tracking: TrackingConfig, publishing: PublishingConfig) -> TrackingConfig:
@@ -26,7 +26,7 @@ def check_services(tracking: TrackingConfig, publishing: PublishingConfig) -> Tr
     """
     login = log_in(tracking)
     if publishing.upload_to_hf and not is_follower():
-        from sae_core.publishing.client import check_access
+        from sae_core.publishing.access import check_access
 
         check_access(publishing)
     return login
@@ -53,11 +53,11 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
     """
     login = check_services(config.tracking, config.publishing)
 
-    from sae_core.checked_run import check_run
+    from sae_core.distributed.process_group import join
     from sae_core.model_training.tracked_run import Plan, tracked_run
-    from sae_core.parallel import join
     from sae_core.sae_train import activations_of
-    from sae_core.training_inputs import Settings
+    from sae_core.trainer.checked_run import check_run
+    from sae_core.trainer.training_inputs import Settings
 
     group = join(config.runtime.device)
     run = check_run(config, batch)
@@ -91,11 +91,11 @@ def _evaluate(
     config: RunConfig, run: "CheckedRun", folder: Path, model: "LanguageModel"
 ) -> Path | None:
     """Evaluate the SAE on its held-out windows, if it has enough of them."""
-    from sae_core.checkpoint import load_sae
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.metrics import evaluate, held_out_windows
-    from sae_core.files import write_file
-    from sae_core.naming import EVALUATION_FILE
+    from sae_core.formats.checkpoint import load_sae
+    from sae_core.utils.files import write_file
+    from sae_core.utils.naming import EVALUATION_FILE
 
     sae = load_sae(folder)
     most = EvaluationConfig().max_windows
@@ -115,9 +115,9 @@ def _upload(
     config: RunConfig, folder: Path, evaluation: Path | None, beside: Path
 ) -> dict[str, str]:
     """Upload the SAE; what the run's summary says of it."""
-    from sae_core import cli
-    from sae_core.naming import UPLOAD_MARKER
     from sae_core.publishing import hub
+    from sae_core.utils import cli
+    from sae_core.utils.naming import UPLOAD_MARKER
 
     path, repo = beside / UPLOAD_MARKER, config.publishing.repo
     try:

@@ -7,11 +7,11 @@ from pathlib import Path
 if not __package__:  # run as a file: import the package from the repository it lies in
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
-from sae_core import cli
+from sae_core.distributed.torchrun import launched
 from sae_core.model_training.one_run import train_one
-from sae_core.progress import quiet
-from sae_core.torchrun import launched
 from sae_core.train_config import RunConfig
+from sae_core.utils import cli
+from sae_core.utils.progress import quiet
 
 
 def train(config: RunConfig) -> None:
@@ -21,7 +21,7 @@ def train(config: RunConfig) -> None:
     with quiet(config.output.quiet):
         done = train_one(config)
 
-    from sae_core.resume import forget_states
+    from sae_core.trainer.resume import forget_states
 
     forget_states(done.checkpoints)
     print(f"SAE: {done.folder}")

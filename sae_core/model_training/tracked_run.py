@@ -5,14 +5,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae_core.console import Console
+from sae_core.distributed.process_group import ProcessGroup
 from sae_core.model_training.wandb_utils import WandbRun
-from sae_core.observers import Observers
-from sae_core.parallel import ProcessGroup
-from sae_core.run_lock import run_lock
 from sae_core.sae_train import train_sae
 from sae_core.train_config import TrackingConfig
-from sae_core.training_inputs import Activations, Settings
+from sae_core.trainer.console import Console
+from sae_core.trainer.observers import Observers
+from sae_core.trainer.training_inputs import Activations, Settings
+from sae_core.utils.run_lock import run_lock
 
 
 class Plan(NamedTuple):

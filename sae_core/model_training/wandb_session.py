@@ -20,12 +20,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_core.errors import SAEError, one_line
-from sae_core.files import write_file
-from sae_core.naming import WANDB_NOTE
-from sae_core.ranks import is_follower
-from sae_core.records import read_record
 from sae_core.train_config import TrackingConfig
+from sae_core.utils.errors import SAEError, one_line
+from sae_core.utils.files import write_file
+from sae_core.utils.naming import WANDB_NOTE
+from sae_core.utils.ranks import is_follower
+from sae_core.utils.records import read_record
 
 # W&B's client reports on itself to its server, and at exit tries that for long and loudly.
 os.environ.setdefault("OTEL_SDK_DISABLED", "true")

@@ -1,1 +1,1 @@
-"""Sharing SAEs: the Hub, and the formats of other tools."""
+"""Sharing SAEs on the Hub."""

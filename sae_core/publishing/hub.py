@@ -18,13 +18,14 @@ from huggingface_hub import CommitOperationAdd, HfApi
 from huggingface_hub.errors import HfHubHTTPError, RemoteEntryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
-from sae_core.errors import PassingError, SAEError
-from sae_core.files import file_sha256, write_file
-from sae_core.naming import EVALUATION_FILE
-from sae_core.publishing.client import connect, named, patiently, repo_info
+from sae_core.publishing.access import repo_info
 from sae_core.publishing.model_card import CARD, SAEFacts, repo_card, sae_card
-from sae_core.records import read_json, read_record
 from sae_core.train_config import RepoConfig
+from sae_core.utils.errors import PassingError, SAEError
+from sae_core.utils.files import file_sha256, write_file
+from sae_core.utils.hub_client import connect, named, patiently
+from sae_core.utils.naming import EVALUATION_FILE
+from sae_core.utils.records import read_json, read_record
 
 Contents = Mapping[str, Path | bytes]
 """Files, or what is to be in them, by path in the repository."""

@@ -11,9 +11,12 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from sae_core.errors import SAEError, one_line
-from sae_core.files import file_sha256
-from sae_core.naming import (
+from sae_core.reporting.summary import COLUMNS, SPLICED_COLUMNS, reading_order, show
+from sae_core.sae.config import SAESpec
+from sae_core.train_config import RepoConfig
+from sae_core.utils.errors import SAEError, one_line
+from sae_core.utils.files import file_sha256
+from sae_core.utils.naming import (
     EXPORT_FILES,
     LOCAL_PATH,
     REPO_ID,
@@ -22,10 +25,7 @@ from sae_core.naming import (
     same_name,
     without_paths,
 )
-from sae_core.records import read_json
-from sae_core.reporting.summary import COLUMNS, SPLICED_COLUMNS, reading_order, show
-from sae_core.sae_config import SAESpec
-from sae_core.train_config import RepoConfig
+from sae_core.utils.records import read_json
 
 CARD = "README.md"
 

@@ -11,8 +11,8 @@ if not __package__:  # run as a file: import the package from the repository it 
 
 import tyro
 
-from sae_core import cli
-from sae_core.errors import SAEError
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
 
 
 @dataclass(frozen=True)

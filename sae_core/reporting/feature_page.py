@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_core.errors import SAEError
 from sae_core.reporting.html import embedded, render
 from sae_core.reporting.summary import read_object
+from sae_core.utils.errors import SAEError
 
 Entry = dict[str, Any]
 """A line of `<run>.jsonl`, as `evaluation/feature_files.py` writes it."""

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 from markupsafe import Markup, escape
 
 from sae_core.data_processing.sources import Sources
-from sae_core.files import file_sha256
 from sae_core.reporting import plots
 from sae_core.reporting.html import render
 from sae_core.reporting.provenance import Environment, Job
@@ -25,6 +24,7 @@ from sae_core.reporting.summary import (
     reading_order,
     whole_history,
 )
+from sae_core.utils.files import file_sha256
 
 NAMED = 3
 """Up to this many models or hooks are named in the page's first sentence; more are counted."""

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
-from sae_core.code_hash import ROOT
+from sae_core.utils.code_hash import ROOT
 
 PACKAGES = ("torch", "transformers", "transformer-lens", "tokenizers", "numpy", "snakemake")
 """The packages whose versions may change a result."""

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sae_core.errors import SAEError
+from sae_core.utils.errors import SAEError
 
 Evaluation = dict[str, Any]
 """The contents of one `results/evaluations/<run_name>.json`."""

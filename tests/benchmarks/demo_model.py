@@ -5,11 +5,11 @@ from pathlib import Path
 
 import yaml
 
-from sae_core.activations.language_model import LanguageModel
 from sae_core.data_processing.textbook_process import ProcessConfig, process
-from sae_core.devices import pick_device
-from sae_core.model_sources import FetchConfig, ModelRecord, SourceConfig, fetch
+from sae_core.models.language_model import LanguageModel
+from sae_core.models.model_sources import FetchConfig, ModelRecord, SourceConfig, fetch
 from sae_core.train_config import ModelConfig
+from sae_core.utils.devices import pick_device
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -21,17 +21,13 @@ import torch.nn.functional as F
 from demo_model import demo_record, read_chapters
 from machine import describe
 
-from sae_core import cli
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows
-from sae_core.checkpoint import load_sae
-from sae_core.console import Console
-from sae_core.devices import pick_device
-from sae_core.end_to_end import EndToEnd
 from sae_core.evaluation.metrics import evaluate
+from sae_core.formats.checkpoint import load_sae
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.config import SAEConfig
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.sae_config import SAEConfig
 from sae_core.sae_train import SAETrainer
 from sae_core.train_config import (
     DataConfig,
@@ -40,7 +36,11 @@ from sae_core.train_config import (
     RuntimeConfig,
     TrainingConfig,
 )
-from sae_core.training_inputs import Activations, Provenance, Settings
+from sae_core.trainer.console import Console
+from sae_core.trainer.end_to_end import EndToEnd
+from sae_core.trainer.training_inputs import Activations, Provenance, Settings
+from sae_core.utils import cli
+from sae_core.utils.devices import pick_device
 
 
 @dataclass(frozen=True)

@@ -16,17 +16,17 @@ import torch
 from demo_model import demo_model, read_chapters
 from machine import describe
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.shards import harvest
 from sae_core.activations.token_windows import Tokens, TokenWindows
 from sae_core.data_processing.sources import Sources
-from sae_core.devices import pick_precision
 from sae_core.evaluation.features import Corpus, feature_table, tally_features
-from sae_core.kinds import build
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kinds import build
+from sae_core.sae.precision import pick_precision
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.sae_config import SAEConfig
 from sae_core.train_config import FeaturesConfig
-from sae_core.training_inputs import sae_spec
+from sae_core.trainer.training_inputs import sae_spec
 
 BATCH = 8
 

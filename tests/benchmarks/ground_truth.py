@@ -15,8 +15,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/tools")]
 import torch  # noqa: E402
 from ground_truth import RECOVERED, KnownFeatures, learn, recovery  # noqa: E402
 
-from sae_core.kinds import KINDS  # noqa: E402
-from sae_core.sae_config import SAEConfig  # noqa: E402
+from sae_core.sae.config import SAEConfig  # noqa: E402
+from sae_core.sae.kinds import KINDS  # noqa: E402
 from sae_core.train_config import TrainingConfig  # noqa: E402
 
 D_IN, N_FEATURES, N_ACTIVE, EXPANSION = 128, 512, 6, 8

@@ -15,9 +15,9 @@ import torch
 from demo_model import demo_model, read_chapters
 from machine import describe
 
-from sae_core.activations.language_model import Hook
 from sae_core.activations.shards import harvest
 from sae_core.activations.token_windows import Tokens, TokenWindows
+from sae_core.models.language_model import Hook
 
 BATCH = 8
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from sae_core.devices import pick_device
+from sae_core.utils.devices import pick_device
 
 DEVICE = pick_device("auto")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from machine import describe
 from step import Shape, batches, ours
 
-from sae_core.devices import keep_freed_memory
+from sae_core.utils.devices import keep_freed_memory
 
 
 def resident() -> int:

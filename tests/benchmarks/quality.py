@@ -19,17 +19,18 @@ from machine import DEVICE, describe
 from step import NoSource
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook
 from sae_core.activations.store import CachedSource
-from sae_core.devices import keep_freed_memory, pick_precision
-from sae_core.kinds import build
-from sae_core.losses import fraction_of_variance_unexplained
+from sae_core.models.language_model import Hook
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kinds import build
+from sae_core.sae.losses import fraction_of_variance_unexplained
+from sae_core.sae.precision import pick_precision
 from sae_core.sae_base import Compute
-from sae_core.sae_config import SAEConfig
-from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
+from sae_core.trainer.training_inputs import sae_spec
 from sae_core.training import Batch, Normalisation, Observer, Trainer, learning_rate
-from sae_core.training_inputs import sae_spec
+from sae_core.utils.devices import keep_freed_memory
+from sae_core.utils.seeding import generator
 
 ROWS = 512
 """Tokens whose dense code is in memory at once."""

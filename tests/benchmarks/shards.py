@@ -6,9 +6,9 @@ from pathlib import Path
 
 from demo_model import demo_model, read_chapters
 
-from sae_core.activations.language_model import Hook
 from sae_core.activations.shards import harvest
 from sae_core.activations.token_windows import read_windows
+from sae_core.models.language_model import Hook
 from sae_core.train_config import DataConfig
 
 

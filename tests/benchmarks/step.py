@@ -17,16 +17,17 @@ import torch.nn.functional as F
 from machine import DEVICE, describe, wait
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook
 from sae_core.activations.store import ActivationSource
-from sae_core.devices import keep_freed_memory, pick_precision
-from sae_core.kinds import build
+from sae_core.models.language_model import Hook
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kinds import build
+from sae_core.sae.precision import pick_precision
 from sae_core.sae_base import Compute, SparseAutoencoder
-from sae_core.sae_config import SAEConfig
-from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
+from sae_core.trainer.training_inputs import sae_spec
 from sae_core.training import Batch, Observer, Trainer
-from sae_core.training_inputs import sae_spec
+from sae_core.utils.devices import keep_freed_memory
+from sae_core.utils.seeding import generator
 
 LR = 1e-3
 DEAD_SHARE = 0.2

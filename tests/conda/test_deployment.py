@@ -14,7 +14,7 @@ import torch
 import yaml
 from project import Project, make_project
 
-from sae_core.code_hash import ROOT
+from sae_core.utils.code_hash import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("conda")]
 

@@ -13,17 +13,17 @@ from running import ROOT
 from safetensors.torch import save_file
 from tiny_model import make_tiny_model
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows
-from sae_core.checkpoint import load_sae
 from sae_core.evaluation.metrics import evaluate
-from sae_core.kinds import KINDS
-from sae_core.sae_config import SAEConfig
+from sae_core.formats.checkpoint import load_sae
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kinds import KINDS
 from sae_core.sae_train import train_sae
 from sae_core.train_config import DataConfig, ModelConfig, RuntimeConfig, TrainingConfig
+from sae_core.trainer.training_inputs import Activations, Provenance, Settings
 from sae_core.training import Observer
-from sae_core.training_inputs import Activations, Provenance, Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interop-evaluation")]
 

@@ -18,15 +18,15 @@ from synthetic import SparseDirections, SparseMap
 from torch import Tensor
 
 from sae_core import load_pretrained
-from sae_core.activations.language_model import Hook
-from sae_core.kinds import KINDS
+from sae_core.formats.foreign import import_sae
+from sae_core.models.language_model import Hook
 from sae_core.publishing import hub
-from sae_core.publishing.foreign import import_sae
-from sae_core.sae_config import SAEConfig
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kinds import KINDS
 from sae_core.sae_train import train_sae
 from sae_core.train_config import DataConfig, RepoConfig, RuntimeConfig, TrainingConfig
+from sae_core.trainer.training_inputs import Activations, Provenance, Settings
 from sae_core.training import Observer
-from sae_core.training_inputs import Activations, Provenance, Settings
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("interop-peers")]
 

@@ -9,9 +9,9 @@ from synthetic import closed_form
 from tiny_model import N_LAYERS
 from torch import Tensor, nn
 
-from sae_core.activations.language_model import Hook
 from sae_core.evaluation.identity import density_histogram
 from sae_core.evaluation.metrics import QUANTILES
+from sae_core.models.language_model import Hook
 from sae_core.sae_base import SparseAutoencoder
 
 

@@ -11,16 +11,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook
 from sae_core.activations.store import ActivationSource
-from sae_core.devices import pick_device
-from sae_core.kinds import build
+from sae_core.models.language_model import Hook
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kinds import build
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.sae_config import SAEConfig
-from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
+from sae_core.trainer.training_inputs import sae_spec
 from sae_core.training import Observer, Trainer
-from sae_core.training_inputs import sae_spec
+from sae_core.utils.devices import pick_device
+from sae_core.utils.seeding import generator
 
 RANK_SHIFT = 10
 """Frequencies fall as 1 / (rank + this), so that the most frequent features are not constant."""

@@ -17,14 +17,14 @@ import tyro
 from synthetic import SparseDirections, made_up
 from torch import Tensor
 
-from sae_core import cli
-from sae_core.resume import forget_states
-from sae_core.run_lock import run_lock
-from sae_core.sae_config import SAEConfig
+from sae_core.sae.config import SAEConfig
 from sae_core.sae_train import SAETrainer
 from sae_core.train_config import RuntimeConfig, TrainingConfig
+from sae_core.trainer.resume import forget_states
+from sae_core.trainer.training_inputs import Settings
 from sae_core.training import Observer
-from sae_core.training_inputs import Settings
+from sae_core.utils import cli
+from sae_core.utils.run_lock import run_lock
 
 
 @dataclass(frozen=True)

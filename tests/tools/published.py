@@ -13,8 +13,8 @@ import torch
 from minihub import MiniHub
 from synthetic import random_sae
 
-from sae_core.checkpoint import sae_files, write_files
-from sae_core.publishing.saelens import saelens_files
+from sae_core.formats.checkpoint import sae_files, write_files
+from sae_core.formats.saelens import saelens_files
 from sae_core.sae_base import SparseAutoencoder
 
 METADATA = {

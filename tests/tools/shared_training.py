@@ -15,16 +15,14 @@ import tyro
 from synthetic import HOOK, KINDS, SparseDirections, SparseMap, made_up
 from tiny_model import WIDTH
 
-from sae_core import cli
-from sae_core.activations.language_model import LanguageModel
 from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import read_windows
 from sae_core.data_processing.texts import read_texts
-from sae_core.errors import SAEError
-from sae_core.parallel import ProcessGroup, join
-from sae_core.sae_config import SAEConfig
+from sae_core.distributed.process_group import ProcessGroup, join
+from sae_core.distributed.torchrun import launched
+from sae_core.models.language_model import LanguageModel
+from sae_core.sae.config import SAEConfig
 from sae_core.sae_train import SAETrainer
-from sae_core.torchrun import launched
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
@@ -32,8 +30,10 @@ from sae_core.train_config import (
     RuntimeConfig,
     TrainingConfig,
 )
+from sae_core.trainer.training_inputs import Settings
 from sae_core.training import Observer
-from sae_core.training_inputs import Settings
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ from typing import Any
 from synthetic import SparseDirections, spec
 from torch import Tensor
 
-from sae_core.checkpoint import History
-from sae_core.kinds import build
+from sae_core.formats.checkpoint import History
+from sae_core.sae.kinds import build
 from sae_core.sae_base import Compute, SparseAutoencoder
-from sae_core.seeding import generator
 from sae_core.train_config import TrainingConfig
 from sae_core.training import EpochRecord, Observer, Trainer
+from sae_core.utils.seeding import generator
 
 D, FEATURES, K = 16, 64, 2
 

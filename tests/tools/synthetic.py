@@ -6,12 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook
 from sae_core.activations.store import ActivationSource
-from sae_core.kinds import build
+from sae_core.models.language_model import Hook
+from sae_core.sae.config import SAESpec
+from sae_core.sae.kinds import build
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.sae_config import SAESpec
-from sae_core.training_inputs import Activations, Provenance
+from sae_core.trainer.training_inputs import Activations, Provenance
 
 KINDS = ("batch_topk", "topk", "matryoshka_batch_topk", "jumprelu", "gated", "standard")
 

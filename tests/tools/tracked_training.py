@@ -11,11 +11,11 @@ from typing import Annotated
 
 import tyro
 
-from sae_core import cli
 from sae_core.model_training import wandb_session
 from sae_core.model_training.wandb_utils import WandbRun
 from sae_core.train_config import TrackingConfig
 from sae_core.training import EpochRecord
+from sae_core.utils import cli
 
 EPOCHS = 3
 PAUSE = 60.0

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_core.activations import language_model as module
-from sae_core.activations.language_model import LanguageModel
 from sae_core.activations.token_windows import TokenWindows, read_windows
+from sae_core.models import language_model as module
+from sae_core.models.language_model import LanguageModel
 from sae_core.train_config import DataConfig, ModelConfig
 
 

@@ -13,10 +13,10 @@ import pytest
 import torch
 from synthetic import KINDS, OLD_KEYS, normal, random_sae
 
-from sae_core.checkpoint import load_history, load_sae, sae_files, save_sae, write_files
-from sae_core.errors import SAEError
-from sae_core.kinds import KINDS as REGISTRY
-from sae_core.sae_config import SAESpec
+from sae_core.formats.checkpoint import load_history, load_sae, sae_files, save_sae, write_files
+from sae_core.sae.config import SAESpec
+from sae_core.sae.kinds import KINDS as REGISTRY
+from sae_core.utils.errors import SAEError
 
 HISTORY = {"loss": [1.5, 0.25], "dead_features": [0, 3]}
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from running import ROOT, Run
 
-from sae_core import cli
-from sae_core.attempts import ERROR_FILE, forget_failures
-from sae_core.errors import Interrupted, PassingError, SAEError
 from sae_core.train_config import DataConfig
+from sae_core.utils import cli
+from sae_core.utils.attempts import ERROR_FILE, forget_failures
+from sae_core.utils.errors import Interrupted, PassingError, SAEError
 
 
 @dataclass(frozen=True)
@@ -88,7 +88,7 @@ COMMANDS = sorted(
         *ROOT.glob("sae_core/model_training/*_training.py"),
         ROOT / "sae_core/model_training/eval_sae_minibatch.py",
         ROOT / "sae_core/data_processing/textbook_process.py",
-        ROOT / "sae_core/publishing/import_sae.py",
+        ROOT / "sae_core/formats/import_sae.py",
         ROOT / "sae_core/publishing/verify.py",
     ]
 )
@@ -115,7 +115,7 @@ def test_a_reason_that_the_log_does_not_take_is_said_on_the_console(
     script = tmp_path / "job.py"
     script.write_text(
         f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom sae_core import cli\n"
-        "from sae_core.errors import SAEError\nfrom sae_core.train_config import DataConfig\n"
+        "from sae_core.utils.errors import SAEError\nfrom sae_core.train_config import DataConfig\n"
         f"def body(_):\n    {body}\ncli.run(body, DataConfig, '')\n"
     )
     command = f"{cli.CONSOLE}=/proc/$$/fd/3 exec {sys.executable} {script} 3>&2 >/dev/full 2>&1"

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_core import code_hash as hashing
-from sae_core.code_hash import code_hash
+from sae_core.utils import code_hash as hashing
+from sae_core.utils.code_hash import code_hash
 
 TRAIN = "scripts/train.py"
 Edit = Callable[[str], str]
@@ -31,7 +31,7 @@ def hash_after(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> H
         path.write_text(edit(before), encoding="utf-8")
         assert path.read_text(encoding="utf-8") != before or edit is unchanged
         monkeypatch.setattr(hashing, "ROOT", copy)
-        monkeypatch.setattr(hashing, "KINDS", copy / "sae_core/kinds")
+        monkeypatch.setattr(hashing, "KINDS", copy / "sae_core/sae/kinds")
         return code_hash(TRAIN, sae_type="batch_topk")
 
     return edited
@@ -50,11 +50,11 @@ def instead(old: str, new: str) -> Edit:
 
 
 NOTHING = {
-    "a comment": ("sae_core/errors.py", one_more("# A comment.\n")),
-    "a blank line": ("sae_core/losses.py", one_more("\n\n")),
-    "a module's docstring": ("sae_core/losses.py", instead('"""', '"""Other words: ')),
+    "a comment": ("sae_core/utils/errors.py", one_more("# A comment.\n")),
+    "a blank line": ("sae_core/sae/losses.py", one_more("\n\n")),
+    "a module's docstring": ("sae_core/sae/losses.py", instead('"""', '"""Other words: ')),
     "a function's docstring": (
-        "sae_core/losses.py",
+        "sae_core/sae/losses.py",
         instead(") -> Tensor:\n    ", ') -> Tensor:\n    """Other words."""\n    '),
     ),
     "a field's docstring": (
@@ -62,23 +62,23 @@ NOTHING = {
         instead('    """', '    """In other words, '),
     ),
     "another layout": (
-        "sae_core/optimizer.py",
+        "sae_core/trainer/optimizer.py",
         instead("MAX_GRADIENT_NORM = 1.0", "MAX_GRADIENT_NORM = (\n    1.0\n)"),
     ),
-    "another kind": ("sae_core/kinds/gated.py", one_more("EDITED = 1\n")),
+    "another kind": ("sae_core/sae/kinds/gated.py", one_more("EDITED = 1\n")),
     "another script": ("scripts/plot.py", one_more("EDITED = 1\n")),
 }
 
 SOMETHING = {
     "a constant": (
-        "sae_core/optimizer.py",
+        "sae_core/trainer/optimizer.py",
         instead("MAX_GRADIENT_NORM = 1.0", "MAX_GRADIENT_NORM = 1"),
     ),
-    "a string": ("sae_core/naming.py", one_more("EDITED = 'a string, and no docstring'\n")),
+    "a string": ("sae_core/utils/naming.py", one_more("EDITED = 'a string, and no docstring'\n")),
     "an operator": ("sae_core/training.py", instead("n_done += 1", "n_done -= 1")),
-    "this kind": ("sae_core/kinds/batch_topk.py", one_more("EDITED = 1\n")),
+    "this kind": ("sae_core/sae/kinds/batch_topk.py", one_more("EDITED = 1\n")),
     "a file that the script imports by others": (
-        "sae_core/sparse_ops.py",
+        "sae_core/sae/sparse_ops.py",
         one_more("EDITED = 1\n"),
     ),
     "the script": (TRAIN, one_more("EDITED = 1\n")),
@@ -97,7 +97,7 @@ def test_what_changes_something_changes_the_hash(hash_after: Hash, name: str) ->
 
 def test_a_kind_counts_with_what_it_builds_on(hash_after: Hash) -> None:
     edit = one_more("EDITED = 1\n")
-    hash_after("sae_core/kinds/batch_topk.py", edit)
+    hash_after("sae_core/sae/kinds/batch_topk.py", edit)
     after = {kind: code_hash(TRAIN, sae_type=kind) for kind in ("matryoshka_batch_topk", "gated")}
     hash_after(TRAIN, unchanged)
     before = {kind: code_hash(TRAIN, sae_type=kind) for kind in after}

@@ -12,10 +12,17 @@ from typing import Annotated, Any, Union, get_args, get_origin
 import pytest
 import yaml
 
-from sae_core import cli, config_docs
-from sae_core.config_files import read_file
-from sae_core.config_schema import check
-from sae_core.config_sections import (
+from sae_core.models.model_sources import FetchConfig, SourceConfig
+from sae_core.sae.config import TAGS, SAEConfig, SAEType
+from sae_core.sae.kinds import KINDS
+from sae_core.train_config import DataConfig, RunConfig, RuntimeConfig, TrainingConfig
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
+from sae_core.utils.limits import Filled, InConfiguration, Limits, Pattern, annotations
+from sae_core.workflow import config_docs
+from sae_core.workflow.config_files import read_file
+from sae_core.workflow.config_schema import check
+from sae_core.workflow.config_sections import (
     MODELS,
     SECTIONS,
     SOURCE,
@@ -24,15 +31,9 @@ from sae_core.config_sections import (
     docstrings,
     keys,
 )
-from sae_core.config_words import KEYS as KEYS_OF_OPTIONS
-from sae_core.config_words import in_config_words
-from sae_core.errors import SAEError
-from sae_core.kinds import KINDS
-from sae_core.limits import Filled, InConfiguration, Limits, Pattern, annotations
-from sae_core.model_sources import FetchConfig, SourceConfig
-from sae_core.sae_config import TAGS, SAEConfig, SAEType
-from sae_core.train_config import DataConfig, RunConfig, RuntimeConfig, TrainingConfig
-from sae_core.workflow_config import load_plan, save_config
+from sae_core.workflow.config_words import KEYS as KEYS_OF_OPTIONS
+from sae_core.workflow.config_words import in_config_words
+from sae_core.workflow.workflow_config import load_plan, save_config
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA_FILE = ROOT / "workflow/schemas/config.schema.yaml"
@@ -175,7 +176,7 @@ def test_the_kinds_are_those_of_the_registry_the_settings_and_the_readme() -> No
     assert list(KINDS) == list(get_args(SAEType))
     for kind, _, paper in rows:
         module = inspect.getmodule(KINDS[kind])
-        assert module is not None and module.__name__ == f"sae_core.kinds.{kind}"
+        assert module is not None and module.__name__ == f"sae_core.sae.kinds.{kind}"
         assert f"arXiv {paper}" in str(module.__doc__)
 
 

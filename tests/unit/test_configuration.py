@@ -9,9 +9,9 @@ import pytest
 import yaml
 from running import ROOT
 
-from sae_core.config_files import MOST_VALUES, read_config, read_file
-from sae_core.errors import SAEError
-from sae_core.workflow_config import Plan, load_plan, save_config
+from sae_core.utils.errors import SAEError
+from sae_core.workflow.config_files import MOST_VALUES, read_config, read_file
+from sae_core.workflow.workflow_config import Plan, load_plan, save_config
 
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
 CHAPTERS = "chapters: {folders: {a: a}}\n"

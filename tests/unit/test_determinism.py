@@ -8,20 +8,21 @@ from typing import Any
 
 import pytest
 import torch
+import wandb
 from tiny_model import SHAPE
 from transformers import AutoModelForCausalLM, Qwen3Config
 
-from sae_core import cli
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource
 from sae_core.activations.token_windows import read_windows
-from sae_core.console import Console
 from sae_core.model_training.one_run import train_one
+from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae_train import train_from_model, train_sae
 from sae_core.train_config import RunConfig
+from sae_core.trainer.console import Console
+from sae_core.trainer.training_inputs import Activations, Provenance, Settings
 from sae_core.training import Observer
-from sae_core.training_inputs import Activations, Provenance, Settings
+from sae_core.utils import cli
 
 EPOCHS = 2
 
@@ -92,9 +93,11 @@ def test_tracking_changes_no_byte(
         return loaded[-1]
 
     monkeypatch.setattr(LanguageModel, "load", counted)
+    wandb.teardown()  # its first use in a process reads the environment
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     options = ("--wandb", "--wandb-mode", "offline")
     assert hashes(train_one(configured(base, tmp_path, *options)).folder) == plain
+    wandb.teardown()
     assert list(tmp_path.glob("wandb/offline-run-*"))
     assert list(tmp_path.glob("points/*/evaluation.json")) and len(loaded) == 1
 

@@ -11,17 +11,17 @@ import torch
 from full_disks import SIZE, filled, read_only, short_files, small_disk
 from synthetic import random_sae
 
-from sae_core import files
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource
 from sae_core.activations.token_windows import TokenWindows
-from sae_core.checkpoint import load_sae, sae_files, save_sae, write_files
 from sae_core.data_processing.texts import read_texts, write_texts
-from sae_core.errors import SAEError
-from sae_core.observers import MetricsFile
+from sae_core.formats.checkpoint import load_sae, sae_files, save_sae, write_files
+from sae_core.formats.saelens import saelens_files
+from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.publishing.hub import Marker
-from sae_core.publishing.saelens import saelens_files
+from sae_core.trainer.observers import MetricsFile
+from sae_core.utils import files
+from sae_core.utils.errors import SAEError
 
 HOOKS = [Hook(1, "hook_resid_post")]
 

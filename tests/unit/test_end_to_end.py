@@ -14,12 +14,12 @@ from tiny_model import N_LAYERS, VOCABULARY, configuration
 from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from sae_core import losses
-from sae_core.activations.language_model import Hook, LanguageModel
-from sae_core.end_to_end import EndToEnd, later_layers
-from sae_core.errors import SAEError
-from sae_core.losses import unembedded_kl
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae import losses
+from sae_core.sae.losses import unembedded_kl
 from sae_core.train_config import EndToEndConfig
+from sae_core.trainer.end_to_end import EndToEnd, later_layers
+from sae_core.utils.errors import SAEError
 
 POST = Hook(1, "hook_resid_post")
 LENGTH, N_WINDOWS = 9, 5

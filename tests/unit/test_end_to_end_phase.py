@@ -12,16 +12,16 @@ from synthetic import KINDS, spec
 from tiny_model import WIDTH
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows
-from sae_core.end_to_end import EndToEnd
-from sae_core.kinds import build
-from sae_core.resume import SavedStates
-from sae_core.seeding import generator
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.kinds import build
 from sae_core.train_config import EndToEndConfig, TrainingConfig
+from sae_core.trainer.end_to_end import EndToEnd
+from sae_core.trainer.resume import SavedStates
 from sae_core.training import Observer, Trainer
+from sae_core.utils.seeding import generator
 
 HOOK = Hook(1, "hook_resid_post")
 STEP = 100
@@ -217,7 +217,7 @@ def test_phase_begins_with_terms_that_pull_as_hard_as_the_reconstruction(setting
 
 def test_outliers_are_left_out_and_counted(setting: Setting, monkeypatch: Any) -> None:
     monkeypatch.setattr(
-        "sae_core.normalisation.OUTLIER_FACTOR", 1.05
+        "sae_core.sae.normalisation.OUTLIER_FACTOR", 1.05
     )  # about a third of the tokens
     phase = setting.phase(end_to_end_fraction=1.0)
     trainer = setting.train(phase, num_epochs=1)

@@ -10,7 +10,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from sae_core.code_hash import ROOT, files_behind
+from sae_core.utils.code_hash import ROOT, files_behind
 
 ENVS = sorted(path.stem for path in (ROOT / "envs").glob("*.yaml"))
 BUILDS = {"": "pytorch", "-cpu": "pytorch-cpu", "-cuda": "pytorch-gpu"}

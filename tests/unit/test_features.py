@@ -11,10 +11,8 @@ import torch
 from synthetic import KINDS, random_sae
 from tiny_model import WIDTH
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import Tokens, corpus_windows
 from sae_core.data_processing.sources import Chapter, Sources
-from sae_core.errors import SAEError
 from sae_core.evaluation import tally as tallies
 from sae_core.evaluation.feature_files import Pieces, Writer
 from sae_core.evaluation.features import (
@@ -27,9 +25,12 @@ from sae_core.evaluation.features import (
     tally_features,
 )
 from sae_core.evaluation.tally import Tally, TokenSample, hashed
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.precision import Precision
+from sae_core.sae.sparse_ops import sparse
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.sparse_ops import Precision, sparse
 from sae_core.train_config import FeaturesConfig
+from sae_core.utils.errors import SAEError
 
 HOOK = Hook(1, "hook_resid_post")
 LENGTH = 24

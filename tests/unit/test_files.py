@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from sae_core import files
-from sae_core.errors import SAEError
-from sae_core.files import new_folder, sync, write_file
-from sae_core.resume import SavedStates
+from sae_core.trainer.resume import SavedStates
+from sae_core.utils import files
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import new_folder, sync, write_file
 
 
 def names(folder: Path) -> list[str]:

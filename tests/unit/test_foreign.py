@@ -13,10 +13,10 @@ from synthetic import KINDS, normal, random_sae
 from torch import Tensor
 
 from sae_core import load_pretrained
-from sae_core.checkpoint import write_files
-from sae_core.errors import SAEError
-from sae_core.publishing.foreign import import_sae
-from sae_core.publishing.saelens import saelens_files
+from sae_core.formats.checkpoint import write_files
+from sae_core.formats.foreign import import_sae
+from sae_core.formats.saelens import saelens_files
+from sae_core.utils.errors import SAEError
 
 D, F, K = 6, 20, 3
 X = normal(40, D, dtype=torch.float32) * 3
@@ -348,7 +348,7 @@ def test_nothing_but_tensors_is_unpickled(tmp_path: Path) -> None:
 def test_the_command_writes_a_directory_that_loads(tmp_path: Path, run: Run) -> None:
     source, output = saelens(tmp_path / "theirs", weights()), tmp_path / "ours"
     printed = run(
-        "sae_core/publishing/import_sae.py", source, output, "--model-name", "me/mine"
+        "sae_core/formats/import_sae.py", source, output, "--model-name", "me/mine"
     ).stdout
     assert "standard with 20 features at blocks.8.hook_resid_pre of me/mine" in printed
     torch.testing.assert_close(load_pretrained(output)(X), import_sae(source)(X))

@@ -19,17 +19,17 @@ from hypothesis import strategies as st
 from running import ROOT
 from synthetic import random_sae
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource
 from sae_core.activations.token_windows import TokenWindows
-from sae_core.checkpoint import load_history, load_sae, save_sae
 from sae_core.data_processing.texts import read_texts
-from sae_core.errors import SAEError
-from sae_core.model_sources import ModelRecord
-from sae_core.naming import path_component, run_name
+from sae_core.formats.checkpoint import load_history, load_sae, save_sae
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.models.model_sources import ModelRecord
 from sae_core.pretrained import load_pretrained
-from sae_core.workflow_config import Plan, load_plan
+from sae_core.utils.errors import SAEError
+from sae_core.utils.naming import path_component, run_name
+from sae_core.workflow.workflow_config import Plan, load_plan
 
 fuzz = settings(
     max_examples=int(os.environ.get("FUZZ_EXAMPLES", 80)),

@@ -6,9 +6,9 @@ from ground_truth import KnownFeatures, learn, recovery
 from synthetic import DENSE_KINDS, KINDS
 from torch import Tensor
 
-from sae_core.kinds.topk import TopKSAE
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kinds.topk import TopKSAE
 from sae_core.sae_base import PLAIN, Compute, Reconstruction
-from sae_core.sae_config import SAEConfig
 from sae_core.train_config import TrainingConfig
 
 N_ACTIVE = 2

@@ -20,11 +20,13 @@ from published import Made, environment, hub_here, make_sae_directory
 from running import ROOT, Run
 from synthetic import OLD_KEYS
 
-from sae_core import list_pretrained, load_pretrained, model_sources
-from sae_core.errors import SAEError
-from sae_core.model_sources import FetchConfig
-from sae_core.publishing import client, hub
+from sae_core import list_pretrained, load_pretrained
+from sae_core.models import model_sources
+from sae_core.models.model_sources import FetchConfig
+from sae_core.publishing import access, hub
 from sae_core.train_config import RepoConfig
+from sae_core.utils import hub_client as client
+from sae_core.utils.errors import SAEError
 
 NAME = "Qwen_Qwen3-0.6B.blocks.13.hook_resid_post.btop3sae.exp4"
 REPO = RepoConfig(hf_repo_id="alice/saes", hf_license="mit", hf_dataset="alice/texts")
@@ -101,10 +103,10 @@ def test_a_private_repository_is_made_private(server: MiniHub, made: Made) -> No
     private = RepoConfig(hf_repo_id="alice/saes", hf_private=True)
     hub.upload(made.folder, None, private)
     assert server.repositories["alice/saes"].private
-    client.check_access(private)
+    access.check_access(private)
     server.repositories["alice/saes"].private = False
     with pytest.raises(SAEError, match="alice/saes exists and is public"):
-        client.check_access(private)
+        access.check_access(private)
 
 
 @pytest.mark.parametrize("when", ["before", "between", "unchanged"])
@@ -115,14 +117,14 @@ def test_a_private_upload_never_lands_in_a_public_repository(
     private = RepoConfig(hf_repo_id="alice/saes", hf_private=True)
     hub.upload(made.folder, None, private)
     repository, n_commits = server.repositories["alice/saes"], commits(server)
-    preupload = client.HfApi.preupload_lfs_files
+    preupload = access.HfApi.preupload_lfs_files
 
     def becomes_public(*args: object, **options: object) -> None:
         preupload(*args, **options)
         repository.private = False
 
     if when == "between":
-        monkeypatch.setattr(client.HfApi, "preupload_lfs_files", becomes_public)
+        monkeypatch.setattr(access.HfApi, "preupload_lfs_files", becomes_public)
     else:
         repository.private = False
     evaluation = None if when == "unchanged" else made.evaluation
@@ -136,14 +138,14 @@ def test_names_on_the_hub_are_the_same_in_any_case(
 ) -> None:
     for token in ("hf_alice", "hf_bob"):  # a new repository, and one that is there
         monkeypatch.setenv("HF_TOKEN", token)
-        client.check_access(RepoConfig(hf_repo_id="Acme/New"))
+        access.check_access(RepoConfig(hf_repo_id="Acme/New"))
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
-    client.check_access(RepoConfig(hf_repo_id="ALICE/new"))
+    access.check_access(RepoConfig(hf_repo_id="ALICE/new"))
     first = hub.upload(made.folder, made.evaluation, REPO)
     shouted = RepoConfig(hf_repo_id="Alice/SAEs", hf_license="mit", hf_dataset="Alice/Texts")
     for token in ("hf_alice", "hf_fine"):
         monkeypatch.setenv("HF_TOKEN", token)
-        client.check_access(shouted)
+        access.check_access(shouted)
     monkeypatch.setenv("HF_TOKEN", "hf_alice")
     again = hub.upload(made.folder, made.evaluation, replace(shouted, hf_dataset="alice/texts"))
     assert (again.repo, again.commit, again.files) == ("alice/saes", first.commit, first.files)
@@ -504,7 +506,7 @@ def test_a_token_that_cannot_be_sent_is_named(
 
     for module in (client, hf_api, utils._headers):
         monkeypatch.setattr(module, "get_token", lambda: token, raising=False)
-    for call in (lambda: hub.upload(made.folder, None, REPO), lambda: client.check_access(REPO)):
+    for call in (lambda: hub.upload(made.folder, None, REPO), lambda: access.check_access(REPO)):
         with pytest.raises(SAEError, match="hf auth login") as error:
             call()
         said = str(error.value).replace("alice/saes", "")
@@ -533,7 +535,7 @@ def test_a_token_without_the_right_is_found_out(
     before = server.files("alice/saes")
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(SAEError, match=words) as error:
-        client.check_access(RepoConfig(hf_repo_id=repo))
+        access.check_access(RepoConfig(hf_repo_id=repo))
     assert repo in str(error.value) and token not in str(error.value)
     assert server.files("alice/saes") == before and list(server.repositories) == ["alice/saes"]
 
@@ -552,7 +554,7 @@ def test_the_check_lets_pass_and_changes_nothing(
 ) -> None:
     hub.upload(made.folder, None, REPO)
     monkeypatch.setenv("HF_TOKEN", token)
-    client.check_access(RepoConfig(hf_repo_id=repo))
+    access.check_access(RepoConfig(hf_repo_id=repo))
     assert list(server.repositories) == ["alice/saes"] and commits(server) == 2
 
 
@@ -561,7 +563,7 @@ def test_without_a_token_it_says_how_to_log_in(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     with pytest.raises(SAEError, match="run `hf auth login` or set HF_TOKEN"):
-        client.check_access(REPO)
+        access.check_access(REPO)
 
 
 @pytest.mark.parametrize("name", ["saes", "a/b/c", "a/", "a/b c", "-a/b", "a--b/c", "a/b.git"])

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sae_core import job_lines
-from sae_core.job_lines import JobLines, made
+from sae_core.workflow import job_lines
+from sae_core.workflow.job_lines import JobLines, made
 
 LOGGER = logging.getLogger("test_job_lines")
 

@@ -9,14 +9,14 @@ import torch
 from synthetic import BATCH_KINDS, KINDS, SIZES, closed_form, normal, random_sae, spec
 from torch import Tensor
 
-from sae_core import sparse_ops
-from sae_core.checkpoint import load_sae, save_sae
-from sae_core.errors import SAEError
-from sae_core.kinds import KINDS as REGISTRY
-from sae_core.kinds import build, jumprelu
+from sae_core.formats.checkpoint import load_sae, save_sae
+from sae_core.sae import sparse_ops
+from sae_core.sae.config import TAGS, SAEConfig, SAEType
+from sae_core.sae.kinds import KINDS as REGISTRY
+from sae_core.sae.kinds import build, jumprelu
 from sae_core.sae_base import Compute, Reconstruction, SparseAutoencoder
-from sae_core.sae_config import TAGS, SAEConfig, SAEType
-from sae_core.seeding import generator
+from sae_core.utils.errors import SAEError
+from sae_core.utils.seeding import generator
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 any_kind = pytest.mark.parametrize("kind", KINDS)

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from transformer_lens.model_bridge import TransformerBridge
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from sae_core.activations.language_model import (
+from sae_core.models.language_model import (
     Hook,
     LanguageModel,
     resume_point,
 )
-from sae_core.errors import SAEError
 from sae_core.train_config import ModelConfig
+from sae_core.utils.errors import SAEError
 
 CPU = torch.device("cpu")
 CLOSE = {"rtol": 1e-4, "atol": 1e-4}

@@ -10,22 +10,22 @@ import pytest
 from published import METADATA, hub_here, make_sae_directory
 from synthetic import random_sae
 
-from sae_core.checkpoint import sae_files
-from sae_core.cli import parse
-from sae_core.errors import SAEError
 from sae_core.evaluation.identity import identity
-from sae_core.model_sources import FetchConfig, SourceConfig, fetch, model_of, model_sha256
+from sae_core.formats.checkpoint import sae_files
+from sae_core.formats.saelens import saelens_files
 from sae_core.model_training.eval_sae_minibatch import Minibatch, measure
 from sae_core.model_training.one_run import _resolved
 from sae_core.model_training.Qwen3_all_sae_training import PLANS, BatchConfig, train_all
-from sae_core.naming import own_name, without_paths
+from sae_core.models.model_sources import FetchConfig, SourceConfig, fetch, model_of, model_sha256
 from sae_core.publishing import hub
 from sae_core.publishing.model_card import SAEFacts
-from sae_core.publishing.saelens import saelens_files
-from sae_core.sae_config import SAESpec
+from sae_core.sae.config import SAESpec
 from sae_core.sae_train import train_from_model
 from sae_core.train_config import ModelConfig, RepoConfig, RunConfig
 from sae_core.training import Observer
+from sae_core.utils.cli import parse
+from sae_core.utils.errors import SAEError
+from sae_core.utils.naming import own_name, without_paths
 
 PLANTED = "home_of_somebody"
 REPO = RepoConfig(hf_repo_id="alice/saes")

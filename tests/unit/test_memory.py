@@ -12,17 +12,17 @@ from synthetic import SparseDirections, random_sae
 from tiny_model import WIDTH
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.shards import harvest
 from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import TokenWindows
-from sae_core.end_to_end import EndToEnd
-from sae_core.errors import SAEError
 from sae_core.evaluation.metrics import evaluate
-from sae_core.kinds import KINDS
-from sae_core.memory import Microbatch
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.kinds import KINDS
 from sae_core.sae_base import PLAIN, Compute, Reconstruction
 from sae_core.train_config import EndToEndConfig
+from sae_core.trainer.end_to_end import EndToEnd
+from sae_core.utils.errors import SAEError
+from sae_core.utils.memory import Microbatch
 
 HOOK = Hook(1, "hook_resid_post")
 

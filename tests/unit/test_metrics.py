@@ -11,14 +11,14 @@ from synthetic import KINDS, random_sae, spec
 from tiny_model import N_LAYERS, WIDTH, make_tiny_model
 from torch import Tensor
 
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.token_windows import Tokens, TokenWindows, read_windows, split_texts
-from sae_core.errors import SAEError
 from sae_core.evaluation.identity import density_histogram
 from sae_core.evaluation.metrics import SPLICES, evaluate, held_out_repeated, held_out_windows
-from sae_core.kinds import build
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import DataConfig, ModelConfig
+from sae_core.utils.errors import SAEError
 
 CPU = torch.device("cpu")
 POST = Hook(1, "hook_resid_post")

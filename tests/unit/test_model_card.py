@@ -8,9 +8,9 @@ import yaml
 from published import FIGURES, METADATA, make_sae_directory
 from synthetic import KINDS
 
-from sae_core.errors import SAEError
 from sae_core.publishing.model_card import BEGIN, END, SAEFacts, repo_card, sae_card
 from sae_core.train_config import RepoConfig
+from sae_core.utils.errors import SAEError
 
 NAME = "Qwen_Qwen3-0.6B.blocks.13.hook_resid_post.btop3sae.exp4"
 REPO = RepoConfig(hf_repo_id="alice/saes", hf_license="mit", hf_dataset="alice/texts")

@@ -25,14 +25,15 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from sae_core.activations.language_model import Hook, LanguageModel, resume_point
-from sae_core.activations.model_configuration import check_window, context_length
-from sae_core.activations.model_facts import check_hook, model_facts
-from sae_core.checked_run import check_run
-from sae_core.devices import device_map, pick_device, pick_dtype, pick_precision
-from sae_core.errors import SAEError
-from sae_core.model_sources import FetchConfig, SourceConfig, fetch
+from sae_core.models.language_model import Hook, LanguageModel, resume_point
+from sae_core.models.model_configuration import check_window, context_length
+from sae_core.models.model_facts import check_hook, model_facts
+from sae_core.models.model_sources import FetchConfig, SourceConfig, fetch
+from sae_core.sae.precision import pick_precision
 from sae_core.train_config import DataConfig, ModelConfig, OutputConfig, RunConfig
+from sae_core.trainer.checked_run import check_run
+from sae_core.utils.devices import device_map, pick_device, pick_dtype
+from sae_core.utils.errors import SAEError
 
 CPU = torch.device("cpu")
 

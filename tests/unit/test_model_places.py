@@ -16,15 +16,15 @@ from loopback import LoopbackServer, QuietHandler
 from minihub import MiniHub
 from published import hub_here
 
-from sae_core import model_places, model_sources
-from sae_core.activations.language_model import LanguageModel
-from sae_core.activations.model_facts import model_facts
-from sae_core.errors import SAEError
-from sae_core.files import new_folder
-from sae_core.model_places import damaged_files, is_whole, model_place
-from sae_core.model_sources import FetchConfig, SourceConfig, fetch
-from sae_core.run_lock import lock
+from sae_core.models import model_places, model_sources
+from sae_core.models.language_model import LanguageModel
+from sae_core.models.model_facts import model_facts
+from sae_core.models.model_places import damaged_files, is_whole, model_place
+from sae_core.models.model_sources import FetchConfig, SourceConfig, fetch
 from sae_core.train_config import ModelConfig
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import new_folder
+from sae_core.utils.run_lock import lock
 
 CPU, NAME = torch.device("cpu"), "alice/tiny"
 CONFIG = ModelConfig(model_name=NAME, model_dtype="float32")
@@ -221,7 +221,7 @@ def conversions(
 
     monkeypatch.setenv("SAE_CORE_CACHE", str(tmp_path))
     monkeypatch.setattr(model_sources, "_convert_wheel", convert)
-    monkeypatch.setattr("sae_core.run_lock.POLL", 0.05)
+    monkeypatch.setattr("sae_core.utils.run_lock.POLL", 0.05)
     return converted
 
 
@@ -253,7 +253,7 @@ def test_damaged_conversion_is_made_again(
 
 
 def test_lock_is_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sae_core.run_lock.POLL", 0.01)
+    monkeypatch.setattr("sae_core.utils.run_lock.POLL", 0.01)
     path = tmp_path / "lock"
     with lock(path, "is at it"):
         with pytest.raises(SAEError, match="is at it"), lock(path, "is at it", wait=0.05):

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from sae_core.errors import SAEError
-from sae_core.naming import (
+from sae_core.sae.config import SAEConfig
+from sae_core.utils.errors import SAEError
+from sae_core.utils.naming import (
     EXPORT_FILES,
     SAE_FILES,
     batch_checkpoint_name,
@@ -17,7 +18,6 @@ from sae_core.naming import (
     path_component,
     run_name,
 )
-from sae_core.sae_config import SAEConfig
 
 
 @pytest.mark.parametrize(

@@ -20,16 +20,17 @@ from synthetic import normal, random_sae
 from tiny_model import N_LAYERS, WIDTH
 
 from sae_core import load_pretrained
-from sae_core.activations.language_model import Hook, LanguageModel
-from sae_core.checkpoint import load_sae, sae_files, save_sae
-from sae_core.errors import SAEError
 from sae_core.evaluation.metrics import evaluate, held_out_windows
-from sae_core.model_sources import ModelRecord
+from sae_core.formats import import_sae
+from sae_core.formats.checkpoint import load_sae, sae_files, save_sae
+from sae_core.formats.saelens import saelens_files
 from sae_core.model_training import eval_sae_minibatch
-from sae_core.publishing import hub, import_sae
-from sae_core.publishing.saelens import saelens_files
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.models.model_sources import ModelRecord
+from sae_core.publishing import hub
 from sae_core.reporting.page import read_run
 from sae_core.train_config import EvaluationConfig, FeaturesConfig, LoadConfig, RepoConfig
+from sae_core.utils.errors import SAEError
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("batch_topk", "standard")

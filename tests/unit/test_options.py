@@ -9,15 +9,15 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from sae_core import cli
-from sae_core.checkpoint import load_sae
-from sae_core.console import Console
-from sae_core.devices import is_fast_at_bfloat16
-from sae_core.errors import SAEError
+from sae_core.formats.checkpoint import load_sae
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_train import train_from_model
 from sae_core.train_config import RunConfig
+from sae_core.trainer.console import Console
 from sae_core.training import Observer
+from sae_core.utils import cli
+from sae_core.utils.devices import is_fast_at_bfloat16
+from sae_core.utils.errors import SAEError
 
 
 class Result(NamedTuple):
@@ -179,7 +179,7 @@ def test_option_has_its_effect(
 def test_layers_that_do_not_lie_behind_the_hook_are_named_before_the_model_is_loaded(
     base: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delattr("sae_core.activations.language_model.LanguageModel.load")
+    monkeypatch.delattr("sae_core.models.language_model.LanguageModel.load")
     options = ["--use-end-to-end", "--use-block-mse", "--block-mse-layers", "1", "2"]
     with pytest.raises(SAEError, match="--block-mse-layers 1: .* after blocks.1.* are 2 to 3"):
         train(base, tmp_path, *options)

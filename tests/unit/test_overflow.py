@@ -8,11 +8,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_core import cli
-from sae_core.errors import SAEError
-from sae_core.events import Observer
 from sae_core.sae_train import train_from_model
 from sae_core.train_config import RunConfig
+from sae_core.trainer.events import Observer
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
 
 OPTIONS = (
     "--device cpu --num-epochs 2 --max-text-length 32 --tokens-per-step 64 --sae-expansion 2 "

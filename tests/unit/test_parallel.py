@@ -9,9 +9,9 @@ import torch
 from running import ROOT, Run
 from synthetic import KINDS
 
-from sae_core.checkpoint import load_sae
-from sae_core.errors import SAEError
-from sae_core.parallel import SINGLE_PROCESS, ProcessGroup
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from sae_core.formats.checkpoint import load_sae
+from sae_core.utils.errors import SAEError
 
 TOOL = "tests/tools/shared_training.py"
 IMPORTS = {"PYTHONPATH": str(ROOT)}

@@ -12,9 +12,9 @@ import yaml
 from tiny_model import configuration
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from sae_core import plan_jobs
-from sae_core.code_hash import ROOT
-from sae_core.planning import (
+from sae_core.utils.code_hash import ROOT
+from sae_core.workflow import plan_jobs
+from sae_core.workflow.planning import (
     Machine,
     ModelShape,
     Planner,
@@ -23,7 +23,7 @@ from sae_core.planning import (
     downloads,
     sufficiency,
 )
-from sae_core.workflow_config import Plan, load_plan
+from sae_core.workflow.workflow_config import Plan, load_plan
 
 TABLES = Tables.load(ROOT / "config/planning.yaml")
 CPU = TABLES.machines["cpu"]
@@ -294,8 +294,9 @@ def test_memory_with_a_large_vocabulary(job: str, dtype: str, measured: float) -
 
 def test_weights_in_memory() -> None:
     """`auto` may be float32 on a CPU, and is not on a GPU; the rows are those of the code."""
-    from sae_core import losses, planning
     from sae_core.evaluation import metrics
+    from sae_core.sae import losses
+    from sae_core.workflow import planning
 
     assert metrics.LOGIT_ROWS == planning.EVALUATED_ROWS
     assert losses.LOGIT_ROWS == planning.TRAINED_ROWS

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from running import ROOT
 
-from sae_core import config_schema
 from sae_core.data_processing.textbook_process import ProcessConfig, process
-from sae_core.errors import SAEError
-from sae_core.preflight import check_inputs
-from sae_core.workflow_config import Plan, load_plan
+from sae_core.utils.errors import SAEError
+from sae_core.workflow import config_schema
+from sae_core.workflow.preflight import check_inputs
+from sae_core.workflow.workflow_config import Plan, load_plan
 
 PROSE = "The chapter has a sentence of some ten words in it.\n"
 

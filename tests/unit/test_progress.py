@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_core import progress
-from sae_core.console import Console
-from sae_core.progress import Lines, bars_are_wanted, progress_bar, quiet
+from sae_core.trainer.console import Console
+from sae_core.utils import progress
+from sae_core.utils.progress import Lines, bars_are_wanted, progress_bar, quiet
 
 
 @pytest.fixture

@@ -26,8 +26,6 @@ from reported import (
     write_run,
 )
 
-from sae_core.errors import SAEError
-from sae_core.files import write_file
 from sae_core.reporting import plots
 from sae_core.reporting.feature_page import feature_page, read_corpus, read_entries
 from sae_core.reporting.page import read_run, report_page
@@ -42,6 +40,8 @@ from sae_core.reporting.summary import (
     summary_csv,
     summary_table,
 )
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import write_file
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -18,17 +18,17 @@ from short_training import make_sae
 from synthetic import KINDS, SparseDirections, SparseMap
 from torch import Tensor
 
-from sae_core import cli
 from sae_core.activations.store import ActivationSource
-from sae_core.errors import Interrupted, SAEError
-from sae_core.events import Observer
-from sae_core.interrupts import SIGNALS, Interrupts
+from sae_core.distributed.interrupts import SIGNALS, Interrupts
 from sae_core.model_training.one_run import train_one
-from sae_core.resume import SavedStates, forget_states
-from sae_core.run_lock import run_lock
 from sae_core.train_config import RunConfig, TrainingConfig
+from sae_core.trainer.events import Observer
+from sae_core.trainer.resume import SavedStates, forget_states
+from sae_core.trainer.training_state import TrainingState
 from sae_core.training import Trainer
-from sae_core.training_state import TrainingState
+from sae_core.utils import cli
+from sae_core.utils.errors import Interrupted, SAEError
+from sae_core.utils.run_lock import run_lock
 
 STEPS = 8
 """In an epoch of `SparseDirections`."""

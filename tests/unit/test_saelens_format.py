@@ -10,8 +10,8 @@ import torch
 from safetensors import safe_open
 from synthetic import KINDS, normal, random_sae
 
-from sae_core.checkpoint import write_files
-from sae_core.publishing.saelens import saelens_files
+from sae_core.formats.checkpoint import write_files
+from sae_core.formats.saelens import saelens_files
 from sae_core.sae_base import SparseAutoencoder
 
 ORIGIN = {

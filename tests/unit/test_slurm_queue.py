@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from sae_core.errors import SAEError
-from sae_core.slurm import wait_for_jobs
+from sae_core.utils.errors import SAEError
+from sae_core.workflow.slurm import wait_for_jobs
 
 SQUEUE = """#!/bin/sh
 echo asked >> {asked}

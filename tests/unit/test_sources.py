@@ -8,7 +8,7 @@ import pytest
 from sae_core.data_processing.sources import Chapter, Dropped, Sources, sources_path
 from sae_core.data_processing.textbook_process import ProcessConfig, process
 from sae_core.data_processing.texts import write_texts
-from sae_core.errors import SAEError
+from sae_core.utils.errors import SAEError
 
 LIGHT = "Light is both a wave and a stream of particles.\n\nIt needs no medium at all to travel."
 CELLS = (

@@ -8,9 +8,9 @@ from memory import LargestTensor
 from synthetic import normal, random_sae
 from torch import Tensor
 
-from sae_core import sparse_ops
-from sae_core.losses import l1_loss, reconstruction_loss
-from sae_core.sparse_ops import (
+from sae_core.sae import sparse_ops
+from sae_core.sae.losses import l1_loss, reconstruction_loss
+from sae_core.sae.sparse_ops import (
     LowerBound,
     Precision,
     SparseCode,

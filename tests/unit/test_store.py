@@ -12,12 +12,12 @@ from synthetic import SparseDirections
 from torch import Tensor
 
 from sae_core.activations import store
-from sae_core.activations.language_model import Hook, LanguageModel
 from sae_core.activations.shards import Manifest, harvest
 from sae_core.activations.store import ActivationSource, CachedSource, StreamingSource
 from sae_core.activations.token_windows import Tokens, TokenWindows
-from sae_core.errors import SAEError
+from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.train_config import ModelConfig
+from sae_core.utils.errors import SAEError
 
 HOOKS = [Hook(1, "hook_resid_post"), Hook(2, "hook_mlp_out")]
 BATCH = 5

@@ -8,13 +8,13 @@ import pytest
 import torch
 from synthetic import SparseDirections, made_up
 
-from sae_core.checkpoint import load_sae
-from sae_core.errors import SAEError
-from sae_core.events import Observer
-from sae_core.sae_config import SAEConfig
+from sae_core.formats.checkpoint import load_sae
+from sae_core.sae.config import SAEConfig
 from sae_core.sae_train import SAETrainer
 from sae_core.train_config import HookConfig, RuntimeConfig, TrainingConfig
-from sae_core.training_inputs import Settings, warn_of_density
+from sae_core.trainer.events import Observer
+from sae_core.trainer.training_inputs import Settings, warn_of_density
+from sae_core.utils.errors import SAEError
 
 BEST = "best_model.pt"
 

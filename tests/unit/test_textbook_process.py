@@ -13,7 +13,7 @@ from sae_core.data_processing.cleaning import clean
 from sae_core.data_processing.sources import Dropped
 from sae_core.data_processing.textbook_process import ProcessConfig, Report, process
 from sae_core.data_processing.texts import read_texts
-from sae_core.errors import SAEError
+from sae_core.utils.errors import SAEError
 
 ROOT = Path(__file__).resolve().parents[2]
 AS_FILE = ["sae_core/data_processing/textbook_process.py"]

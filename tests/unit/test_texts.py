@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sae_core.data_processing.texts import read_texts, write_texts
-from sae_core.errors import SAEError
+from sae_core.utils.errors import SAEError
 
 TEXTS = ["The first text, of 5 m².", "“Second”\nin two lines", ""]
 

@@ -22,8 +22,8 @@ from sae_core.activations.token_windows import (
     text_notes,
 )
 from sae_core.data_processing.textbook_process import chunks
-from sae_core.errors import SAEError
 from sae_core.train_config import DataConfig
+from sae_core.utils.errors import SAEError
 
 LENGTH = 16
 BOS = -1

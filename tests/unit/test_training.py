@@ -10,13 +10,13 @@ from short_training import FEATURES, D, K, Recorder, make_sae, train
 from synthetic import BATCH_KINDS, DENSE_KINDS, KINDS, SparseDirections, normal
 from torch import Tensor
 
-from sae_core import losses
-from sae_core.errors import SAEError
-from sae_core.kinds.batch_topk import BatchTopKSAE
+from sae_core.sae import losses
+from sae_core.sae.kinds.batch_topk import BatchTopKSAE
+from sae_core.sae.sparse_ops import LowerBound
 from sae_core.sae_base import PLAIN, AuxiliaryLoss, Compute, Reconstruction
-from sae_core.sparse_ops import LowerBound
 from sae_core.train_config import TrainingConfig
 from sae_core.training import Normalisation, Observer, Trainer, learning_rate
+from sae_core.utils.errors import SAEError
 
 SHARED_KEYS = set(
     "loss recon_loss l1_loss sparsity recon_contribution l1_contribution aux_loss kind_loss".split()

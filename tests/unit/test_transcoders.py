@@ -14,22 +14,23 @@ from synthetic import DENSE_KINDS, KINDS, SparseMap, closed_form, normal, random
 from tiny_model import WIDTH
 from torch import Tensor
 
-from sae_core import cli, load_pretrained
-from sae_core.activations.language_model import Hook, LanguageModel
+from sae_core import load_pretrained
 from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows
-from sae_core.end_to_end import EndToEnd
-from sae_core.errors import SAEError
 from sae_core.evaluation.identity import identity
 from sae_core.evaluation.metrics import evaluate
-from sae_core.losses import reconstruction_loss
-from sae_core.normalisation import Normalisation
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.losses import reconstruction_loss
+from sae_core.sae.normalisation import Normalisation
 from sae_core.sae_base import Compute, SparseAutoencoder
 from sae_core.sae_train import train_from_model
 from sae_core.train_config import EndToEndConfig, HookConfig, RunConfig
+from sae_core.trainer.end_to_end import EndToEnd
 from sae_core.training import Observer
-from sae_core.workflow_config import load_plan
+from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
+from sae_core.workflow.workflow_config import load_plan
 
 SOURCE, TARGET = Hook(2, "mlp.hook_in"), Hook(2, "hook_mlp_out")
 EXACT = {"rtol": 1e-10, "atol": 1e-10}
@@ -319,7 +320,7 @@ def test_a_target_of_a_layer_is_told_apart() -> None:
 def test_a_target_that_the_model_lacks_is_named_before_it_is_loaded(
     made: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from sae_core import checked_run
+    from sae_core.trainer import checked_run
 
     facts = checked_run.model_facts
 

@@ -12,15 +12,15 @@ from tiny_model import WIDTH, make_tiny_model
 from torch import Tensor
 
 from sae_core.activations.token_windows import Tokens, split_texts
-from sae_core.checkpoint import save_sae
-from sae_core.errors import SAEError
 from sae_core.evaluation import metrics
 from sae_core.evaluation.unseen import ModelIdentity, check_model
-from sae_core.files import file_sha256
-from sae_core.model_sources import model_sha256
+from sae_core.formats.checkpoint import save_sae
 from sae_core.model_training.eval_sae_minibatch import Minibatch, measure
-from sae_core.sae_config import SAESpec
+from sae_core.models.model_sources import model_sha256
+from sae_core.sae.config import SAESpec
 from sae_core.train_config import LoadConfig
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import file_sha256
 
 FIGURES: dict[str, Any] = {"n_windows": 1}
 

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 from running import ROOT
 
-from sae_core import holders, run_lock, workflow_lock
-from sae_core.errors import SAEError
-from sae_core.holders import Holder
+from sae_core.utils import holders, run_lock
+from sae_core.utils.errors import SAEError
+from sae_core.utils.holders import Holder
+from sae_core.workflow import workflow_lock
 
 SCRIPT = ROOT / "scripts/unlock.py"
 

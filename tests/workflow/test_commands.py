@@ -12,9 +12,9 @@ import pytest
 from huggingface_hub import constants
 from running import ROOT, Run, run_here, run_python
 
-from sae_core import cli
 from sae_core.model_training.Qwen3_all_sae_training import BatchConfig
 from sae_core.train_config import RunConfig
+from sae_core.utils import cli
 
 HUB_MODELS = {
     **{f"Qwen/Qwen3-{size}": "qwen3" for size in ("0.6B", "1.7B", "4B", "8B", "14B", "32B")},

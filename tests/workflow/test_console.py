@@ -31,8 +31,15 @@ def made(tmp_path: Path) -> Path:
 
 
 def test_make_run_speaks_before_python_starts_and_ends_with_the_table(made: Path) -> None:
+    # Not as a part of the `make` that runs the tests.
+    env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
     process = subprocess.Popen(
-        ["make", "run"], cwd=made, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ["make", "run"],
+        cwd=made,
+        env=env,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         assert process.stdout is not None

@@ -9,7 +9,7 @@ import yaml
 from project import Project
 from snakemake.cli import get_argument_parser
 
-from sae_core.code_hash import ROOT
+from sae_core.utils.code_hash import ROOT
 
 PROFILES = sorted((ROOT / "workflow/profiles").iterdir())
 RUN = "tiny.blocks.2.hook_resid_post.btop4sae.exp2"

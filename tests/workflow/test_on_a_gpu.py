@@ -13,8 +13,8 @@ import torch
 from pretend_gpu import GPU, OnGPU, PretendGPU
 from running import run_here, run_python
 
-from sae_core.checkpoint import load_sae
-from sae_core.sparse_ops import Weights, decode, encode
+from sae_core.formats.checkpoint import load_sae
+from sae_core.sae.sparse_ops import Weights, decode, encode
 
 PRETEND = "tests/tools/pretend_gpu.py"
 HOOK = "blocks.1.hook_resid_post"

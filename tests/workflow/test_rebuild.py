@@ -214,7 +214,7 @@ def test_editing_the_kind_of_one_sae_retrains_no_other(completed: Project) -> No
     def change(config: dict[str, Any]) -> None:
         config["models"][0]["saes"][1]["sae_type"] = "topk"
 
-    edited = appended(completed.folder / "sae_core/kinds/topk.py", STATEMENT)
+    edited = appended(completed.folder / "sae_core/sae/kinds/topk.py", STATEMENT)
     with edited, configured(completed, change):
         jobs = completed.planned()
     new = {"1.k8", "2.k8"}

@@ -14,9 +14,9 @@ from planted import SECRETS, check_no_secret
 from published import environment, make_sae_directory
 from running import Run
 
-from sae_core import cli
 from sae_core.model_training.Qwen3_all_sae_training import GROUP, BatchConfig
 from sae_core.train_config import RunConfig
+from sae_core.utils import cli
 
 pytestmark = pytest.mark.slow
 

@@ -1,4 +1,4 @@
-# The configuration, resolved by sae_core.workflow_config, and the functions that rules call.
+# The configuration, resolved by sae_core.workflow.workflow_config, and the functions that rules call.
 
 import json
 import sys
@@ -18,19 +18,19 @@ if set("{}") & set(str(ROOT)):
     raise WorkflowError(f"{ROOT}: Snakemake takes braces for a pattern; rename the folder")
 sys.path.insert(0, str(ROOT))
 
-from sae_core.attempts import forget_failures
-from sae_core.code_hash import code_hash
-from sae_core.config_files import read_config
+from sae_core.utils.attempts import forget_failures
+from sae_core.utils.code_hash import code_hash
+from sae_core.workflow.config_files import read_config
 from sae_core.data_processing.sources import sources_path
-from sae_core.errors import SAEError
-from sae_core.job_lines import JobLines
+from sae_core.utils.errors import SAEError
+from sae_core.workflow.job_lines import JobLines
 from sae_core.model_training.one_run import check_services
-from sae_core.naming import EXPORT_FILES
-from sae_core.planning import Tables, corpus_tokens, downloads, sufficiency
-from sae_core.preflight import check_inputs
-from sae_core.slurm import wait_for_jobs
-from sae_core.workflow_config import check_run_names, load_plan, save_config
-from sae_core.workflow_lock import record_holder
+from sae_core.utils.naming import EXPORT_FILES
+from sae_core.workflow.planning import Tables, corpus_tokens, downloads, sufficiency
+from sae_core.workflow.preflight import check_inputs
+from sae_core.workflow.slurm import wait_for_jobs
+from sae_core.workflow.workflow_config import check_run_names, load_plan, save_config
+from sae_core.workflow.workflow_lock import record_holder
 
 try:
     # Snakemake has read the files too, but it keeps the second of two equal keys and reads `no` as

@@ -1,0 +1,1 @@
+"""SAE directories: ours, and those of SAELens and dictionary_learning."""

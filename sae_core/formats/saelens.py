@@ -1,0 +1,68 @@
+"""SAELens's format (6.x): `cfg.json` and `sae_weights.safetensors`.
+
+Its architectures encode as the kinds that are exported as one do ("jumprelu" is
+`f = relu(pre) * (pre > threshold)` with `pre = (x - b_dec) @ W_enc + b_enc`), so the tensors
+are copied unchanged. The same holds for its transcoders, which take x itself, not `x - b_dec`. It
+has no TopK or gated transcoders; these become SAEs of these architectures that take x itself, which
+compute the same.
+"""
+
+import json
+from typing import Any
+
+from safetensors.torch import save
+
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.utils.naming import without_paths
+
+SAELENS_VERSION = "6.0.0"
+"""The version whose format this is; SAELens drops the names below it when there is none."""
+
+
+TRANSCODERS = {"jumprelu": "jumprelu_transcoder", "standard": "transcoder"}
+"""SAELens's transcoders by the architecture of the SAE that encodes likewise."""
+
+
+ORIGIN = {
+    "model_name": "model_name",
+    "context_size": "max_text_length",
+    "prepend_bos": "prepend_bos",
+    "dataset_path": "data_file",
+}
+"""Our names of what an SAE was made from, by SAELens's."""
+
+
+def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
+    """The two files that `SAE.load_from_disk` of SAELens reads. Unknown facts about the SAE's
+    origin are left out, because SAELens treats a missing key as unknown.
+
+    Raises:
+        SAEError: its threshold is not known.
+    """
+    spec, origin = sae.spec, without_paths(sae.spec.metadata)
+    tensors = {name: t.detach().contiguous() for name, t in sae.saelens_tensors().items()}
+    config: dict[str, Any] = sae.saelens_config() | {
+        "d_in": spec.d_in,
+        "d_sae": spec.d_sae,
+        "dtype": spec.dtype,
+        "device": "cpu",
+        "apply_b_dec_to_input": True,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": SAELENS_VERSION,
+            "hook_name": spec.hook_spec,
+            "hook_head_index": None,
+            "model_from_pretrained_kwargs": {},
+            **{theirs: origin[ours] for theirs, ours in ORIGIN.items() if ours in origin},
+        },
+    }
+    if spec.target_hook_name:
+        config["apply_b_dec_to_input"] = False
+        config["metadata"]["hook_name_out"] = spec.target_hook_spec
+        if config["architecture"] in TRANSCODERS:
+            config |= {"architecture": TRANSCODERS[config["architecture"]], "d_out": spec.d_in}
+    return {
+        "cfg.json": (json.dumps(config, indent=2) + "\n").encode(),
+        "sae_weights.safetensors": save(tensors),
+    }

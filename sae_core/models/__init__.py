@@ -1,0 +1,1 @@
+"""Language models: where they lie, what they are built like, their hooks, a forward pass."""

@@ -1,0 +1,1 @@
+"""The autoencoder's parts: its configuration, its kinds, sparse operations and losses."""

@@ -1,0 +1,74 @@
+"""BatchTopK SAEs (Bussmann, Leask, Nanda: "BatchTopK Sparse Autoencoders", arXiv 2412.06410).
+
+Training keeps the N*k largest pre-activations of a batch of N tokens, so a token may use more or
+fewer than k features. Inference replaces the batch top-k by one threshold, so a token's features
+do not depend on its neighbours.
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from sae_core.sae import sparse_ops
+from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder, as_rows
+from sae_core.utils.errors import SAEError
+
+
+class BatchTopKSAE(SparseAutoencoder):
+    """Batch top-k while training, a threshold afterwards."""
+
+    encoder_scale = 0.3
+
+    def reconstruct(
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
+    ) -> Reconstruction:
+        code = sparse_ops.encode(
+            x,
+            self.encoder,
+            compute.group.total(len(x)) * self.spec.top_k,
+            lower_bound=compute.lower_bound,
+            row_block=compute.row_block,
+            precision=compute.precision,
+            group=compute.group,
+        )
+        made = self._decoded(x if target is None else target, code)
+        return made._replace(least=code.least)
+
+    @torch.no_grad()
+    def reconstruct_at_inference(
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
+    ) -> Reconstruction:
+        bound = self.known_threshold.clamp(min=0.0)
+        code = sparse_ops.select(
+            x, self.encoder, lambda pre: pre > bound, row_block=compute.row_block
+        )
+        return self._decoded(x if target is None else target, code)
+
+    def _decoded(self, target: Tensor, code: sparse_ops.SparseCode) -> Reconstruction:
+        return Reconstruction.of_code(code, sparse_ops.decode(code, self.weights))
+
+    @torch.no_grad()
+    def set_threshold(self, threshold: float) -> None:
+        if not 0 <= threshold < math.inf:
+            raise SAEError(f"threshold {threshold}: must be a number of at least 0")
+        self.threshold = self.W_enc.new_tensor(threshold)
+
+    @torch.no_grad()
+    def calibrate(self, activations: Tensor | Iterable[Tensor]) -> None:
+        """Set the threshold so that `activations` have `top_k` active features per token on
+        average."""
+        x = as_rows(activations, self.W_enc)
+        guess = 0.0 if self.threshold is None else float(self.threshold)
+        total = x.shape[0] * self.spec.top_k
+        # One more than needed. The threshold is halfway between the two smallest of them, so
+        # that `encode`, which rounds in another order, finds the same `total` above it.
+        code = sparse_ops.batch_topk(
+            x, self.encoder, total + 1, lower_bound=sparse_ops.BOUND_MARGIN * guess
+        )
+        enough = code.value.numel() > total
+        least = code.value.topk(2, largest=False).values.mean() if enough else torch.zeros(())
+        if self.threshold is None:
+            self.threshold = self.W_enc.new_zeros(())
+        self.threshold.copy_(least)

@@ -1,0 +1,95 @@
+"""JumpReLU SAEs (Rajamanoharan et al.: "Jumping Ahead: Improving Reconstruction Fidelity with
+JumpReLU Sparse Autoencoders", arXiv 2407.14435).
+
+Every feature has its own threshold theta, and is `pre` where `pre > theta` and 0 elsewhere.
+The loss is flat in theta almost everywhere, so its gradient is estimated from the
+pre-activations near it, with a rectangle of width eps as the kernel (equations 11 and 12):
+
+    d JumpReLU / d theta = -theta / eps    d [pre > theta] / d theta = -1 / eps
+    where |pre - theta| < eps / 2, and 0 elsewhere
+
+The code is brought to k active features per token by the paper's penalty with a target,
+`(L0 / k - 1)^2`, L0 being the mean over the batch. Only the pairs above `theta - eps / 2` matter.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+from statistics import NormalDist
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import Function
+
+from sae_core.sae import sparse_ops
+from sae_core.sae.config import SAESpec
+from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder, as_rows
+
+BANDWIDTH = 0.1
+"""eps, for activations of `E||x||^2 = 1`."""
+
+
+class _Jump(Function):
+    """(P,) pre-activations and thresholds -> the features, and 1 where one is active."""
+
+    @staticmethod
+    def forward(ctx: Any, pre: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.save_for_backward(pre, theta)
+        active = ((pre > theta) & (pre > 0)).to(pre.dtype)
+        return pre * active, active
+
+    @staticmethod
+    def backward(ctx: Any, d_value: Tensor, d_active: Tensor) -> tuple[Tensor, Tensor]:
+        pre, theta = ctx.saved_tensors
+        active = (pre > theta) & (pre > 0)
+        near = (pre - theta).abs() < BANDWIDTH / 2
+        return d_value * active, -(theta * d_value + d_active) * near / BANDWIDTH
+
+
+class JumpReLUSAE(SparseAutoencoder):
+    """A learned threshold for each feature, in training and at inference."""
+
+    threshold: nn.Parameter
+
+    def __init__(self, spec: SAESpec) -> None:
+        super().__init__(spec)
+        # Where `top_k` of the pre-activations of random unit rows, of variance 1 / D, exceed it.
+        share = min(0.5, max(spec.top_k, 1) / spec.d_sae)
+        start = NormalDist(sigma=spec.d_in**-0.5).inv_cdf(1 - share)
+        del self.threshold
+        self.threshold = nn.Parameter(torch.full((spec.d_sae,), start))
+
+    def reconstruct(
+        self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
+    ) -> Reconstruction:
+        threshold = self.known_threshold
+        least = (threshold.detach() - BANDWIDTH / 2).clamp(min=0.0)
+        near = sparse_ops.encode_where(
+            x, self.encoder, lambda pre: pre > least, row_block=compute.row_block
+        )
+        column = near.pairs.column
+        value, active = _Jump.apply(near.value, threshold[column])
+        fired = torch.zeros_like(self.ever_fired)
+        fired[column[active > 0]] = True
+        l0 = active.sum() / len(x)
+        mean_l0 = compute.group.mean(l0, len(x))
+        return Reconstruction(
+            x_hat=sparse_ops.decode(replace(near, value=value), self.weights),
+            l1=value.sum() / len(x),
+            l0=float(l0.detach()),
+            fired=fired,
+            kind_loss=(mean_l0 / self.spec.top_k - 1).pow(2),
+        )
+
+    @torch.no_grad()
+    def calibrate(self, activations: Tensor | Iterable[Tensor]) -> None:
+        """Shift all thresholds by one amount, at most half a bandwidth down, so that `activations`
+        have `top_k` active features per token on average."""
+        x = as_rows(activations, self.W_enc)
+        total = x.shape[0] * self.spec.top_k
+        threshold = self.known_threshold
+        least = (threshold - BANDWIDTH / 2).clamp(min=0.0)
+        near = sparse_ops.select(x, self.encoder, lambda pre: pre > least)
+        above = near.value - threshold[near.pairs.column]
+        if above.numel() > total:
+            threshold.add_(above.topk(total + 1).values[-2:].mean())

@@ -1,0 +1,125 @@
+"""The terms of the loss, each a scalar tensor. Shapes: N tokens, D activation width."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+
+LOGIT_ROWS = 256
+"""Tokens whose logits, V each, are in memory at once."""
+
+
+class Terms(NamedTuple):
+    """The loss and what it is made of, scalar tensors."""
+
+    loss: Tensor
+    recon_loss: Tensor
+    l1_loss: Tensor
+    recon_contribution: Tensor
+    l1_contribution: Tensor
+    aux_loss: Tensor
+    kind_loss: Tensor
+    end_to_end: dict[str, Tensor]
+    """What the phase adds, by its names in the history; without gradients."""
+
+    def by_name(self) -> dict[str, Tensor]:
+        """All of them, by the names in the history."""
+        terms = self._asdict()
+        return terms | terms.pop("end_to_end")
+
+    def mapped(self, function: Callable[[Tensor], Tensor]) -> "Terms":
+        """The function's results for each term."""
+        terms = self._asdict()
+        phase = terms.pop("end_to_end")
+        results = {name: function(term) for name, term in terms.items()}
+        return Terms(**results, end_to_end={name: function(term) for name, term in phase.items()})
+
+
+def reconstruction_loss(x: Tensor, x_hat: Tensor) -> Tensor:
+    """Mean over tokens of the squared error `||x - x_hat||^2`, both (N, D).
+
+    The trainer scales activations to `E||x||^2 = 1`, so this is close to the fraction of
+    variance unexplained.
+    """
+    return F.mse_loss(x_hat, x, reduction="sum") / len(x)
+
+
+def l1_loss(values: Tensor, n_tokens: int) -> Tensor:
+    """Mean over tokens of the code's L1 norm; `values` are its non-negative entries.
+
+    Decoder rows have unit norm, so no feature can shrink its code by growing its row.
+    """
+    return values.sum() / max(n_tokens, 1)
+
+
+def normalised_residual_loss(
+    residual: Tensor, prediction: Tensor, group: ProcessGroup = SINGLE_PROCESS
+) -> Tensor:
+    """Squared error of `prediction` over the residual's own variance, both (N, D).
+
+    The auxiliary loss of Gao et al. (arXiv 2406.04093, section A.2): 1 when dead features explain
+    nothing of what the live ones left over; 0 when nothing is left over. It is over
+    the tokens of all processes.
+    """
+    residual = residual.detach()
+    mean = group.mean(residual.mean(0), len(residual)).expand_as(residual)
+    variance = group.all_reduce(F.mse_loss(mean, residual, reduction="sum"))
+    error = group.all_reduce(F.mse_loss(prediction, residual, reduction="sum"))
+    return torch.where(variance > 0, error / variance.clamp(min=1e-30), torch.zeros_like(error))
+
+
+def fraction_of_variance_unexplained(
+    squared_error: Tensor | float, squared: Tensor, total: Tensor, n_tokens: int
+) -> float:
+    """Pooled FVU `sum ||x - x_hat||^2 / sum ||x - mean(x)||^2` over all tokens.
+
+    Pooled, not a mean of per-token ratios: from the sums over tokens of the squared error, of
+    `||x||^2` (scalar) and of `x` (D,).
+    """
+    variance = float(squared) - float(total.double().pow(2).sum()) / n_tokens
+    return float(squared_error) / max(variance, 1e-30)
+
+
+class KnownGradient(Function):
+    """`KnownGradient.apply(x, value, gradient)`: the scalar `value`, when what its backward pass
+    would give `x` has been computed together with it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, value: Tensor, gradient: Tensor) -> Tensor:
+        ctx.save_for_backward(gradient)
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        return g * ctx.saved_tensors[0], None, None
+
+
+def unembedded_kl(unembed: Callable[[Tensor], Tensor], clean: Tensor, spliced: Tensor) -> Tensor:
+    """`sum KL(p_clean || p_spliced)` over tokens, in nats, from final hidden states (N, D).
+
+    From the clean to the spliced model: `sum_v p_clean[v] (log p_clean[v] - log p_spliced[v])`.
+    `unembed` makes (n, V) logits of n hidden states. Value and gradient, which goes to `spliced`
+    alone, are computed together, `LOGIT_ROWS` tokens at a time: the N x V logits never exist.
+    """
+    wanted = spliced.requires_grad and torch.is_grad_enabled()
+    dtype = torch.promote_types(spliced.dtype, torch.float32)
+    total = torch.zeros((), dtype=dtype, device=spliced.device)
+    gradient = torch.empty_like(spliced) if wanted else None
+    for first in range(0, len(spliced), LOGIT_ROWS):
+        block = slice(first, first + LOGIT_ROWS)
+        with torch.no_grad():
+            log_p = F.log_softmax(unembed(clean[block]), dim=-1, dtype=dtype)
+        rows = spliced[block].detach().requires_grad_(wanted)
+        logits = unembed(rows)
+        log_q = F.log_softmax(logits.detach(), dim=-1, dtype=dtype)
+        p = log_p.exp()
+        total += torch.linalg.vecdot(p, log_p.sub_(log_q)).sum()
+        if gradient is not None:
+            d_logits = log_q.exp_().sub_(p).to(logits.dtype)  # d KL / d logits = q - p
+            [gradient[block]] = torch.autograd.grad(logits, rows, d_logits)
+    return total if gradient is None else KnownGradient.apply(spliced, total, gradient)

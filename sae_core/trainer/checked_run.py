@@ -1,0 +1,98 @@
+"""A run's settings, checked against the model and the machine before anything starts."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from sae_core.activations.token_windows import split_texts
+from sae_core.data_processing.texts import read_texts
+from sae_core.models.language_model import Hook
+from sae_core.models.model_configuration import check_window
+from sae_core.models.model_facts import ModelFacts, check_hook, model_facts
+from sae_core.train_config import HookConfig, RunConfig
+from sae_core.trainer.end_to_end import later_layers
+from sae_core.trainer.training_inputs import warn_of_density
+from sae_core.utils.devices import pick_device
+from sae_core.utils.naming import (
+    batch_checkpoint_name,
+    ensure_writable,
+    middle_layer,
+    path_component,
+    run_name,
+)
+
+
+def choose_hook(config: HookConfig, facts: ModelFacts) -> Hook:
+    """The hook that the settings name, checked against the model.
+
+    Raises:
+        SAEError: no such layer or hook.
+    """
+    layer = config.hook_layer
+    if layer is None:
+        layer = middle_layer(facts.n_layers, config.middle_layer_strategy)
+    return check_hook(Hook(layer, config.hook_name), facts.n_layers, facts.hook_names)
+
+
+def choose_target(config: HookConfig, hook: Hook, facts: ModelFacts) -> Hook | None:
+    """The target of a transcoder at `hook`, checked likewise; None for an SAE.
+
+    Raises:
+        SAEError: no such hook.
+    """
+    target = hook.target(config.target_hook_name)
+    return target and check_hook(target, facts.n_layers, facts.hook_names, "--target-hook-name")
+
+
+class CheckedRun(NamedTuple):
+    """A run whose settings are known to fit together and the machine."""
+
+    name: str
+    texts: list[str]
+    device: torch.device
+    facts: ModelFacts
+    hook: Hook
+    output: Path
+    """The final SAE directory."""
+    checkpoints: Path
+    target: Hook | None
+    """Of a transcoder."""
+
+
+def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
+    """Check everything that can be checked before the model is loaded.
+
+    Args:
+        batch: name the checkpoints' folder as the batch pipeline does, not by the run name.
+
+    Raises:
+        SAEError: a setting is wrong.
+    """
+    warn_of_density(config.sae)
+    texts = read_texts(config.output.data_path)
+    split_texts(texts, config.data.val_fraction, config.data.seed)
+    device = pick_device(config.runtime.device)
+    facts = model_facts(config.model)
+    check_window(config.data.max_text_length, facts.context_length)
+    hook = choose_hook(config.hook, facts)
+    target = choose_target(config.hook, hook, facts)
+    later_layers(config.end_to_end, target or hook, facts.n_layers)
+    config.sae.n_features(facts.d_model)
+    model_name, expansion = config.model.name, config.sae.sae_expansion
+    name = path_component(
+        config.output.run_name
+        or run_name(model_name, hook.layer, config.hook.label, config.sae.tag, expansion),
+        "--run-name",
+    )
+    points = batch_checkpoint_name(model_name, hook.layer, expansion) if batch else name
+    return CheckedRun(
+        name,
+        texts,
+        device,
+        facts,
+        hook,
+        ensure_writable(config.output.output_root, "--output-root") / name,
+        ensure_writable(config.output.checkpoint_root, "--checkpoint-root") / points,
+        target,
+    )

@@ -1,0 +1,1 @@
+"""What Snakemake asks of the package: configuration, checks, planning, console lines."""

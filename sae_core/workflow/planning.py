@@ -1,0 +1,494 @@
+"""The cost of a configuration's jobs, estimated only from model shapes and numbers of tokens.
+
+A floating-point operation is a multiplication or an addition. With d the width of the activations,
+D the number of features, k the active features per token and L the length of a window, per token:
+
+* a block of the model: two per parameter of its matrices, and 4 L per dimension of all heads
+  (attention is computed over the whole window); the logits: two per parameter;
+* harvest: the blocks up to the last hooked one;
+* a training step: 2 d D for the encoder product, and 8 k d for decoding and the gradients, which
+  work on pairs of token and feature; 10 d D where the code is dense (the `standard` and `gated`
+  kinds); with end-to-end losses the model once, the blocks after the hook once and back, which
+  takes `BACKWARD` times as long, and the logits three times, and the same for the batch that
+  balances the losses; every validation in their phase the model once and the blocks after
+  the hook once, both with logits;
+* the evaluation: the model and, three times, the blocks after the hook, each with logits;
+* the analysis of features: the blocks up to the hook, and 2 d D for the encoder product.
+
+A job takes, in seconds, `start_seconds` of the machine, `step_ms` for every training step, in which
+a GPU waits for the program, its operations at the rates that the machine reaches in each of these,
+what is done to every weight in every step, and to every logit, at its memory's rate, and its
+reading and writing at the disk's. Trainings are counted to their last epoch; early stopping may end
+them before. docs/benchmarks.md has what this is compared with.
+"""
+
+import json
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from sae_core.models.model_sources import ModelRecord
+from sae_core.utils.errors import SAEError
+from sae_core.workflow.workflow_config import ModelPlan, Plan, RunPlan
+
+BYTES_PER_TOKEN = 4.5
+"""Of English text, with the tokenizers of SmolLM2 and Qwen3; for a corpus that is not counted."""
+
+OPTIMIZER_BYTES = 64
+"""Memory traffic per parameter and step: weights, gradient and Adam's two moments read and written,
+and the passes for clipping, projection and unit norm, in float32."""
+
+BACKWARD = 5
+"""What the gradient of a block's activations takes, as a multiple of the block."""
+
+LOGIT_BYTES = 80
+"""Memory traffic of a logit: itself, in float32, its log-softmax, and what is made of that."""
+
+STATE_BYTES = 28
+"""Memory a parameter of an SAE in training: weights, gradient, two moments, three copies while a
+checkpoint is written."""
+
+SHUFFLE_TOKENS = 2**18
+"""As in `activations/store.py`, which needs torch."""
+
+PROGRAM_GB = 0.5
+"""Memory of Python with torch and transformers."""
+
+LIGHT_GB, LIGHT_SECONDS = 0.2, 1.5
+"""A job that only reads and writes small files."""
+
+MODEL_BYTES = 2
+"""A parameter in a model's files, a stored activation: bfloat16 or float16."""
+
+EVALUATED_ROWS, TRAINED_ROWS = 128, 256
+"""Tokens whose logits are in memory at once: `LOGIT_ROWS` of `evaluation/metrics.py` and of
+`losses.py`, which need torch."""
+
+LOGIT_COPIES, LOGIT_GRADIENTS = 5, 7
+"""How many times they are, in float32: both models' logits and probabilities; with gradients."""
+
+ENOUGH_TOKENS = 1e6
+"""Tokens of a corpus for SAEs worth studying: about as many as in the table of
+docs/benchmarks.md on quality, where they suffice for 4,608 features of a model of 135 million
+parameters. Larger SAEs want more."""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """A decoder-only transformer with gated MLPs (Llama, Qwen, Gemma, Mistral)."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    d_mlp: int
+    vocab_size: int
+    tied: bool
+    """Whether embedding and unembedding are one matrix."""
+
+    @classmethod
+    def read(cls, folder: Path) -> "ModelShape":
+        """The shape in the `config.json` of a directory in Hugging Face's format.
+
+        Raises:
+            SAEError: it is of another architecture.
+        """
+        path = folder / "config.json"
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            n_heads = found["num_attention_heads"]
+            return cls(
+                n_layers=found["num_hidden_layers"],
+                d_model=found["hidden_size"],
+                n_heads=n_heads,
+                n_kv_heads=found.get("num_key_value_heads") or n_heads,
+                head_dim=found.get("head_dim") or found["hidden_size"] // n_heads,
+                d_mlp=found["intermediate_size"],
+                vocab_size=found["vocab_size"],
+                tied=found.get("tie_word_embeddings", True),
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise SAEError(
+                f"{path}: the model's shape cannot be read from it ({error}); give it under "
+                "`shapes` in the file of --tables"
+            ) from error
+
+    @property
+    def block(self) -> int:
+        """Parameters of a block's matrices."""
+        attention = self.d_model * self.head_dim * (2 * self.n_heads + 2 * self.n_kv_heads)
+        return attention + 3 * self.d_model * self.d_mlp
+
+    @property
+    def unembedding(self) -> int:
+        """Parameters that turn an activation into logits."""
+        return self.vocab_size * self.d_model
+
+    @property
+    def parameters(self) -> int:
+        """All of them, norms left out."""
+        return self.n_layers * self.block + self.unembedding * (1 if self.tied else 2)
+
+    def flops(self, blocks: int, length: int, logits: int = 0) -> float:
+        """Operations per token through so many blocks, in windows of `length`, and through the
+        unembedding so many times."""
+        attention = 4 * length * self.n_heads * self.head_dim
+        return blocks * (2 * self.block + attention) + logits * 2 * self.unembedding
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a job runs on; rates are reached in practice, not data sheet figures."""
+
+    model_tflops: float
+    """Of the language model's passes."""
+    sae_tflops: float
+    """Of an SAE's dense products."""
+    pair_tflops: float
+    """Of its work on pairs, which memory limits."""
+    bandwidth_gb_s: float
+    """Of its memory."""
+    step_ms: float
+    """Milliseconds of a training step that its size does not change."""
+    memory_gb: float
+    disk_gb_s: float
+    start_seconds: float
+    """Until a program with torch and transformers computes."""
+    basis: str
+    """Where these figures are from."""
+    is_cpu: bool = False
+    """Whether it is no GPU; here `auto` may mean float32."""
+
+
+class Cost(NamedTuple):
+    """One job."""
+
+    rule: str
+    name: str
+    tokens: float
+    flops: float
+    disk: float
+    """Bytes that it leaves."""
+    memory: float
+    """Bytes that it needs at once."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Tables:
+    """The machines and model shapes of a planning file."""
+
+    machines: dict[str, Machine]
+    shapes: dict[str, ModelShape]
+
+    @classmethod
+    def load(cls, path: Path) -> "Tables":
+        """Read them.
+
+        Raises:
+            SAEError: the file is missing, or an entry has too few keys or too many.
+        """
+        try:
+            found = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, yaml.YAMLError) as error:
+            raise SAEError(f"--tables {path}: cannot be read ({error})") from error
+        return cls(
+            _entries(Machine, found.get("machines", {}), f"{path}: machines"),
+            _entries(ModelShape, found.get("shapes", {}), f"{path}: shapes"),
+        )
+
+    def machine(self, name: str) -> Machine:
+        """The machine of that name."""
+        if name not in self.machines:
+            raise SAEError(f"--machine {name}: the tables have {', '.join(self.machines)}")
+        return self.machines[name]
+
+    def shape(self, model: ModelPlan, record: Path) -> ModelShape:
+        """A model's shape: of the table, or of its directory if there is one.
+
+        Args:
+            record: what `fetch` writes of it.
+        """
+        if model.name in self.shapes:
+            return self.shapes[model.name]
+        if model.source.path is not None:
+            return ModelShape.read(model.source.path)
+        if record.is_file():
+            return ModelShape.read(Path(ModelRecord.load(record).path))
+        raise SAEError(
+            f"{model.name}: neither in the table `shapes` nor fetched; add its shape to the file "
+            "of --tables, or fetch it"
+        )
+
+
+def _entries(kind: Any, found: dict[str, Any], where: str) -> dict[str, Any]:
+    known = {f.name for f in fields(kind)}
+    needed = {f.name for f in fields(kind) if f.default is MISSING}
+    for name, entry in found.items():
+        if not needed <= set(entry) <= known:
+            wrong = sorted((needed - set(entry)) | (set(entry) - known))
+            raise SAEError(f"{where}: {name}: missing or unknown: {', '.join(wrong)}")
+    return {name: kind(**entry) for name, entry in found.items()}
+
+
+def corpus_tokens(plan: Plan) -> float:
+    """The approximate number of tokens of the existing chapters."""
+    return sum(path.stat().st_size for path in plan.chapters()) / BYTES_PER_TOKEN
+
+
+def light(rule: str, name: str) -> Cost:
+    """A job that neither runs nor trains a model."""
+    return Cost(rule, name, 0, 0, 0, LIGHT_GB * 1e9, LIGHT_SECONDS)
+
+
+def downloads(plan: Plan, tables: Tables, records: Path) -> str | None:
+    """What has to be downloaded from the Hub; None if all models are here.
+
+    Args:
+        records: folder of what `fetch` wrote of the models that are here.
+    """
+    missing = [
+        model.name
+        for model in plan.models.values()
+        if not (model.source.path or model.source.wheel)
+        and not (records / f"{model.model_id}.json").is_file()
+    ]
+    if not missing:
+        return None
+    known = {name: tables.shapes[name].parameters for name in missing if name in tables.shapes}
+    size = f"{MODEL_BYTES * sum(known.values()) / 1e9:,.1f} GB" if known else "of unknown size"
+    if known and len(known) < len(missing):
+        size += f" and {len(missing) - len(known)} of unknown size"
+    return (
+        f"To download from the Hub, unless already cached: {size} ({', '.join(missing)}). "
+        "The cost of every job: python scripts/plan.py --help"
+    )
+
+
+def sufficiency(tokens: float) -> str:
+    """What a corpus of this many tokens is enough for."""
+    if tokens >= ENOUGH_TOKENS:
+        return f"A corpus of {tokens:,.0f} tokens."
+    megabytes = ENOUGH_TOKENS * BYTES_PER_TOKEN / 1e6
+    return (
+        f"A corpus of {tokens:,.0f} tokens: enough to try the workflow, but SAEs worth studying "
+        f"need {ENOUGH_TOKENS:,.0f} or more ({megabytes:g} MB of text)."
+    )
+
+
+class Planner:
+    """The costs of one model's jobs on a machine.
+
+    Args:
+        tokens: of the corpus, in the model's tokens.
+    """
+
+    def __init__(
+        self, plan: Plan, model: ModelPlan, shape: ModelShape, machine: Machine, tokens: float
+    ) -> None:
+        self.plan, self.model, self.shape, self.machine = plan, model, shape, machine
+        data = model.data
+        self.length = data.max_text_length
+        self.n_train = int(tokens * (1 - data.val_fraction)) // self.length
+        held_out = int(tokens * data.val_fraction) // self.length
+        self.n_validation = held_out - held_out // 2
+        self.n_windows = self.n_train + held_out
+        self.n_evaluation = min(held_out // 2, plan.evaluation.max_windows)
+        self.model_bytes = MODEL_BYTES * shape.parameters
+        self.loaded_bytes = self._weight_bytes() * shape.parameters
+        self.loading_bytes = self.loaded_bytes
+        if self.loaded_bytes > self.model_bytes:  # files are in memory while they are converted
+            self.loading_bytes += self.model_bytes
+        self.sites = 2 if model.hook.target_hook_name else 1
+        """Activations stored per token and layer: a transcoder's target is one more."""
+
+    def _weight_bytes(self) -> int:
+        """A parameter of the loaded model. `auto` is float32 on a CPU that is slow at bfloat16."""
+        dtype = self.model.model.model_dtype
+        in_full = dtype == "float32" or dtype == "auto" and self.machine.is_cpu
+        return 4 if in_full else 2
+
+    def _logits(self, rows: int, copies: int) -> float:
+        """Memory of the logits of so many tokens."""
+        return copies * 4 * rows * self.shape.vocab_size
+
+    def costs(self) -> Iterator[Cost]:
+        """The jobs, in the order in which they can run."""
+        yield self._cost("fetch", self.model.model_id, disk=self.model_bytes, read=self.model_bytes)
+        yield from self.harvests()
+        for run in self.model.runs(self.shape.n_layers):
+            yield from (self.training(run), self.evaluation(run), self.features(run))
+            yield from (light("browse", run.name), light("plot", run.name))
+
+    def harvests(self) -> Iterator[Cost]:
+        """One pass over all layers, in `harvest_jobs` parts."""
+        jobs = self.plan.harvest.harvest_jobs
+        layers = [self.model.resolve(label, self.shape.n_layers) for label in self.model.layers]
+        windows = (self.plan.harvest.passes * self.n_train + self.n_validation) / jobs
+        tokens = windows * self.length
+        stored = (
+            windows
+            * (self.length - 1)
+            * self.shape.d_model
+            * MODEL_BYTES
+            * self.sites
+            * len(layers)
+        )
+        batch = self.model.runtime.batch_size * self.length * self.shape.d_model
+        for shard in range(jobs):
+            yield self._cost(
+                "harvest",
+                f"{self.model.model_id} {shard + 1}/{jobs}",
+                tokens=tokens,
+                model_flops=tokens * self.shape.flops(max(layers) + 1, self.length),
+                disk=stored,
+                read=self.model_bytes + stored,
+                memory=self.loading_bytes + batch * (4 * len(layers) + 16),
+            )
+
+    def training(self, run: RunPlan) -> Cost:
+        """All epochs of an SAE."""
+        training, e2e, positions = self.plan.training, self.plan.end_to_end, self.length - 1
+        per_step = min(training.tokens_per_step, self.n_train * positions)
+        steps = training.num_epochs * (self.n_train * positions // per_step)
+        validated = self.n_validation * positions
+        d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
+        dense = (2 if run.sae.k else 10) * d * width
+        model_flops, memory, n_logits = 0.0, 0.0, 0.0
+        if e2e.use_end_to_end:
+            behind = self.shape.n_layers - run.layer - 1
+            trained = (e2e.end_to_end_fraction * steps + 1) * per_step
+            checked = math.ceil(e2e.end_to_end_fraction * training.num_epochs) * validated
+            n_layers, length = self.shape.n_layers, self.length
+            model_flops = trained * self.shape.flops(
+                n_layers + (1 + BACKWARD) * behind, length, logits=3
+            )
+            model_flops += checked * self.shape.flops(n_layers + behind, length, logits=2)
+            n_logits = 2 * (trained + checked) * self.shape.vocab_size
+            memory = max(
+                self.loading_bytes, self.loaded_bytes + self._logits(TRAINED_ROWS, LOGIT_GRADIENTS)
+            )
+        parameters = 2 * d * width
+        read = training.num_epochs * (self.n_train + self.n_validation) * positions * d
+        shuffled = min(SHUFFLE_TOKENS, self.n_train * positions) * d * MODEL_BYTES
+        return self._cost(
+            "train",
+            run.name,
+            tokens=steps * per_step,
+            steps=steps,
+            model_flops=model_flops,
+            sae_flops=steps * per_step * dense + training.num_epochs * validated * 2 * d * width,
+            pair_flops=steps * per_step * 8 * run.sae.k * d,
+            traffic=steps * parameters * OPTIMIZER_BYTES + n_logits * LOGIT_BYTES,
+            disk=4 * parameters * 4,
+            read=read * MODEL_BYTES * self.sites + (self.model_bytes if model_flops else 0),
+            memory=memory + parameters * STATE_BYTES + 3 * shuffled,
+        )
+
+    def evaluation(self, run: RunPlan) -> Cost:
+        """The held-out windows through the model and the SAE."""
+        tokens = self.n_evaluation * self.length
+        d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
+        behind = self.shape.n_layers - run.layer - 1
+        blocks = (run.layer + 1) + self.shape.n_layers + 3 * behind
+        batch = self.model.runtime.batch_size * self.length
+        return self._cost(
+            "evaluate",
+            run.name,
+            tokens=tokens,
+            model_flops=tokens * self.shape.flops(blocks, self.length, logits=4),
+            sae_flops=tokens * 4 * d * width,
+            traffic=4 * tokens * self.shape.vocab_size * LOGIT_BYTES,
+            read=self.model_bytes,
+            memory=max(
+                self.loading_bytes,
+                self.loaded_bytes + self._logits(EVALUATED_ROWS, LOGIT_COPIES) + 8 * batch * width,
+            ),
+        )
+
+    def features(self, run: RunPlan) -> Cost:
+        """The texts through the model up to the hook and through the SAE."""
+        windows = min(self.n_windows, self.plan.features.corpus_windows)
+        tokens = windows * self.length
+        d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
+        return self._cost(
+            "features",
+            run.name,
+            tokens=tokens,
+            model_flops=tokens * self.shape.flops(run.layer + 1, self.length),
+            sae_flops=tokens * 2 * d * width,
+            read=self.model_bytes,
+            memory=self.loading_bytes + 3 * 4 * d * width,
+        )
+
+    def _cost(
+        self,
+        rule: str,
+        name: str,
+        *,
+        tokens: float = 0,
+        steps: float = 0,
+        model_flops: float = 0,
+        sae_flops: float = 0,
+        pair_flops: float = 0,
+        traffic: float = 0,
+        disk: float = 0,
+        read: float = 0,
+        memory: float = 0,
+    ) -> Cost:
+        machine = self.machine
+        seconds = (
+            machine.start_seconds
+            + steps * machine.step_ms / 1e3
+            + model_flops / machine.model_tflops / 1e12
+            + sae_flops / machine.sae_tflops / 1e12
+            + pair_flops / machine.pair_tflops / 1e12
+            + traffic / machine.bandwidth_gb_s / 1e9
+            + read / machine.disk_gb_s / 1e9
+        )
+        flops = model_flops + sae_flops + pair_flops
+        memory += PROGRAM_GB * 1e9
+        return Cost(rule, name, tokens, flops, disk, memory, seconds)
+
+
+def table(costs: Iterable[Cost], machine: Machine) -> str:
+    """All jobs, the sum per rule, and the total; `!` if a job's memory exceeds the
+    machine's."""
+    costs = list(costs)
+    rules = list(dict.fromkeys(cost.rule for cost in costs))
+    sums = [_sum(rule, [cost for cost in costs if cost.rule == rule]) for rule in rules]
+    whole = _sum("all", costs)
+    width = max(len(cost.name) for cost in [*costs, *sums])
+    head = f"{'rule':9} {'job':{width}} {'tokens':>8} {'FLOPs':>8} {'disk GB':>11}"
+    head += f" {'memory GB':>10} {'hours':>10}"
+    rule = "-" * len(head)
+    body = [_line(cost, width, machine) for cost in costs]
+    foot = [_line(cost, width, machine) for cost in [*sums, whole]]
+    return "\n".join([head, rule, *body, rule, *foot]) + "\n"
+
+
+def _sum(rule: str, costs: list[Cost]) -> Cost:
+    name = f"{len(costs)} job{'s' if len(costs) > 1 else ''}; the memory of the largest"
+    return Cost(
+        rule,
+        name,
+        tokens=sum(cost.tokens for cost in costs),
+        flops=sum(cost.flops for cost in costs),
+        disk=sum(cost.disk for cost in costs),
+        memory=max(cost.memory for cost in costs),
+        seconds=sum(cost.seconds for cost in costs),
+    )
+
+
+def _line(cost: Cost, width: int, machine: Machine) -> str:
+    memory = cost.memory / 1e9
+    mark = "!" if memory > machine.memory_gb else " "
+    return (
+        f"{cost.rule:9} {cost.name:{width}} {cost.tokens:8.1e} {cost.flops:8.1e} "
+        f"{cost.disk / 1e9:11,.1f} {memory:9,.1f}{mark} {cost.seconds / 3600:10,.2f}"
+    )

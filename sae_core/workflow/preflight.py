@@ -1,0 +1,79 @@
+"""Errors of a configuration that can be found before a job runs, from what is on the disk."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from sae_core.data_processing.chapters import find_chapters
+from sae_core.models.model_sources import ModelRecord
+from sae_core.utils.errors import SAEError
+from sae_core.workflow.workflow_config import ModelPlan, Plan
+
+
+def check_inputs(plan: Plan, record_of: Callable[[str], Path]) -> None:
+    """Check the chapters, the local models, and the settings for models that have been fetched.
+
+    Args:
+        record_of: where the record of a model is, once it is fetched; by model id.
+
+    Raises:
+        SAEError: a job would fail for want of a file, a layer, a hook or a long enough context.
+    """
+    _check_chapters(plan)
+    for name, model in plan.models.items():
+        path = record_of(name)
+        if path.is_file():
+            _check_places(model, ModelRecord.load(path), path)
+        else:
+            _check_source(model)
+
+
+def _check_chapters(plan: Plan) -> None:
+    subjects: dict[Path, str] = {}
+    for index, folder in enumerate(plan.process.folders):
+        subject = plan.process.subject_of(index)
+        where = f"config: chapters.folders.{subject}: {folder}"
+        for path in find_chapters(folder, where):
+            if set("{}") & set(str(path)):
+                raise SAEError(
+                    f"{where}: Snakemake takes the braces in {path} as a pattern; rename it"
+                )
+        other = subjects.setdefault(folder.resolve(), subject)
+        if other != subject:
+            raise SAEError(f"{where}: also the folder of {other}; give each subject its own")
+
+
+def _check_source(model: ModelPlan) -> None:
+    if model.source.path is None:
+        return
+    folder = model.source.path.expanduser()
+    where = f"config: models: {model.name}: source.path: {model.source.path}"
+    if not folder.is_dir():
+        raise SAEError(f"{where}: no such folder; name the model's directory")
+    if not (folder / "config.json").is_file():
+        raise SAEError(
+            f"{where}: contains no config.json; name a directory in Hugging Face's format"
+        )
+
+
+def _check_places(model: ModelPlan, record: ModelRecord, path: Path) -> None:
+    """Check layers and hooks against a model's record, unless that is about other files."""
+    local = model.source.path
+    if local is not None and record.path != str(local.expanduser().resolve()):
+        return
+    where = f"config: models: {model.name}"
+    for layer in model.layers:
+        if isinstance(layer, int) and layer >= record.n_layers:
+            raise SAEError(
+                f"{where}: layers: {layer}: the model's layers are 0 to {record.n_layers - 1} "
+                f"(as {path} says; delete that file if the model has changed)"
+            )
+    length, limit = model.data.max_text_length, record.context_length
+    if limit is not None and length > limit:
+        raise SAEError(
+            f"{where}: max_text_length: {length}: the model reads at most {limit} tokens; use "
+            "shorter windows"
+        )
+    hooks = {"hook_name": model.hook.hook_name, "target_hook_name": model.hook.target_hook_name}
+    for key, hook in hooks.items():
+        if hook and hook not in record.hook_names:
+            raise SAEError(f"{where}: {key}: {hook}: this model has {', '.join(record.hook_names)}")

@@ -1,0 +1,331 @@
+"""The workflow's configuration: checked against the schema, resolved into models and SAEs.
+
+No Snakemake and no torch here: the `.smk` files ask this module what to make, and from what.
+"""
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from sae_core.data_processing.chapters import chapters_in
+from sae_core.data_processing.textbook_process import ProcessConfig
+from sae_core.models.model_sources import FetchConfig, SourceConfig
+from sae_core.sae.config import SAEConfig
+from sae_core.train_config import (
+    ComputeConfig,
+    DataConfig,
+    EndToEndConfig,
+    EvaluationConfig,
+    FeaturesConfig,
+    HarvestConfig,
+    HookConfig,
+    LoadConfig,
+    ModelConfig,
+    PublishingConfig,
+    RuntimeConfig,
+    TrackingConfig,
+    TrainingConfig,
+    part_of,
+)
+from sae_core.utils.cli import options
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import write_file
+from sae_core.utils.naming import (
+    check_model_name,
+    hook_spec,
+    middle_layer,
+    model_id,
+    path_component,
+    run_name,
+    same_name,
+)
+from sae_core.utils.records import Dataclass
+from sae_core.workflow import config_schema
+
+Group = TypeVar("Group", bound=Dataclass)
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """A language model, and the SAEs to train on it."""
+
+    name: str
+    source: SourceConfig
+    model: ModelConfig
+    layers: tuple[int | str, ...]
+    """0-based layers, or the word `middle`."""
+    hook: HookConfig
+    data: DataConfig
+    runtime: RuntimeConfig
+    publishing: PublishingConfig
+    saes: tuple[SAEConfig, ...]
+
+    @property
+    def model_id(self) -> str:
+        return model_id(self.name)
+
+    @property
+    def needs_depth(self) -> bool:
+        """Whether its layers are unknown until the model's number of layers is known."""
+        return "middle" in self.layers
+
+    def batch_of(self, layer: int | str, harvested: Iterable[str]) -> str:
+        """The batch of layers that one pass of the model serves, and that holds `layer`.
+
+        A layer stays in the batch it was first harvested in: `harvested` are the names of the
+        batches that exist. The layers in none of them form a new batch. So a layer that is added
+        later is harvested alone, and nothing that hangs on the old activations runs again.
+        """
+        held = {label: batch for batch in harvested for label in batch.split("+")}
+        label = str(layer)
+        if label in held:
+            return held[label]
+        return "+".join(str(layer) for layer in self.layers if str(layer) not in held)
+
+    def resolve(self, layer: int | str, n_layers: int | None) -> int:
+        """The layer as a number; `n_layers` is needed for `middle` only."""
+        if layer == "middle":
+            assert n_layers is not None
+            return middle_layer(n_layers, self.hook.middle_layer_strategy)
+        return int(layer)
+
+    def hook_specs(self, batch: str, n_layers: int | None) -> list[str]:
+        """The full names of the hooks of a batch of layers."""
+        layers = [self.resolve(label, n_layers) for label in batch.split("+")]
+        names = filter(None, (self.hook.hook_name, self.hook.target_hook_name))
+        return [hook_spec(layer, name) for name in names for layer in layers]
+
+    def runs(self, n_layers: int | None) -> Iterator["RunPlan"]:
+        """The SAEs of this model."""
+        for label in self.layers:
+            layer = self.resolve(label, n_layers)
+            for sae in self.saes:
+                name = run_name(self.name, layer, self.hook.label, sae.tag, sae.sae_expansion)
+                yield RunPlan(name, self, label, layer, sae)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One SAE to train."""
+
+    name: str
+    model: ModelPlan
+    label: int | str
+    """The layer as the configuration has it: a number, or `middle`."""
+    layer: int
+    sae: SAEConfig
+
+    @property
+    def hook_spec(self) -> str:
+        return hook_spec(self.layer, self.model.hook.hook_name)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a configuration asks for."""
+
+    process: ProcessConfig
+    training: TrainingConfig
+    end_to_end: EndToEndConfig
+    harvest: HarvestConfig
+    evaluation: EvaluationConfig
+    features: FeaturesConfig
+    runtime: RuntimeConfig
+    tracking: TrackingConfig
+    publishing: PublishingConfig
+    config: dict[str, Any]
+    """The configuration as it was given, every value of the type that its key takes."""
+    models: dict[str, ModelPlan] = field(default_factory=dict)
+    """By model id."""
+
+    def model_of(self, run: str) -> ModelPlan:
+        """The model that the SAE named `run` belongs to."""
+        owners = [m for m in self.models.values() if run.startswith(f"{m.model_id}.blocks.")]
+        return max(owners, key=lambda m: len(m.model_id))
+
+    def run(self, name: str, n_layers: int | None) -> RunPlan:
+        """The SAE of that name."""
+        return next(run for run in self.model_of(name).runs(n_layers) if run.name == name)
+
+    def chapters(self) -> list[Path]:
+        """The existing chapters, in the order in which they are processed."""
+        return [path for folder in self.process.folders for path in chapters_in(folder)]
+
+    def process_options(self) -> str:
+        """The command line of the processing."""
+        return options(self.process)
+
+    def fetch_options(self, model: ModelPlan) -> str:
+        """Which model to fetch, and from where."""
+        settings = model.model
+        return options(
+            FetchConfig(model.name, settings.revision, settings.trust_remote_code, model.source)
+        )
+
+    def evaluate_options(self, model: ModelPlan) -> str:
+        """How a model's SAEs are evaluated."""
+        return _joined(options(part_of(LoadConfig, model.model)), options(self.evaluation))
+
+    def features_options(self, model: ModelPlan) -> str:
+        """The settings for the analysis of the features of a model's SAEs."""
+        return _joined(options(part_of(LoadConfig, model.model)), options(self.features))
+
+    def harvest_options(self, model: ModelPlan) -> str:
+        """The settings that determine a model's activations, except the hooks."""
+        passes = f"--passes {self.harvest.passes}"
+        settings = part_of(LoadConfig, model.model)
+        return _joined(options(settings), options(model.data), passes)
+
+    def train_options(self, run: RunPlan) -> str:
+        """The settings that determine an SAE, apart from its activations."""
+        target = run.model.hook.target_hook_name
+        hooks = f"--hook {run.hook_spec}" + (f" --target-hook-name {target}" if target else "")
+        settings = [run.sae, self.training, run.model.data, self.end_to_end]
+        if self.end_to_end.use_end_to_end:
+            settings.append(part_of(LoadConfig, run.model.model))
+        return _joined(hooks, *map(options, settings))
+
+    def tracking_options(self) -> str:
+        """The settings with which a job reports an SAE to W&B, if it does."""
+        return options(self.tracking) if self.tracking.wandb else ""
+
+    def train_runtime(self, model: ModelPlan) -> str:
+        """The settings for the training of a model's SAEs that change no result, except the number
+        of GPUs, which Snakemake grants."""
+        runtime = replace(model.runtime, gpus=RuntimeConfig.gpus)
+        return _joined(options(runtime), self.tracking_options())
+
+    def model_runtime(self, model: ModelPlan) -> str:
+        """The settings for a job that runs a model that change no result."""
+        return options(part_of(ComputeConfig, model.runtime))
+
+    def evaluate_runtime(self, model: ModelPlan) -> str:
+        """The settings for the evaluation of a model's SAEs that change no result."""
+        return _joined(self.model_runtime(model), self.tracking_options())
+
+    def upload_options(self, model: ModelPlan) -> str:
+        """Where a model's SAEs are uploaded to, and what their cards say."""
+        return options(model.publishing.repo)
+
+
+def _joined(*words: str) -> str:
+    return " ".join(filter(None, words))
+
+
+def load_plan(config: dict[str, Any], schema: Path) -> Plan:
+    """Check a configuration and resolve it.
+
+    Raises:
+        SAEError: it does not fit the schema, contradicts itself, or names an SAE twice.
+    """
+    config = config_schema.check(config, yaml.safe_load(schema.read_text(encoding="utf-8")))
+    chapters = dict(config["chapters"])
+    chapters["subjects"] = tuple(map(str, chapters["folders"]))
+    chapters["folders"] = tuple(Path(folder) for folder in chapters["folders"].values())
+    section = config.get
+    plan = Plan(
+        process=_group(ProcessConfig, "chapters", chapters),
+        training=_group(TrainingConfig, "training", section("training", {})),
+        end_to_end=_group(EndToEndConfig, "end_to_end", section("end_to_end", {})),
+        harvest=_group(HarvestConfig, "harvest", section("harvest", {})),
+        evaluation=_group(EvaluationConfig, "evaluation", section("evaluation", {})),
+        features=_group(FeaturesConfig, "features", section("features", {})),
+        runtime=_group(RuntimeConfig, "runtime", section("runtime", {})),
+        tracking=_group(TrackingConfig, "tracking", section("tracking", {})),
+        publishing=_group(PublishingConfig, "publishing", section("publishing", {})),
+        config=config,
+    )
+    for index, entry in enumerate(config["models"]):
+        model = _model(entry, f"models[{index}]", config)
+        if same_name(model.model_id) in map(same_name, plan.models):
+            raise SAEError(f"config: models[{index}].name: {model.name!r} is in the list twice")
+        plan.models[model.model_id] = model
+    return plan
+
+
+def save_config(config: dict[str, Any], path: Path) -> None:
+    """Write a configuration as it was given, from the file and the command line together."""
+    text = yaml.dump(config, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    if not path.is_file() or path.read_text(encoding="utf-8") != text:
+        write_file(path, text)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Text that looks like a number gets quotes, also where YAML itself does without: `1e5`."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_Dumper.add_implicit_resolver(
+    "tag:yaml.org,2002:float", config_schema.NUMBER, list("-+.0123456789")
+)
+
+
+def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
+    """Check that no two SAEs of a model share a name.
+
+    Raises:
+        SAEError: two do.
+    """
+    seen: set[str] = set()
+    for run in model.runs(n_layers):
+        path_component(run.name, "config: models")
+        if run.name in seen:
+            raise SAEError(
+                f"config: models: two SAEs are named {run.name}; change the kind, topk or "
+                "sae_expansion of one, or remove one"
+            )
+        seen.add(run.name)
+
+
+def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPlan:
+    def group(kind: type[Group], base: str | None = None) -> Group:
+        known = {f.name for f in fields(kind)}
+        base_values = config.get(base, {}) if base else {}
+        own = {key: value for key, value in entry.items() if key in known}
+        return _group(kind, where, {**base_values, **own})
+
+    check_model_name(entry["name"], f"config: {where}.name")
+    layers = entry.get("layers", "middle")
+    source = dict(entry.get("source", {}))
+    if source.get("path"):
+        source["path"] = Path(source["path"])
+    base = config.get("sae", {})
+    model = ModelPlan(
+        name=entry["name"],
+        source=_group(SourceConfig, f"{where}.source", source),
+        model=group(ModelConfig),
+        layers=(layers,) if isinstance(layers, str) else tuple(layers),
+        hook=group(HookConfig),
+        data=group(DataConfig, "windows"),
+        runtime=group(RuntimeConfig, "runtime"),
+        publishing=group(PublishingConfig, "publishing"),
+        saes=tuple(
+            _group(SAEConfig, f"{where}.saes[{i}]", {**base, **sae})
+            for i, sae in enumerate(entry.get("saes", [{}]))
+        ),
+    )
+    if not model.needs_depth:
+        check_run_names(model, None)
+    return model
+
+
+def _group(kind: Callable[..., Group], where: str, values: dict[str, Any]) -> Group:
+    """A settings group whose messages name keys instead of command line options."""
+    try:
+        return kind(**{key: _plain(value) for key, value in values.items()})
+    except SAEError as error:
+        message = re.sub(r"--([a-z0-9-]+)", lambda m: m[1].replace("-", "_"), str(error))
+        raise SAEError(f"config: {where}: {message}") from error
+
+
+def _plain(value: Any) -> Any:
+    """A list as a tuple; and 8.0, an integer to the schema, as one."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return tuple(map(_plain, value)) if isinstance(value, list) else value
