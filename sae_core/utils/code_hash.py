@@ -6,14 +6,16 @@ whose scripts use it, and no others. Comments, docstrings and layout are not par
 
 import ast
 import hashlib
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ROOT / "sae_core/sae/kinds"
 
 
+@cache
 def code_hash(*scripts: str, sae_type: str | None = None) -> str:
     """A hash of what `scripts` do and the `sae_core` files that they import, directly or not, at
     the top or inside a function.
@@ -26,7 +28,7 @@ def code_hash(*scripts: str, sae_type: str | None = None) -> str:
     digest = hashlib.sha256()
     for path in files:
         digest.update(f"{path.relative_to(ROOT)}\0".encode())
-        digest.update(_meaning(path))
+        digest.update(_read(path).meaning)
     return digest.hexdigest()[:16]
 
 
@@ -38,30 +40,23 @@ def files_behind(script: str, sae_type: str | None = None) -> frozenset[Path]:
         path = todo.pop()
         if path not in found:
             found.add(path)
-            imports = _imports(path)
+            imports = _read(path).imports
             if sae_type and path == KINDS / "__init__.py":
                 imports = tuple(p for p in imports if p.parent != KINDS or p.stem == sae_type)
             todo.extend(imports)
     return frozenset(found)
 
 
-@cache
-def _meaning(path: Path) -> bytes:
-    """A Python file's syntax tree, any other file's contents."""
-    if path.suffix != ".py":
-        return path.read_bytes()
-    return _written(_tree(path)).encode()
-
-
 def _written(node: Any) -> str:
     """A syntax tree without positions, docstrings and empty fields: later versions of Python add
     fields, which are empty in the code of today."""
     if isinstance(node, list):
-        return f"[{','.join(_written(item) for item in node if not _is_docstring(item))}]"
+        return f"[{','.join([_written(item) for item in node if not _is_docstring(item)])}]"
     if not isinstance(node, ast.AST):
         return repr(node)
-    values = ((name, value) for name, value in ast.iter_fields(node) if value not in (None, []))
-    return f"{type(node).__name__}({','.join(f'{n}={_written(v)}' for n, v in values)})"
+    values = [(name, getattr(node, name, None)) for name in node._fields]
+    written = [f"{name}={_written(value)}" for name, value in values if value not in (None, [])]
+    return f"{type(node).__name__}({','.join(written)})"
 
 
 def _is_docstring(node: Any) -> bool:
@@ -73,27 +68,35 @@ def _is_docstring(node: Any) -> bool:
     )
 
 
-def _tree(path: Path) -> ast.Module:
-    return ast.parse(path.read_bytes(), filename=str(path))
+class _File(NamedTuple):
+    meaning: bytes
+    """A Python file's syntax tree, any other file's contents."""
+    imports: tuple[Path, ...]
+    """The package files that it imports, and the templates that it names."""
+
+
+def _read(path: Path) -> _File:
+    contents = path.read_bytes()
+    return _parse(path, contents) if path.suffix == ".py" else _File(contents, ())
 
 
 @cache
-def _imports(path: Path) -> tuple[Path, ...]:
-    """The package files that one file imports, and the templates that it names."""
-    if path.suffix != ".py":
-        return ()
-    found: list[Path] = []
-    for node in ast.walk(_tree(path)):
+def _parse(path: Path, contents: bytes) -> _File:
+    tree = ast.parse(contents, filename=str(path))
+    return _File(_written(tree).encode(), tuple(_imports(path, tree)))
+
+
+def _imports(path: Path, tree: ast.Module) -> Iterator[Path]:
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             for alias in node.names:
-                found.extend(_files(alias.name))
+                yield from _files(alias.name)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                found.extend(_files(f"{node.module}.{alias.name}"))
+                yield from _files(f"{node.module}.{alias.name}")
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if node.value.endswith(".j2"):
-                found.extend(path.parent.glob(f"templates/{node.value}"))
-    return tuple(found)
+                yield from path.parent.glob(f"templates/{node.value}")
 
 
 def _files(name: str) -> list[Path]:

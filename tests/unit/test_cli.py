@@ -114,7 +114,7 @@ def test_a_reason_that_the_log_does_not_take_is_said_on_the_console(
     """As a job is run by the workflow, with its log on a full disk."""
     script = tmp_path / "job.py"
     script.write_text(
-        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom sae_core import cli\n"
+        f"import sys\nsys.path.insert(0, {str(ROOT)!r})\nfrom sae_core.utils import cli\n"
         "from sae_core.utils.errors import SAEError\nfrom sae_core.train_config import DataConfig\n"
         f"def body(_):\n    {body}\ncli.run(body, DataConfig, '')\n"
     )
@@ -158,7 +158,7 @@ def test_only_what_the_user_has_to_mend_is_not_tried_again(
 
 def test_a_reader_that_goes_away_ends_a_command_in_silence() -> None:
     program = (
-        "import dataclasses; from sae_core import cli\n"
+        "import dataclasses; from sae_core.utils import cli\n"
         "Settings = dataclasses.make_dataclass('Settings', [])\n"
         "cli.run(lambda _: print('x' * 10**6), Settings, 'It prints.', [])\n"
     )

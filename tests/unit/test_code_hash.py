@@ -11,28 +11,36 @@ from sae_core.utils.code_hash import code_hash
 
 TRAIN = "scripts/train.py"
 Edit = Callable[[str], str]
-Hash = Callable[[str, Edit], str]
+Hash = Callable[..., str]
+
+
+@pytest.fixture(scope="module")
+def copy(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the project."""
+    folder = tmp_path_factory.mktemp("copy")
+    ignored = shutil.ignore_patterns("data", "__pycache__", "checkpoints", "pretrained_models")
+    for part in ("sae_core", "scripts"):
+        shutil.copytree(root / part, folder / part, ignore=ignored)
+    return folder
 
 
 @pytest.fixture
-def hash_after(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hash:
-    """The hash of a BatchTopK training's code in a copy of the project, after an edit."""
-    n_copies = 0
+def hash_after(copy: Path, monkeypatch: pytest.MonkeyPatch) -> Hash:
+    """The hash of a training's code in the copy, while a file there is edited."""
+    monkeypatch.setattr(hashing, "ROOT", copy)
+    monkeypatch.setattr(hashing, "KINDS", copy / "sae_core/sae/kinds")
 
-    def edited(file: str, edit: Edit) -> str:
-        nonlocal n_copies
-        n_copies += 1
-        copy = tmp_path / str(n_copies)
-        ignored = shutil.ignore_patterns("data", "__pycache__", "checkpoints", "pretrained_models")
-        for folder in ("sae_core", "scripts"):
-            shutil.copytree(root / folder, copy / folder, ignore=ignored)
+    def edited(file: str, edit: Edit, kind: str = "batch_topk") -> str:
         path = copy / file
         before = path.read_text(encoding="utf-8")
         path.write_text(edit(before), encoding="utf-8")
         assert path.read_text(encoding="utf-8") != before or edit is unchanged
-        monkeypatch.setattr(hashing, "ROOT", copy)
-        monkeypatch.setattr(hashing, "KINDS", copy / "sae_core/sae/kinds")
-        return code_hash(TRAIN, sae_type="batch_topk")
+        code_hash.cache_clear()  # for each process, files are what they are
+        try:
+            return code_hash(TRAIN, sae_type=kind)
+        finally:
+            path.write_text(before, encoding="utf-8")
+            code_hash.cache_clear()
 
     return edited
 
@@ -96,10 +104,6 @@ def test_what_changes_something_changes_the_hash(hash_after: Hash, name: str) ->
 
 
 def test_a_kind_counts_with_what_it_builds_on(hash_after: Hash) -> None:
-    edit = one_more("EDITED = 1\n")
-    hash_after("sae_core/sae/kinds/batch_topk.py", edit)
-    after = {kind: code_hash(TRAIN, sae_type=kind) for kind in ("matryoshka_batch_topk", "gated")}
-    hash_after(TRAIN, unchanged)
-    before = {kind: code_hash(TRAIN, sae_type=kind) for kind in after}
-    assert after["matryoshka_batch_topk"] != before["matryoshka_batch_topk"]
-    assert after["gated"] == before["gated"]
+    file, edit = "sae_core/sae/kinds/batch_topk.py", one_more("EDITED = 1\n")
+    for kind, counts in (("matryoshka_batch_topk", True), ("gated", False)):
+        assert (hash_after(file, edit, kind) != hash_after(file, unchanged, kind)) == counts

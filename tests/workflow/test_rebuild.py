@@ -224,10 +224,10 @@ def test_editing_the_kind_of_one_sae_retrains_no_other(completed: Project) -> No
 def test_what_changes_nothing_that_code_does_reruns_nothing(completed: Project) -> None:
     package = completed.folder / "sae_core"
     with (
-        appended(package / "errors.py", "# A comment.\n"),
+        appended(package / "utils/errors.py", "# A comment.\n"),
         appended(package / "training.py", "\n\n"),
-        appended(package / "sae_config.py", '"""What TAGS means."""\n'),
-        appended(package / "kinds/gated.py", STATEMENT),  # no SAE here is gated
+        appended(package / "sae/config.py", '"""What TAGS means."""\n'),
+        appended(package / "sae/kinds/gated.py", STATEMENT),  # no SAE here is gated
     ):
         assert not completed.planned().rules
 
