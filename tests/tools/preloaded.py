@@ -18,6 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+ROOT = Path(__file__).resolve().parents[2]
+
 TIMEOUT = 300
 """Seconds that a process may take; then SIGALRM ends it."""
 
@@ -43,6 +45,7 @@ def _server(modules: tuple[str, ...]) -> subprocess.Popen[str]:
     """The server of this process; it ends when this process does."""
     return subprocess.Popen(
         [sys.executable, __file__, *modules],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,

@@ -27,6 +27,10 @@ class Training:
     folder: Annotated[Path, tyro.conf.Positional]
     seed: int = 0
     fails: bool = False
+    start_seconds: float = wandb_session.START_TIMEOUT
+    """What W&B has to log in and to start a run, where an outage is to be known sooner."""
+    finish_seconds: float = wandb_session.FINISH_TIMEOUT
+    """Likewise, to send the rest."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
@@ -36,6 +40,8 @@ def metrics(epoch: int) -> dict[str, float]:
 
 def run(training: Training) -> None:
     folder = training.folder
+    wandb_session.START_TIMEOUT = training.start_seconds
+    wandb_session.FINISH_TIMEOUT = training.finish_seconds
     login = wandb_session.log_in(training.tracking)
     config = {"data": {"seed": training.seed}, "runtime": {"device": "cpu"}}
     with WandbRun(login, "a.run", folder, config, ("standard", "layer 1", "x" * 80)) as tracking:

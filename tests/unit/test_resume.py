@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from preloaded import run_preloaded
 from running import ROOT
 from short_training import make_sae
 from synthetic import KINDS, SparseDirections, SparseMap
@@ -35,6 +36,7 @@ STEPS = 8
 
 EPOCHS = 4
 SCRIPT = ROOT / "tests/tools/interrupted_training.py"
+IMPORTS = ("sae_core.sae_train", "synthetic")
 TEMPORARY_FAILURE = 75
 OFTEN = ("--checkpoint-freq", "1")
 
@@ -228,10 +230,7 @@ def command(folder: Path, *options: str) -> list[str]:
 
 
 def train(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command(folder, *options), env=environment, capture_output=True, text=True, timeout=300
-    )
+    return run_preloaded(IMPORTS, *command(folder, *options)[1:], cwd=ROOT, env={**os.environ})
 
 
 def made(folder: Path) -> dict[str, bytes]:
@@ -445,7 +444,7 @@ def test_a_state_that_cannot_be_written_leaves_the_one_before(
 def test_a_second_process_is_refused_until_the_first_is_dead(
     undisturbed: dict[str, bytes], tmp_path: Path
 ) -> None:
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     waiting = command(tmp_path, *hit("step", 5, "wait"))
     first = subprocess.Popen(waiting, env=environment, stdout=subprocess.PIPE, text=True)
     try:

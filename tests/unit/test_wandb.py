@@ -19,6 +19,9 @@ from sae_core.model_training import wandb_session
 
 SCRIPT = ROOT / "tests/tools/tracked_training.py"
 SINGLE = "sae_core/model_training/single_sae_training.py"
+IMPATIENT = ("--start-seconds", "0.5", "--finish-seconds", "0.5")
+"""An outage is one after this time, too."""
+
 TOKEN = "hf_planted_for_this_test"
 
 
@@ -149,12 +152,14 @@ def test_a_run_online(key: str, training: Training, server: MiniWandb) -> None:
     assert "/runs/" in printed and training.note()["finished"] is True
 
 
+@pytest.mark.slow
 def test_the_axes_are_epochs_and_tokens(training: Training, server: MiniWandb) -> None:
     training.run()
     metrics_by_name = {m["1"]: m for m in server.only.config["_wandb"]["m"] if "1" in m}
     assert {"epoch", "tokens"} <= set(metrics_by_name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("key", "words"),
     [(None, "no API key"), ("x" * 40, "user is not logged in"), ("short", "40+ characters")],
@@ -174,9 +179,10 @@ def test_a_missing_or_wrong_key_is_one_line_before_anything_is_read(
     assert key is None or key not in printed
 
 
+@pytest.mark.slow
 def test_an_outage_at_the_start_stores_the_run(training: Training, server: MiniWandb) -> None:
     server.down = True
-    printed = training.run()
+    printed = training.run(*IMPATIENT)
     assert "W&B: cannot be reached; the run is stored locally instead" in printed
     assert printed.count("`python -m wandb sync ") == 2, "the training, and its evaluation"
     assert not server.runs
@@ -186,22 +192,25 @@ def test_an_outage_at_the_start_stores_the_run(training: Training, server: MiniW
     check_summary(server.only, training)
 
 
+@pytest.mark.slow
 def test_an_outage_after_the_login_stores_the_run(training: Training, server: MiniWandb) -> None:
     """The key is found good, and then the server is gone."""
     server.down_after_login = True
-    printed = training.run()
+    printed = training.run(*IMPATIENT)
     assert "W&B: cannot be reached" in printed
     server.down = server.down_after_login = False
     training.sync(printed)
     check_history(server.only)
 
 
+@pytest.mark.slow
 def test_a_silent_server_stores_the_run(training: Training, server: MiniWandb) -> None:
     server.silent = "."
-    printed = training.run()
+    printed = training.run(*IMPATIENT)
     assert "W&B: cannot be reached" in printed and not server.runs
 
 
+@pytest.mark.slow
 def test_an_outage_in_the_middle_is_made_up_for(training: Training, server: MiniWandb) -> None:
     process = training.paused()
     server.down = True
@@ -212,10 +221,11 @@ def test_an_outage_in_the_middle_is_made_up_for(training: Training, server: Mini
     check_summary(server.only, training)
 
 
+@pytest.mark.slow
 def test_an_outage_at_the_end_says_how_to_send_the_rest(
     training: Training, server: MiniWandb
 ) -> None:
-    process = training.paused()
+    process = training.paused("--finish-seconds", "0.5")
     server.down = True
     printed = training.finish(process)
     assert "W&B: not all of the run was sent" in printed
@@ -225,6 +235,7 @@ def test_an_outage_at_the_end_says_how_to_send_the_rest(
     check_summary(server.only, training)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", ["/file_stream$", "/graphql$"])
 def test_a_server_that_answers_in_part_is_not_waited_for(
     part: str, training: Training, server: MiniWandb
@@ -250,6 +261,7 @@ def test_an_outage_takes_five_seconds_at_most() -> None:
     assert session.FINISH_TIMEOUT + session.LOGIN_TIMEOUT <= 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["online", "offline"])
 def test_paths_of_this_machine_stay_here(mode: str, tmp_path: Path, server: MiniWandb) -> None:
     """Whatever W&B's own client would tell besides, online as in the file of an offline run."""
@@ -262,6 +274,7 @@ def test_paths_of_this_machine_stay_here(mode: str, tmp_path: Path, server: Mini
         assert b"home_of_somebody" not in content and str(ROOT).encode() not in content
 
 
+@pytest.mark.slow
 def test_a_training_that_was_killed_goes_on_with_its_run(
     training: Training, server: MiniWandb
 ) -> None:
@@ -277,6 +290,7 @@ def test_a_training_that_was_killed_goes_on_with_its_run(
     check_summary(server.only, training)
 
 
+@pytest.mark.slow
 def test_a_finished_training_and_other_settings_make_new_runs(
     training: Training, server: MiniWandb
 ) -> None:
@@ -304,6 +318,7 @@ def test_disabled_leaves_nothing(training: Training, server: MiniWandb) -> None:
     assert not server.runs and not list(training.folder.rglob("*wandb*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("asked", [True, False])
 def test_the_final_sae_is_an_artifact_only_if_asked_for(asked: bool, training: Training) -> None:
     training.environment["WANDB_DATA_DIR"] = str(training.folder / "data")
