@@ -45,8 +45,7 @@ FINISH_TIMEOUT = 2.4
 with the seconds for a start."""
 
 UNREACHABLE = ("did not respond in time", "invalid character")
-"""In the client's message when a login gets no answer, or one that is not W&B's; both have no class
-of their own."""
+"""In the client's message when a login gets no answer, or one that is not W&B's."""
 
 HTTP_TIMEOUT = "WANDB_HTTP_TIMEOUT"
 
@@ -81,6 +80,17 @@ class RunNote:
             return None
 
 
+def is_outage(message: str) -> bool:
+    """Whether a login failed because W&B gave no answer, or one that is not W&B's: for the client,
+    all failures of a login are of one class."""
+    return any(words in message for words in UNREACHABLE)
+
+
+def is_refusal(message: str) -> bool:
+    """Whether W&B did answer, and will not have the run."""
+    return REFUSED.search(message.lower()) is not None
+
+
 def is_on(settings: TrackingConfig) -> bool:
     """Whether the settings ask for a run."""
     return settings.wandb and settings.wandb_mode != "disabled"
@@ -112,7 +122,7 @@ def log_in(settings: TrackingConfig) -> TrackingConfig:
         problem = "no API key"
     except wandb.errors.Error as error:
         problem = one_line(error)
-        if any(words in problem for words in UNREACHABLE):
+        if is_outage(problem):
             print("W&B: cannot be reached; the run is stored locally instead", flush=True)
             return replace(settings, wandb_mode="offline")
     raise SAEError(
@@ -166,7 +176,7 @@ def start(settings: TrackingConfig, note: RunNote, **about: Any) -> Any:
             print(f"W&B: {run.url}", flush=True)
             return run
         except wandb.errors.Error as error:
-            if REFUSED.search(str(error).lower()):
+            if is_refusal(str(error)):
                 raise SAEError(
                     f"--wandb: W&B rejects the run ({one_line(error)}); check --wandb-entity and "
                     "--wandb-project, run `python -m wandb login`, or use --wandb-mode offline"

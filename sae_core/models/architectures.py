@@ -20,7 +20,7 @@ def hook_paths(component: Any) -> dict[str, str]:
 def block_component(config: Any, architecture: str) -> Any:
     """TransformerLens's description of a model's blocks: where each hook name points."""
     from transformer_lens.factories.architecture_adapter_factory import ArchitectureAdapterFactory
-    from transformer_lens.model_bridge.sources._bridge_builder import build_bridge_config_from_hf
+    from transformer_lens.model_bridge.sources import build_bridge_config_from_hf
 
     name = config.name_or_path
     bridge_config = build_bridge_config_from_hf(config, architecture, name, torch.float32)

@@ -52,8 +52,14 @@ def parse(settings: type[Settings], description: str, argv: Sequence[str] | None
     groups = [("own", Annotated[settings, UNNAMED]), ("common", Annotated[Common, UNNAMED])]
     both: Any = dataclasses.make_dataclass("Options", groups)
     if os.environ.get("NO_COLOR"):
-        tyro._experimental_options["ansi_codes"] = False  # tyro does not look by itself
+        _print_plainly()
     return tyro.cli(both, description=description, args=argv, config=FLAT).own
+
+
+def _print_plainly() -> None:
+    """Have tyro print no colours. It has no public way but a variable of its own, which counts when
+    tyro is imported."""
+    tyro._experimental_options["ansi_codes"] = False
 
 
 def run(

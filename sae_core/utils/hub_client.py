@@ -15,8 +15,6 @@ import httpx2
 from huggingface_hub import HfApi
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.utils import disable_progress_bars, set_client_factory
-from huggingface_hub.utils._http import default_client_factory
-from huggingface_hub.utils._xet import abort_xet_session
 
 from sae_core.utils.errors import PassingError, SAEError, one_line
 
@@ -49,19 +47,42 @@ def connect() -> HfApi:
     """The Hub's client, with a bound on every wait."""
 
     def client() -> httpx2.Client:
-        made = default_client_factory()
+        made = _plain_client()
         made.event_hooks["request"].append(_check_time)
         made.event_hooks["response"].append(_shorten_wait)
-        # The pool takes a network, but neither the client nor its transports hand one on.
-        for transport in (made._transport, *made._mounts.values()):
-            if isinstance(transport, httpx2.HTTPTransport):
-                transport._pool._network_backend = PacedNetwork()
+        _connect_through(made, PacedNetwork())
         return made
 
     set_client_factory(client)
     if not sys.stderr.isatty():
         disable_progress_bars()
     return HfApi()
+
+
+# What has no public way: tests/unit/test_private_interfaces.py says which release of which library
+# ends it.
+
+
+def _plain_client() -> httpx2.Client:
+    """The client that the Hub's library makes if nobody sets a factory."""
+    from huggingface_hub.utils._http import default_client_factory
+
+    return default_client_factory()
+
+
+def _connect_through(client: httpx2.Client, network: httpcore2.NetworkBackend) -> None:
+    """Have a client make its connections with `network`. Its connection pools take one, but neither
+    the client nor its transports hand one on."""
+    for transport in (client._transport, *client._mounts.values()):
+        if isinstance(transport, httpx2.HTTPTransport):
+            transport._pool._network_backend = network
+
+
+def _abort_xet() -> None:
+    """End what the client of Xet's storage is doing."""
+    from huggingface_hub.utils._xet import abort_xet_session
+
+    abort_xet_session()
 
 
 class PacedNetwork(httpcore2.SyncBackend):
@@ -168,7 +189,7 @@ def _limited(seconds: float) -> Iterator[None]:
     global _give_up
     _give_up = time.monotonic() + seconds
     # Xet's client has its own network, and no limit that lasts.
-    alarm = threading.Timer(seconds, abort_xet_session)
+    alarm = threading.Timer(seconds, _abort_xet)
     alarm.daemon = True
     alarm.start()
     try:

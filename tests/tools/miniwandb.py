@@ -54,6 +54,8 @@ class MiniWandb(LoopbackServer):
         self.down = False
         self.down_after_login = False
         """Let the client see that its key is good, and then fail."""
+        self.strange = False
+        """Answer as something that is not W&B."""
         self.silent: str | None = None
         self.bind(Handler, "wandb")
 
@@ -73,6 +75,8 @@ class Handler(QuietHandler):
         if self.wandb.silent and re.search(self.wandb.silent, path):
             self.wandb.stopping.wait(SILENCE)
             self.close_connection = True
+        elif self.wandb.strange:
+            self.send(b"<html></html>", "text/html", 200)
         elif self.wandb.down:
             self.reply({"error": "down"}, 503)
         elif path == "/":
@@ -108,9 +112,11 @@ class Handler(QuietHandler):
         return base64.b64decode(given).decode().removeprefix("api:")
 
     def reply(self, answer: Any, status: int = 200) -> None:
-        data = json.dumps(answer).encode()
+        self.send(json.dumps(answer).encode(), "application/json", status)
+
+    def send(self, data: bytes, kind: str, status: int) -> None:
         self.send_response(status)
-        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(data)))
         self.end_headers()
         self.wfile.write(data)

@@ -31,7 +31,7 @@ EPOCHS = 2
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: list[str]) -> list[str]:
     """The options of a short run in bfloat16, whose second half has end-to-end losses."""
     data = tmp_path_factory.mktemp("data") / "texts.json"
-    data.write_text(json.dumps(texts))
+    data.write_text(json.dumps(texts[:12]))
     return (
         f"--model-name {tiny_model} --data-path {data} --model-dtype bfloat16 --device cpu "
         f"--num-epochs {EPOCHS} --max-text-length 32 --tokens-per-step 700 --sae-expansion 2 "

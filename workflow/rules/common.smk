@@ -131,10 +131,15 @@ def begin():
         check_services(PLAN.tracking, PLAN.publishing)
         if workflow.executor_plugin.name == "slurm":
             # Wait for jobs that a killed Snakemake left behind and that write the same files.
-            wait_for_jobs(Path.cwd(), {job.rule.name for job in workflow.dag.needrun_jobs()})
+            wait_for_jobs(Path.cwd(), rules_to_run())
         save_config(PLAN.config, Path(CONFIG))
     except SAEError as error:
         raise WorkflowError(str(error))
+
+
+def rules_to_run():
+    """The names of the rules whose jobs this run has before it. Snakemake has no documented way."""
+    return {job.rule.name for job in workflow.dag.needrun_jobs()}
 
 
 def end(logs):
