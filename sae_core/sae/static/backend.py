@@ -1,0 +1,53 @@
+"""Which code computes a static step: Triton's kernels on an NVIDIA GPU, PyTorch elsewhere."""
+
+import importlib.util
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_core.sae.static import twin
+from sae_core.sae.static.pairs import Gradients, Slots
+
+
+class Backend(NamedTuple):
+    """The operations that read or write most, see the modules of the kernels."""
+
+    select: Callable[..., Slots]
+    decode: Callable[..., Tensor]
+    sampled: Callable[..., Tensor]
+    gradients: Callable[..., Gradients]
+    squares: Callable[..., tuple[Tensor, Tensor]]
+    move_decoder: Callable[..., None]
+    move_encoder: Callable[..., None]
+    move_vector: Callable[..., None]
+
+
+TWIN = Backend(*(getattr(twin, name) for name in Backend._fields))
+
+
+def kernels() -> Backend:
+    """Those in Triton, which comes with PyTorch for CUDA."""
+    from sae_core.sae.static import pair_kernels, select_kernels, update_kernels
+
+    return Backend(
+        select_kernels.select,
+        pair_kernels.decode,
+        pair_kernels.sampled,
+        pair_kernels.gradients,
+        update_kernels.squares,
+        update_kernels.move_decoder,
+        update_kernels.move_encoder,
+        update_kernels.move_vector,
+    )
+
+
+def has_kernels(device: torch.device) -> bool:
+    """Whether the kernels can run there: Triton needs an Ampere GPU for bfloat16."""
+    return (
+        device.type == "cuda"
+        and torch.version.cuda is not None
+        and importlib.util.find_spec("triton") is not None
+        and torch.cuda.get_device_capability(device)[0] >= 8
+    )

@@ -1,0 +1,112 @@
+"""Pairs of a token and a feature, in a fixed number of slots.
+
+Shapes: N tokens, F features, P slots, M codes of the same tokens.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Slots(NamedTuple):
+    """One code: pairs ordered by token, then by feature, and behind them what is not used."""
+
+    row: Tensor
+    """(P,) int32: the token of each pair; 0 where there is none."""
+    column: Tensor
+    """(P,) int32: the feature of each pair; F where there is none."""
+    value: Tensor
+    """(P,) float32: the activation of each pair; 0 where there is none."""
+    start: Tensor
+    """(N + 1,) int32: where each token's pairs begin, and after the last where they end."""
+    least: Tensor
+    """() float32: the smallest value that a top-k keeps; 0 if fewer than wanted were positive."""
+
+    @classmethod
+    def empty(cls, n: int, n_features: int, n_slots: int, pattern: Tensor) -> "Slots":
+        """No pair yet; the least value is the bfloat16 of this () int32 bit pattern."""
+        column = pattern.new_full((n_slots,), n_features)
+        value = torch.zeros(n_slots, device=pattern.device)
+        least = pattern.to(torch.int16).view(torch.bfloat16).float()
+        return cls(torch.zeros_like(column), column, value, pattern.new_empty(n + 1), least)
+
+    @property
+    def count(self) -> Tensor:
+        """() int32: how many pairs there are."""
+        return self.start[-1]
+
+
+class Codes(NamedTuple):
+    """M codes of the same tokens, one behind the other: token r of code m is row `m N + r`."""
+
+    row: Tensor
+    """(P,) int32"""
+    column: Tensor
+    """(P,) int32"""
+    value: Tensor
+    """(P,) float32"""
+    start: Tensor
+    """(M, N + 1) int32"""
+    n_first: int
+    """Slots of the first code."""
+
+    @classmethod
+    def of(cls, *codes: Slots) -> "Codes":
+        """These codes together."""
+        n, first = len(codes[0].start) - 1, 0
+        rows, starts = [], []
+        for m, code in enumerate(codes):
+            rows.append(code.row + m * n)
+            starts.append(code.start + first)
+            first += len(code.row)
+        column, value = (torch.cat([code[at] for code in codes]) for at in (1, 2))
+        return cls(torch.cat(rows), column, value, torch.stack(starts), len(codes[0].row))
+
+    @property
+    def n_tokens(self) -> int:
+        return self.start.shape[1] - 1
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.start) * self.n_tokens
+
+
+class Gradients(NamedTuple):
+    """Of the loss to the weights, one row a feature."""
+
+    W_dec: Tensor
+    """(F, D)"""
+    W_enc: Tensor
+    """(F, D), transposed"""
+    b_enc: Tensor
+    """(2, F): what the pairs of the first code add, and those of the others."""
+
+
+def refine(slots: Slots, value: Tensor, total: Tensor, n_slots: int, n_features: int) -> Slots:
+    """The `total` largest of the pairs by another value, ties to the earlier one.
+
+    Args:
+        slots: C candidates.
+        value: (C,) float32; 0 where there is no pair.
+        total: () int32; at most `n_slots`.
+    """
+    ranked = value.sort(descending=True).values
+    last = (total - 1).clamp(0, len(value) - 1)
+    least = ranked.gather(0, last.long()[None])[0].clamp(min=0.0)
+    is_tie = (value == least) & (value > 0)
+    above = value > least
+    kept = above | (is_tie & (is_tie.cumsum(0) <= total - above.sum()))
+    ends = kept.cumsum(0, dtype=torch.int32)
+    place = torch.where(kept, ends - 1, n_slots).long()
+
+    def compact(given: Tensor, unused: int) -> Tensor:
+        return given.new_full((n_slots + 1,), unused).scatter_(0, place, given)[:n_slots]
+
+    return Slots(
+        compact(slots.row, 0),
+        compact(slots.column, n_features),
+        compact(value, 0),
+        torch.cat([ends.new_zeros(1), ends])[slots.start.long()],
+        least,
+    )

@@ -1,0 +1,155 @@
+"""The largest positive entries of a matrix of bfloat16, exactly, in Triton.
+
+Positive numbers have the order of their bit patterns, and bfloat16 has 2^15 of those. So
+
+    count[p] = how many entries have pattern p                      (integers: any order of adding)
+    T = the largest pattern with count[T] + count[T + 1] + ... >= total
+    kept = entries above T, and the first `total` minus so many of those at T, row by row
+
+is the stable sort of all entries, cut after `total`, without a sort. Where a kept entry goes is how
+many are kept before it: tiles of a row count theirs, a prefix sum over the tiles says where each
+begins, and a second pass writes. With fewer than `total` positive entries T is 0, and all are kept.
+
+Most entries lie far below T, and counting them would take longest. They are counted only if those
+above `floor`, half of the last step's T, are not enough: the result is the same.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from sae_core.sae.static import launching
+from sae_core.sae.static.pairs import Slots
+
+PATTERNS = 2**15
+"""Positive numbers of 16 bits, NaN among them: it counts as the largest."""
+
+BELOW = 128
+"""How far below the threshold the next floor is, in patterns: a factor of 2."""
+
+TILE = 2048
+"""Entries of a row that one program looks at."""
+
+
+@triton.jit
+def _count_patterns(
+    pre, rows, columns, total, floor, seen, count, F, ABOVE: tl.constexpr, TILE: tl.constexpr
+):
+    """Add a tile's patterns above the floor, or those below it if too few were seen above."""
+    row = tl.program_id(0).to(tl.int64)
+    wanted = tl.load(total)
+    needed = (tl.load(rows + row) != 0) & (wanted > 0)
+    if not ABOVE:
+        needed = needed & (tl.load(seen) < wanted)
+    if needed:
+        column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+        inside = tl.load(columns + column, mask=column < F, other=0) != 0
+        key = tl.load(pre + row * F + column, mask=inside, other=0).to(tl.int32)
+        bottom = tl.load(floor)
+        if ABOVE:
+            counted = inside & (key > bottom)
+        else:
+            counted = inside & (key > 0) & (key <= bottom)
+        tl.atomic_add(count + key, 1, mask=counted)
+
+
+@triton.jit
+def _threshold(count, total, limits, floor, PATTERNS: tl.constexpr, BELOW: tl.constexpr):
+    """`limits`: the threshold, how many entries at it are kept, and how many are kept in all."""
+    pattern = tl.arange(0, PATTERNS)
+    number = tl.load(count + pattern)
+    wanted = tl.load(total)
+    reached = tl.cumsum(number, 0, reverse=True) >= wanted
+    least = tl.max(tl.where(reached, pattern, 0))
+    above = tl.sum(tl.where(pattern > least, number, 0))
+    at = tl.sum(tl.where((pattern == least) & (pattern > 0), number, 0))
+    ties = tl.minimum(wanted - above, at)
+    tl.store(limits, least)
+    tl.store(limits + 1, ties)
+    tl.store(limits + 2, above + ties)
+    tl.store(floor, tl.maximum(least - BELOW, 0))
+
+
+@triton.jit
+def _count_kept(pre, rows, columns, limits, above, at, F, TILE: tl.constexpr):
+    """How many entries of a tile lie above the threshold, and at it."""
+    row, tile, n_tiles = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    n_above, n_at = 0, 0
+    if tl.load(rows + row) != 0:
+        column = tile * TILE + tl.arange(0, TILE)
+        inside = tl.load(columns + column, mask=column < F, other=0) != 0
+        key = tl.load(pre + row * F + column, mask=inside, other=0).to(tl.int32)
+        least = tl.load(limits)
+        n_above = tl.sum((inside & (key > least)).to(tl.int32))
+        n_at = tl.sum((inside & (key == least) & (key > 0)).to(tl.int32))
+    tl.store(above + row * n_tiles + tile, n_above)
+    tl.store(at + row * n_tiles + tile, n_at)
+
+
+@triton.jit
+def _write_kept(
+    pre, rows, columns, limits, above, at, row_of, column_of, value_of, start, F, TILE: tl.constexpr
+):
+    """Write a tile's kept entries where they belong. `above` and `at` count those before it."""
+    row, tile, n_tiles = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
+    ties = tl.load(limits + 1)
+    n_above, n_at = tl.load(above + row * n_tiles + tile), tl.load(at + row * n_tiles + tile)
+    if tile == 0:
+        tl.store(start + row, n_above + tl.minimum(n_at, ties))
+        tl.store(start + tl.num_programs(0), tl.load(limits + 2))
+    if tl.load(rows + row) != 0:
+        column = tile * TILE + tl.arange(0, TILE)
+        inside = tl.load(columns + column, mask=column < F, other=0) != 0
+        bits = tl.load(pre + row * F + column, mask=inside, other=0)
+        key, least = bits.to(tl.int32), tl.load(limits)
+        is_above = (inside & (key > least)).to(tl.int32)
+        is_tie = (inside & (key == least) & (key > 0)).to(tl.int32)
+        before_above = n_above + tl.cumsum(is_above, 0) - is_above
+        before_at = n_at + tl.cumsum(is_tie, 0) - is_tie
+        kept = (is_above > 0) | ((is_tie > 0) & (before_at < ties))
+        slot = before_above + tl.minimum(before_at, ties)
+        tl.store(row_of + slot, row.to(tl.int32), mask=kept)
+        tl.store(column_of + slot, column, mask=kept)
+        value = bits.to(tl.bfloat16, bitcast=True).to(tl.float32)
+        tl.store(value_of + slot, value, mask=kept)
+
+
+def select(
+    pre: Tensor, rows: Tensor, columns: Tensor, total: Tensor, n_slots: int, floor: Tensor
+) -> Slots:
+    """The `total` largest positive entries of a matrix, ties to the earlier one.
+
+    Args:
+        pre: (N, F) bfloat16.
+        rows: (N,) bool: those that count.
+        columns: (F,) bool: those that count.
+        total: () int32, how many to keep; at most `n_slots`.
+        floor: () int32, where counting may begin; is set for the next call. None changes the
+            result.
+    """
+    n, n_features = pre.shape
+    device, keys = pre.device, pre.view(torch.int16)
+    tile = min(TILE, triton.next_power_of_2(n_features))
+    grid = (n, triton.cdiv(n_features, tile))
+    count = torch.zeros(PATTERNS, dtype=torch.int32, device=device)
+    given = keys, rows, columns
+    launching.launch(
+        _count_patterns, grid, *given, total, floor, total, count, n_features, ABOVE=True, TILE=tile
+    )
+    seen = count.sum(dtype=torch.int32)
+    launching.launch(
+        _count_patterns, grid, *given, total, floor, seen, count, n_features, ABOVE=False, TILE=tile
+    )
+    limits = torch.empty(3, dtype=torch.int32, device=device)
+    launching.launch(
+        _threshold, (1,), count, total, limits, floor, PATTERNS=PATTERNS, BELOW=BELOW, num_warps=32
+    )
+    kept = torch.empty(2, grid[0] * grid[1], dtype=torch.int32, device=device)
+    launching.launch(_count_kept, grid, *given, limits, kept[0], kept[1], n_features, TILE=tile)
+    before = kept.cumsum(1, dtype=torch.int32) - kept
+    slots = Slots.empty(n, n_features, n_slots, limits[0])
+    launching.launch(
+        _write_kept, grid, *given, limits, before[0], before[1], *slots[:4], n_features, TILE=tile
+    )
+    return slots

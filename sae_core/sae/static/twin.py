@@ -1,0 +1,112 @@
+"""What the Triton kernels compute, with PyTorch's own operations: for a CPU, where it is slow, and
+to compare with. The sizes are fixed here too. Arguments and results are those of the kernels."""
+
+import torch
+from torch import Tensor
+
+from sae_core.sae.static.moments import BETA1, BETA2, EPS, Moments
+from sae_core.sae.static.pairs import Codes, Gradients, Slots
+
+PATTERNS = 2**15
+
+
+def select(
+    pre: Tensor, rows: Tensor, columns: Tensor, total: Tensor, n_slots: int, floor: Tensor
+) -> Slots:
+    """See `select_kernels`."""
+    n, n_features = pre.shape
+    key = torch.where(rows[:, None] & columns, pre.view(torch.int16).int(), 0).clamp(min=0).view(-1)
+    number = key.new_zeros(PATTERNS).scatter_add_(0, key.long(), torch.ones_like(key))
+    number[0] = 0
+    reached = number.flip(0).cumsum(0).flip(0) >= total
+    pattern = torch.arange(PATTERNS, dtype=torch.int32, device=pre.device)
+    least = torch.where(reached, pattern, 0).amax()
+    above, is_tie = key > least, (key == least) & (key > 0)
+    kept = above | (is_tie & (is_tie.cumsum(0) <= total - above.sum()))
+    slots = Slots.empty(n, n_features, n_slots, least)
+    place = torch.where(kept, kept.cumsum(0) - 1, n_slots)
+    entry = torch.arange(len(key), dtype=torch.int32, device=pre.device)
+    given = entry // n_features, entry % n_features, pre.view(-1).float()
+    row, column, value = (
+        torch.cat([unused, unused[:1]]).scatter(0, place, written)[:n_slots]
+        for unused, written in zip(slots[:3], given, strict=True)
+    )
+    ends = kept.view(n, n_features).sum(1).cumsum(0).int()
+    return slots._replace(
+        row=row, column=column, value=value, start=torch.cat([ends.new_zeros(1), ends])
+    )
+
+
+def _padded(W: Tensor) -> Tensor:
+    """With a row of zeros for the feature that is none."""
+    return torch.cat([W, W.new_zeros(1, W.shape[1])])
+
+
+def decode(codes: Codes, W: Tensor) -> Tensor:
+    """See `pair_kernels`."""
+    out = torch.zeros(codes.n_rows, W.shape[1], device=W.device)
+    rows = _padded(W.float())[codes.column.long()]
+    return out.index_add_(0, codes.row, codes.value[:, None] * rows)
+
+
+def sampled(codes: Codes, A: Tensor, W: Tensor) -> Tensor:
+    """See `pair_kernels`."""
+    rows = _padded(W.float())[codes.column.long()]
+    return (A.float()[codes.row.long()] * rows).sum(1)
+
+
+def gradients(codes: Codes, d_value: Tensor, G: Tensor, X: Tensor, n_features: int) -> Gradients:
+    """See `pair_kernels`."""
+    column, row = codes.column.long(), codes.row.long()
+    W_dec, W_enc = (torch.zeros(n_features + 1, X.shape[1], device=X.device) for _ in range(2))
+    W_dec.index_add_(0, column, codes.value[:, None] * G[row])
+    W_enc.index_add_(0, column, d_value[:, None] * X[row % codes.n_tokens])
+    b_enc, first = torch.zeros(2, n_features + 1, device=X.device), codes.n_first
+    b_enc[0].index_add_(0, column[:first], d_value[:first])
+    b_enc[1].index_add_(0, column[first:], d_value[first:])
+    return Gradients(W_dec[:-1], W_enc[:-1], b_enc[:, :-1])
+
+
+def squares(g_dec: Tensor, W_dec: Tensor, g_enc: Tensor) -> tuple[Tensor, Tensor]:
+    """See `update_kernels`."""
+    along = (g_dec * W_dec).sum(1)
+    left = g_dec - along[:, None] * W_dec
+    return along, left.pow(2).sum(1) + g_enc.pow(2).sum(1)
+
+
+def _adam(W: Tensor, G: Tensor, moments: Moments, rate: Tensor, scalars: Tensor) -> list[Tensor]:
+    """The weights and moments after a step."""
+    first = BETA1 * moments.first + (1 - BETA1) * G
+    second = BETA2 * moments.second + (1 - BETA2) * G * G
+    return [W - rate * first / (second.sqrt() / scalars[1] + EPS), first, second]
+
+
+def _put(scalars: Tensor, old: list[Tensor], new: list[Tensor]) -> None:
+    """Take the new numbers, if the step is taken."""
+    for before, after in zip(old, new, strict=True):
+        before.copy_(torch.where(scalars[3] != 0, after, before))
+
+
+def move_decoder(
+    W: Tensor, G: Tensor, moments: Moments, along: Tensor, scalars: Tensor, scale: float
+) -> None:
+    """See `update_kernels`."""
+    G = (G - along[:, None] * W) * scalars[2]
+    new, *others = _adam(W, G, moments, scale * scalars[0], scalars)
+    new = new / new.norm(dim=1, keepdim=True).clamp(min=1e-12)
+    _put(scalars, [W, *moments], [new, *others])
+
+
+def move_encoder(
+    W: Tensor, G: Tensor, moments: Moments, scalars: Tensor, copy: Tensor, norm: Tensor
+) -> None:
+    """See `update_kernels`."""
+    new = _adam(W, G * scalars[2], moments, scalars[0], scalars)
+    _put(scalars, [W, *moments], new)
+    copy.copy_(W)
+    norm.copy_(W.norm(dim=1))
+
+
+def move_vector(W: Tensor, G: Tensor, moments: Moments, scalars: Tensor) -> None:
+    """See `update_kernels`."""
+    _put(scalars, [W, *moments], _adam(W, G * scalars[2], moments, scalars[0], scalars))

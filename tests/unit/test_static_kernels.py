@@ -1,0 +1,219 @@
+"""The kernels of the static step, in Triton's interpreter, and their twins in PyTorch: against
+dense matrices in float64."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from synthetic import normal
+from torch import Tensor
+
+from sae_core.sae.static import backend, select_kernels
+from sae_core.sae.static.backend import TWIN, Backend
+from sae_core.sae.static.moments import Moments
+from sae_core.sae.static.pairs import Codes, Slots, refine
+
+N, D, FEATURES, K = 8, 12, 40, 2
+
+OPERATIONS = {"kernels": backend.kernels(), "twin": TWIN}
+
+
+@pytest.fixture(params=OPERATIONS.values(), ids=OPERATIONS)
+def ops(request: pytest.FixtureRequest) -> Backend:
+    return request.param
+
+
+@pytest.fixture(autouse=True)
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several tiles a row even here."""
+    monkeypatch.setattr(select_kernels, "TILE", 32)
+
+
+def skewed(n: int = N, n_features: int = FEATURES) -> Tensor:
+    """(N, F) bfloat16 pre-activations; a feature's chance to be active falls with its rank (Zipf),
+    and the first is active on half of the tokens."""
+    rank = torch.arange(1, n_features + 1)
+    pre = normal(n, n_features).float() + torch.special.ndtri(0.5 / rank**0.7)
+    return (pre * (n_features / rank) ** 0.5).bfloat16()
+
+
+def expected(pre: Tensor, rows: Tensor, columns: Tensor, total: int) -> Tensor:
+    """(N, F) bool: what a stable sort of the entries that count keeps."""
+    counted = torch.where(rows[:, None] & columns, pre.double(), 0.0).clamp(min=0.0).flatten()
+    first = torch.sort(counted, descending=True, stable=True).indices[:total]
+    kept = torch.zeros_like(counted, dtype=torch.bool)
+    kept[first] = counted[first] > 0
+    return kept.view_as(pre)
+
+
+def assert_selected(slots: Slots, kept: Tensor, pre: Tensor, n_slots: int) -> None:
+    row, column = kept.nonzero(as_tuple=True)
+    n = len(row)
+    assert slots.count == n and len(slots.row) == len(slots.value) == n_slots
+    assert torch.equal(slots.row[:n].long(), row) and torch.equal(slots.column[:n].long(), column)
+    assert torch.equal(slots.value[:n], pre[kept].float())
+    assert not slots.value[n:].any() and (slots.column[n:] == pre.shape[1]).all()
+    assert torch.equal(slots.start.diff().long(), kept.sum(1))
+
+
+def int32(*numbers: int) -> Tensor:
+    return torch.tensor(numbers[0] if len(numbers) == 1 else numbers, dtype=torch.int32)
+
+
+PRE = {
+    "reals": skewed(),
+    "ties": (skewed() * 2).round() / 2,
+    "few positive": skewed() - 2,
+    "none positive": -skewed().abs(),
+    "one value": torch.ones(N, FEATURES).bfloat16(),
+}
+
+
+CASES = [("reals", 0, False), ("reals", 16250, True), ("reals", 2**15 - 1, True)]
+CASES += [("ties", 0, True), ("ties", 16250, False), ("ties", 2**15 - 1, False)]
+CASES += [(name, 16250, False) for name in ("few positive", "none positive", "one value")]
+
+
+@pytest.mark.parametrize(("name", "floor", "masked"), CASES)
+def test_selection_is_that_of_a_stable_sort(
+    name: str, floor: int, masked: bool, ops: Backend
+) -> None:
+    """A fifth of the features is dead, and every third token left out, or nothing."""
+    pre = PRE[name]
+    rows, columns = torch.ones(N, dtype=torch.bool), torch.ones(FEATURES, dtype=torch.bool)
+    if masked:
+        rows[::3], columns[::5] = False, False
+    for total in (0, N * K) if masked else (1, N * K):
+        found = ops.select(pre, rows, columns, int32(total), N * K, int32(floor).clone())
+        kept = expected(pre, rows, columns, total)
+        assert_selected(found, kept, pre, N * K)
+        least = float(pre[kept].min()) if 0 < total == int(kept.sum()) else 0.0
+        assert total == 0 or float(found.least) == least
+
+
+def test_the_next_floor_lies_below_the_threshold() -> None:
+    floor = int32(0).clone()
+    everything = torch.ones(N, dtype=torch.bool), torch.ones(FEATURES, dtype=torch.bool)
+    found = OPERATIONS["kernels"].select(PRE["reals"], *everything, int32(N * K), N * K, floor)
+    half = floor.to(torch.int16).view(torch.bfloat16).float()
+    assert half == found.least / 2 > 0
+
+
+def test_refined_candidates_are_the_largest_by_their_own_values() -> None:
+    everything = torch.ones(N, dtype=torch.bool), torch.ones(FEATURES, dtype=torch.bool)
+    found = TWIN.select(PRE["reals"], *everything, int32(2 * N * K), 2 * N * K, int32(0).clone())
+    value = (found.value + 0.3 * normal(2 * N * K).float()) * (found.column < FEATURES)
+    for total in (0, 7, N * K):
+        value = value.clamp(min=0.2) * (value > 0)  # ties
+        exact = torch.zeros(N, FEATURES + 1)
+        exact[found.row.long(), found.column.long()] = value
+        exact = exact[:, :-1]
+        kept = expected(exact, *everything, total)
+        assert_selected(refine(found, value, int32(total), N * K, FEATURES), kept, exact, N * K)
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def weights(request: pytest.FixtureRequest) -> Tensor:
+    return F.normalize(normal(FEATURES, D, seed=3), dim=1).to(request.param)
+
+
+def two_codes() -> tuple[Codes, list[Tensor]]:
+    """A code and that of the dead fifth of the features on a quarter of the tokens; both dense."""
+    pre, rows = skewed(), torch.ones(N, dtype=torch.bool)
+    dead, some = torch.arange(FEATURES) % 5 == 0, torch.arange(N) % 4 == 0
+    main = TWIN.select(pre, rows, torch.ones_like(dead), int32(N * K), N * K, int32(0).clone())
+    aux = TWIN.select(pre, some, dead, int32(2 * K), 4 * K, int32(0).clone())
+    dense = [torch.where(expected(pre, rows, torch.ones_like(dead), N * K), pre.double(), 0.0)]
+    dense.append(torch.where(expected(pre, some, dead, 2 * K), pre.double(), 0.0))
+    return Codes.of(main, aux), dense
+
+
+CLOSE = {"rtol": 1e-5, "atol": 1e-5}
+
+
+def test_decoding_is_a_dense_product(ops: Backend, weights: Tensor) -> None:
+    codes, dense = two_codes()
+    assert len(codes.row) == N * K + 4 * K and all(code.any() for code in dense)
+    found = ops.decode(codes, weights)
+    torch.testing.assert_close(found.double(), torch.cat(dense) @ weights.double(), **CLOSE)
+
+
+def test_sampled_products_are_those_of_the_dense_product(ops: Backend, weights: Tensor) -> None:
+    codes, dense = two_codes()
+    A = normal(2 * N, D, seed=4).float()
+    found, there = ops.sampled(codes, A, weights), codes.column < FEATURES
+    product = A.double() @ weights.double().T
+    wanted = product[codes.row[there].long(), codes.column[there].long()]
+    torch.testing.assert_close(found[there].double(), wanted, **CLOSE)
+    assert not found[~there].any()
+
+
+@pytest.mark.parametrize("segment", [1, 2, 128])
+def test_gradients_are_dense_products(segment: int, ops: Backend) -> None:
+    """In segments of 2, the densest feature has two or more."""
+    codes, dense = two_codes()
+    assert int((dense[0] > 0).sum(0).max()) > 2
+    G, X = normal(2 * N, D, seed=5).float(), normal(N, D, seed=6).float()
+    d_value = ops.sampled(codes, G, normal(FEATURES, D, seed=7).float())
+    sizes = {} if ops is TWIN else {"segment": segment}
+    found = ops.gradients(codes, d_value, G, X, FEATURES, **sizes)
+    dense_d = [torch.zeros(N, FEATURES + 1).double() for _ in dense]
+    cut = codes.n_first
+    for m, at in enumerate((slice(0, cut), slice(cut, None))):
+        row, column = codes.row[at].long() - m * N, codes.column[at].long()
+        dense_d[m][row.clamp(min=0), column] = d_value[at].double()
+    dense_d = [d[:, :-1] for d in dense_d]
+    torch.testing.assert_close(found.W_dec.double(), torch.cat(dense).T @ G.double(), **CLOSE)
+    d_enc = (dense_d[0] + dense_d[1]).T @ X.double()
+    torch.testing.assert_close(found.W_enc.double(), d_enc, **CLOSE)
+    b_enc = torch.stack([d.sum(0) for d in dense_d])
+    torch.testing.assert_close(found.b_enc.double(), b_enc, **CLOSE)
+
+
+def adam_state() -> tuple[list[Tensor], list[Moments]]:
+    """Unit decoder rows, encoder rows, gradients of both, and their moments."""
+    W_dec = F.normalize(normal(FEATURES, D, seed=8), dim=1).float()
+    W_enc, g_dec, g_enc = (normal(FEATURES, D, seed=seed).float() for seed in (9, 10, 11))
+    moments = [
+        Moments(normal(FEATURES, D, seed=s).float(), normal(FEATURES, D, seed=s + 1).float() ** 2)
+        for s in (12, 14)
+    ]
+    return [W_dec, W_enc, g_dec, g_enc], moments
+
+
+def adam(w: Tensor, g: Tensor, moments: Moments, rate: float, root: float) -> Tensor:
+    m = 0.9 * moments.first.double() + 0.1 * g
+    v = 0.999 * moments.second.double() + 0.001 * g * g
+    return w - rate * m / (v.sqrt() / root + 1e-8)
+
+
+def test_a_step_of_the_rows_is_that_of_the_formulas(ops: Backend) -> None:
+    (W_dec, W_enc, g_dec, g_enc), (of_dec, of_enc) = adam_state()
+    d, e, gd, ge = (t.double() for t in (W_dec, W_enc, g_dec, g_enc))
+    along, squares = ops.squares(g_dec, W_dec, g_enc)
+    projected = gd - (gd * d).sum(1, keepdim=True) * d
+    length = projected.pow(2).sum(1) + ge.pow(2).sum(1)
+    torch.testing.assert_close(squares.double(), length, **CLOSE)
+    rate, root, clip = 0.01, 0.3, 0.25
+    moved = adam(d, clip * projected, of_dec, 2 * rate, root)
+    wanted = F.normalize(moved, dim=1), adam(e, clip * ge, of_enc, rate, root)
+    copy, norm = torch.zeros_like(W_enc).bfloat16(), torch.zeros(FEATURES)
+    for taken in (0.0, 1.0):
+        before = W_dec.clone(), W_enc.clone(), *(t.clone() for t in (*of_dec, *of_enc))
+        scalars = torch.tensor([rate, root, clip, taken])
+        ops.move_decoder(W_dec, g_dec, of_dec, along, scalars, 2.0)
+        ops.move_encoder(W_enc, g_enc, of_enc, scalars, copy, norm)
+        if not taken:
+            after = W_dec, W_enc, *of_dec, *of_enc
+            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
+    for found, right in zip((W_dec, W_enc), wanted, strict=True):
+        torch.testing.assert_close(found.double(), right, **CLOSE)
+    assert torch.equal(copy, W_enc.bfloat16())
+    torch.testing.assert_close(norm, W_enc.norm(dim=1), **CLOSE)
+
+
+def test_a_step_of_a_bias(ops: Backend) -> None:
+    b, g = normal(FEATURES, seed=16).float(), normal(FEATURES, seed=17).float()
+    moments = Moments(normal(FEATURES, seed=18).float(), normal(FEATURES, seed=19).float() ** 2)
+    wanted = adam(b.double(), 0.5 * g.double(), moments, 0.1, 0.7)
+    ops.move_vector(b, g, moments, torch.tensor([0.1, 0.7, 0.5, 1.0]))
+    torch.testing.assert_close(b.double(), wanted, **CLOSE)
