@@ -105,6 +105,7 @@ class SAETrainer:
             Compute(None if rows == "auto" else rows, self.precision, group),
             end_to_end_phase(activations, settings, group),
             runtime.max_skipped,
+            runtime.log_freq,
         )
 
     def train(self) -> None:
@@ -141,6 +142,8 @@ class SAETrainer:
                     loop.train_on(batch)
                     if self.timer.is_due:
                         self._save_state()
+            with deferred():
+                loop.look()
             validation = loop.validate()
             with deferred():
                 self._write_checkpoints(loop.close_epoch(validation))

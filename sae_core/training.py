@@ -19,12 +19,16 @@ those that end in the phase, and if patience runs out before it, training goes o
 Several processes can share the work of a step (`parallel.py`): each gets the gradients for its own
 tokens, and everything else, from the batches to the history, is the same in all of them.
 
+On an NVIDIA GPU a step is a CUDA graph of fixed sizes (`trainer/static_step.py`), and the host
+looks at what the device has done at the log's points alone (`trainer/ahead.py`). The ordinary code
+takes the end-to-end phase, and each batch that the graph does not.
+
 The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`. Signals, saved
 states and checkpoints are for whoever runs it: `sae_train.py`.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -38,22 +42,22 @@ from sae_core.sae import losses
 from sae_core.sae.losses import Terms
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.sparse_ops import LowerBound
+from sae_core.sae.static.backend import TWIN, has_kernels, kernels
 from sae_core.sae_base import PLAIN, AuxiliaryLoss, Compute, Reconstruction, SparseAutoencoder
 from sae_core.train_config import RuntimeConfig, TrainingConfig
+from sae_core.trainer.ahead import Ahead, Stepping, Waiting, picked
 from sae_core.trainer.batches import Batch, Batches, not_finite
 from sae_core.trainer.early_stopping import EarlyStopping
 from sae_core.trainer.end_to_end import EndToEnd
 from sae_core.trainer.events import EpochRecord, Observer
 from sae_core.trainer.optimizer import adam, clip_gradients, hand_over_gradients, set_learning_rate
 from sae_core.trainer.schedule import learning_rate, peak_learning_rate
+from sae_core.trainer.static_step import AUXILIARY_STRIDE, Figures, StaticStep
 from sae_core.trainer.training_state import Means, Progress, TrainingState, learned, put_back
 from sae_core.utils.memory import Microbatch, Result
 
 ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --device"
 """When there is no memory for a step."""
-
-AUXILIARY_STRIDE = 4
-"""The auxiliary loss looks at one in so many tokens: dead features learn from what all lack."""
 
 
 class NotFinite(Exception):
@@ -79,6 +83,8 @@ class Trainer:
         compute: how a step is computed, and the processes that share it.
         end_to_end: the losses of the end-to-end phase; None trains without one.
         max_skipped: batches in a row that may be skipped because they are not finite.
+        log_freq: steps between two looks at what a device has done.
+        stepping: how it does them.
     """
 
     def __init__(
@@ -90,6 +96,8 @@ class Trainer:
         compute: Compute = PLAIN,
         end_to_end: EndToEnd | None = None,
         max_skipped: int = RuntimeConfig.max_skipped,
+        log_freq: int = RuntimeConfig.log_freq,
+        stepping: Stepping = "auto",
     ) -> None:
         self.sae, self.source, self.config, self.observer = sae, source, config, observer
         self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
@@ -105,6 +113,9 @@ class Trainer:
         )
         self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
         self.optimizer = adam(sae, self.lr)
+        self.ahead: Ahead | None = None
+        if (how := picked(stepping, sae, compute)) != "ordinary":
+            self.ahead = Ahead(self._static_step, how == "graph", log_freq, self._tell, self._redo)
 
     @property
     def history(self) -> History:
@@ -127,6 +138,7 @@ class Trainer:
         while not self.is_over:
             for batch in self.rest_of_epoch():
                 self.train_on(batch)
+            self.look()
             yield self.close_epoch(self.validate())
         self.end()
 
@@ -143,20 +155,36 @@ class Trainer:
         """Every step is done, and the last epoch closed."""
         return self.progress.means is None and self.progress.n_done >= self.batches.n_steps
 
-    def rest_of_epoch(self) -> Iterator[Batch]:
-        """The batches of the epoch from the next step on."""
+    def rest_of_epoch(self) -> Iterator[Batch | Tensor]:
+        """The batches of the epoch from the next step on, raw where the device masks them."""
         progress, length = self.progress, self.source.steps_per_epoch
         if progress.means is None:
             progress.epoch, progress.means = progress.n_done // length + 1, Means()
         epoch = progress.epoch - 1
-        return self.batches.train(epoch, skip=progress.n_done - epoch * length)
+        skip = progress.n_done - epoch * length
+        return self.batches.train(epoch, skip, raw=self.ahead is not None)
 
-    def train_on(self, batch: Batch) -> None:
-        """Take one batch: a step, or a note that it was skipped."""
+    def train_on(self, batch: Batch | Tensor) -> None:
+        """Take one batch: a step, or a note that it was skipped. A raw one is given to the device,
+        and taken by the next `look`."""
         progress = self.progress
         lr = learning_rate(progress.n_done, self.batches.n_steps, self.lr)
         number = progress.n_done - (progress.epoch - 1) * self.source.steps_per_epoch + 1
         progress.n_done += 1
+        if isinstance(batch, Tensor):
+            assert self.ahead is not None
+            self.ahead.take(Waiting(batch, lr, number))
+        else:
+            self.look()
+            self._take(batch, lr, number)
+
+    def look(self) -> None:
+        """Take all batches that were given: between two of the other calls, and before a state."""
+        if self.ahead is not None:
+            self.ahead.look()
+
+    def _take(self, batch: Batch, lr: float, number: int) -> None:
+        progress = self.progress
         if not batch.finite:
             self._skip(number, "activations")
             return
@@ -170,11 +198,16 @@ class Trainer:
         except NotFinite:
             self._skip(number, "loss")
             return
+        self._done(number, terms.by_name(), l0, len(batch.x))
+
+    def _done(self, number: int, terms: Mapping[str, Tensor], l0: float, n_tokens: int) -> None:
+        """Record a step that was taken."""
+        progress = self.progress
         assert progress.means is not None
         progress.skipped_in_a_row = 0
-        progress.tokens += len(batch.x)
-        progress.means.add(terms.by_name(), l0, len(batch.x))
-        self.observer.on_step(progress.epoch, number, terms.loss, l0)
+        progress.tokens += n_tokens
+        progress.means.add(terms, l0, n_tokens)
+        self.observer.on_step(progress.epoch, number, terms["loss"], l0)
 
     def step(self, batch: Batch, lr: float) -> tuple[Terms, float]:
         """One optimizer step: its terms, and L0.
@@ -278,6 +311,7 @@ class Trainer:
 
     def state(self) -> TrainingState:
         """All that the next step depends on. The tensors are the training's own."""
+        self.look()
         values: dict[str, Any] = {"progress": asdict(self.progress)}
         if self.batches.measured is None:  # nothing is done but what the settings say
             return TrainingState({}, values)
@@ -297,6 +331,8 @@ class Trainer:
         if "normalise" not in values:
             return
         put_back(self.sae, self.optimizer, tensors)
+        if self.ahead is not None:
+            self.ahead.forget()
         device = self.sae.b_dec.device
         sites = zip(tensors["mean"].to(device), values["normalise"], strict=True)
         self.batches.measured = Normalisation.of_sites(
@@ -316,6 +352,30 @@ class Trainer:
         self.observer.on_skip(progress.epoch, number, what)
         if progress.skipped_in_a_row > self.max_skipped:
             raise not_finite(self.sae.spec, what, progress.skipped_in_a_row)
+
+    def _static_step(self, like: Tensor, n_steps: int) -> StaticStep:
+        sae, precision = self.sae, self.compute.precision
+        assert precision is not None
+        ops = kernels() if has_kernels(sae.b_dec.device) else TWIN
+        weight = self.config.recon_weight
+        return StaticStep(
+            sae, self.optimizer, self.normalise, weight, precision, like, n_steps, ops
+        )
+
+    def _tell(self, batch: Waiting, figures: Figures) -> None:
+        """Record a static step as the ordinary code would."""
+        progress, n_tokens = self.progress, int(figures.tokens)
+        progress.outliers += len(batch.raw) - n_tokens
+        progress.bound.update(float(figures.least))
+        aux_least = float(figures.aux_least)
+        progress.aux_bound.update(None if math.isnan(aux_least) else aux_least)
+        if self.source.n_validation == 0:
+            self.last_batch, _ = self.normalise.pair(batch.raw)
+        self._done(batch.number, figures.terms(), float(figures.pairs) / n_tokens, n_tokens)
+
+    def _redo(self, batch: Waiting) -> None:
+        """Take a batch that the static step did not."""
+        self._take(self.batches.of_activations(batch.raw), batch.lr, batch.number)
 
     def _with_memory(self, work: Callable[[Compute], Result]) -> Result:
         """`work`, with fewer rows at once if memory runs out; several processes cannot do that,

@@ -87,14 +87,15 @@ class Batches:
         assert self.end_to_end is not None, "this training has no end-to-end phase"
         return self.end_to_end
 
-    def train(self, epoch: int, skip: int) -> Iterator[Batch]:
-        """The batches of an epoch (from 0), the first `skip` left out."""
+    def train(self, epoch: int, skip: int, raw: bool = False) -> Iterator[Batch | Tensor]:
+        """The batches of an epoch (from 0), the first `skip` left out; if `raw`, those of shuffled
+        activations as they are in the source."""
         source, length = self.source, self.source.steps_per_epoch
         n_local = min(max(self.n_local_steps - epoch * length, 0), length)
         local = source.train_batches(epoch, n_local, skip=skip)
         if self.measured is None:
             local = self._measure(local)
-        yield from map(self._of_activations, local)
+        yield from local if raw else map(self.of_activations, local)
         for number in range(max(skip, n_local), length):
             indices = source.windows_of(epoch, number)
             yield self._of_windows(self.phase.windows.train(source.pass_of(epoch), indices))
@@ -102,7 +103,7 @@ class Batches:
     def validation(self, in_phase: bool) -> Iterator[Batch]:
         """The batches that the validation loss is measured on."""
         if not in_phase:
-            return map(self._of_activations, self.source.validation_batches())
+            return map(self.of_activations, self.source.validation_batches())
         windows = map(self.phase.windows.validation, self.source.validation_windows())
         return map(self._of_windows, windows)
 
@@ -124,7 +125,7 @@ class Batches:
         self.measured = Normalisation.of_sites(map(Normalisation.measure, parts))
         return chain(sample, batches)
 
-    def _of_activations(self, raw: Tensor) -> Batch:
+    def of_activations(self, raw: Tensor) -> Batch:
         """From (N, D) raw activations, or (N, 2 D) for a transcoder."""
         x, target = self.normalise.pair(raw)
         n_outliers = len(raw) - len(x)  # what is not finite is among them

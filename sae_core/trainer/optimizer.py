@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from sae_core.sae.static.moments import Moments
 from sae_core.sae_base import SparseAutoencoder
 
 MAX_GRADIENT_NORM = 1.0
@@ -42,6 +43,25 @@ def clip_gradients(optimizer: torch.optim.Adam) -> float:
     if norm > MAX_GRADIENT_NORM:
         torch.nn.utils.clip_grads_with_norm_(tensors, MAX_GRADIENT_NORM, norm)
     return float(norm)
+
+
+def stored_moments(
+    optimizer: torch.optim.Adam,
+) -> tuple[list[Tensor], list[Moments], list[Tensor]]:
+    """The parameters as they lie in memory, Adam's moments, and the () counts of its steps.
+
+    They are the optimizer's own tensors, made if it has taken no step yet.
+    """
+    parameters = _parameters(optimizer)
+    for parameter in parameters:
+        state = optimizer.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+            state["exp_avg"] = torch.zeros_like(parameter)
+            state["exp_avg_sq"] = torch.zeros_like(parameter)
+    states = [optimizer.state[parameter] for parameter in parameters]
+    moments = [Moments(state["exp_avg"], state["exp_avg_sq"]) for state in states]
+    return parameters, moments, [state["step"] for state in states]
 
 
 def set_learning_rate(optimizer: torch.optim.Adam, lr: float) -> None:

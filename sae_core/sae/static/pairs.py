@@ -32,7 +32,7 @@ class Slots(NamedTuple):
         return cls(torch.zeros_like(column), column, value, pattern.new_empty(n + 1), least)
 
     @property
-    def count(self) -> Tensor:
+    def n_pairs(self) -> Tensor:
         """() int32: how many pairs there are."""
         return self.start[-1]
 

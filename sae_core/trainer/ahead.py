@@ -1,0 +1,155 @@
+"""Static steps that run while the host goes on to the next batch, and its looks at them.
+
+The host gives the device batch after batch and asks nothing. At each log point it looks: it reads
+the figures of all steps since the last look in one copy, and tells them in order. If a step was not
+taken, nothing after it was either. The host then takes that batch by the ordinary code, which knows
+what to do with it, and gives the device the later ones again. So batches are kept until the next
+look, and there is a look before they are too many.
+
+On a GPU the step is captured as a CUDA graph, which one call launches. It uses the memory that it
+was captured with: all that a step reads and writes stays where it is.
+"""
+
+from collections.abc import Callable
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_core.sae.kinds.batch_topk import BatchTopKSAE
+from sae_core.sae.static.backend import has_kernels
+from sae_core.sae_base import Compute, SparseAutoencoder
+from sae_core.trainer.static_step import Figures, StaticStep
+from sae_core.utils.errors import SAEError, is_out_of_memory
+
+Stepping = Literal["auto", "ordinary", "static", "graph"]
+"""How steps are taken: by the ordinary code, or in fixed sizes, operation by operation or as a
+graph. `auto` takes a graph where it can."""
+
+KEPT_BYTES = 2**30
+"""Batches that are kept between two looks, at most."""
+
+ADVICE = "give --activation-batch-size, and the step takes so many at a time"
+
+REHEARSALS = 2
+"""Steps before a capture, in which libraries set themselves up. They change nothing."""
+
+
+class Waiting(NamedTuple):
+    """A batch that the device has been given."""
+
+    raw: Tensor
+    """(N, D) activations."""
+    lr: float
+    number: int
+    """Of the step in its epoch, from 1."""
+
+
+class Ahead:
+    """The steps since the last look.
+
+    Args:
+        make: the static step for batches like the one given.
+        captured: as a CUDA graph; otherwise operation by operation.
+        log_freq: steps between two looks.
+        tell: what to do with the figures of a step that was taken.
+        redo: what to do with a batch whose step was not.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[Tensor, int], StaticStep],
+        captured: bool,
+        log_freq: int,
+        tell: Callable[[Waiting, Figures], None],
+        redo: Callable[[Waiting], None],
+    ) -> None:
+        self.make, self.captured, self.log_freq = make, captured, log_freq
+        self.tell, self.redo = tell, redo
+        self.waiting: list[Waiting] = []
+        self.step: StaticStep | None = None
+        self.most = self.length = 1
+
+    def forget(self) -> None:
+        """The SAE or the optimizer has other tensors now."""
+        self.waiting, self.step = [], None
+
+    def take(self, batch: Waiting) -> None:
+        """Give the device a batch, and look where the log does."""
+        self._give(batch)
+        if batch.number % self.log_freq == 0:
+            self.look()
+
+    def look(self) -> None:
+        """Wait for the device, and tell what it has done."""
+        given, self.waiting = self.waiting, []
+        if not given:
+            return
+        assert self.step is not None
+        figures = self.step.figures(len(given))
+        n_taken = sum(bool(each.taken) for each in figures)  # after one that was not none was
+        for batch, each in zip(given[:n_taken], figures, strict=False):
+            self.tell(batch, each)
+        if n_taken == len(given):
+            self.length = min(2 * self.length, self.most)
+            return
+        self.redo(given[n_taken])
+        self.length = 1  # where there is one there may be more, and each costs what came after it
+        for batch in given[n_taken + 1 :]:
+            self._give(batch)
+
+    def _give(self, batch: Waiting) -> None:
+        step = self.step or self._prepare(batch.raw)
+        if not self.waiting:
+            step.begin()
+        step.feed(batch.raw, batch.lr)
+        self.run()
+        self.waiting.append(batch)
+        if len(self.waiting) >= self.length:
+            self.look()
+
+    def _prepare(self, raw: Tensor) -> StaticStep:
+        self.most = max(1, min(self.log_freq, KEPT_BYTES // raw.nbytes))
+        self.length = self.most
+        try:
+            self.step = self.make(raw, max(self.most, REHEARSALS))
+            self.run = capture(self.step) if self.captured else self.step.run
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SAEError(f"no memory for a step of {len(raw)} tokens: {ADVICE}") from error
+        return self.step
+
+
+def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Stepping:
+    """What `auto` is: a graph for a BatchTopK SAE that one process trains on an NVIDIA GPU with a
+    product in bfloat16, unless its rows are to be taken some at a time."""
+    if stepping != "auto":
+        return stepping
+    fits = (
+        type(sae) is BatchTopKSAE
+        and compute.group.is_single
+        and compute.row_block is None
+        and compute.precision is not None
+        and compute.precision.matmul_dtype == torch.bfloat16
+        and has_kernels(sae.b_dec.device)
+    )
+    return "graph" if fits else "ordinary"
+
+
+def capture(step: StaticStep) -> Callable[[], None]:
+    """The step as a CUDA graph; what it gives launches it.
+
+    Another thread may go on to use the GPU meanwhile.
+    """
+    step.begin(halted=True)
+    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+    stream.wait_stream(current)
+    with torch.cuda.stream(stream):
+        for _ in range(REHEARSALS):
+            step.run()
+    current.wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step.run()
+    return graph.replay

@@ -1,0 +1,314 @@
+"""One training step of a BatchTopK SAE with fixed sizes, of which the host sees nothing.
+
+What it computes is the step of `training.py`. With N rows of raw activations:
+
+    kept = norm <= max_norm,  n = |kept|                    outliers are masked, not dropped
+    x = (raw - mean) / scale,  pre = (x - b_dec) @ W_enc + b_enc        in bfloat16
+    code = the n k largest of relu(pre) on kept rows                    N k slots
+    aux  = the n' k' largest on dead features, on one in 4 of the kept rows: a mask over `pre`
+    x_hat = code @ W_dec + b_dec,   e = x_hat - x
+    x_hat' = aux @ W_dec,           e' = x_hat' + e         on those rows; -e is the residual
+    loss = w |e|^2 / n + c_1 |code|_1 / n + c_aux |e'|^2 / |residual - its mean|^2
+
+so dL/dx_hat = 2 w e / n and dL/dx_hat' = 2 c_aux e' / |residual - its mean|^2, and both codes give
+the weights their gradients as one list of pairs, sorted once. Projection, clipping, Adam and the
+unit norm follow, at a learning rate that lies on the device.
+
+Float32 values are products computed anew for the pairs. Twice as many candidates as are wanted are
+found first, by an upper bound of each entry: `pre` plus what rounding to bfloat16 can have taken,
+`ROUNDING |x| |w|`. If the least value kept is larger than every bound that was no candidate, no
+entry was missed; if not, the step is not taken.
+
+A step is not taken either if an activation, the loss or the gradient is not finite, or no row is
+kept. Then nothing changes, in this step and in all after it, until the host looks (`ahead.py`): it
+takes that batch by the ordinary code. So the order of events is that of the ordinary loop.
+"""
+
+from itertools import islice
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_core.sae.normalisation import Normalisation
+from sae_core.sae.precision import Precision
+from sae_core.sae.sparse_ops import ROUNDING
+from sae_core.sae.static.backend import Backend
+from sae_core.sae.static.moments import BETA1, BETA2
+from sae_core.sae.static.pairs import Codes, Gradients, Slots, refine
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, stored_moments
+
+AUXILIARY_STRIDE = 4
+"""The auxiliary loss looks at one in so many tokens: dead features learn from what all lack."""
+
+CANDIDATES = 2
+"""Candidates for each pair with a float32 value."""
+
+
+class Figures(NamedTuple):
+    """What the host reads of a step: () float32 each, on the device or not."""
+
+    loss: Tensor
+    recon_loss: Tensor
+    l1_loss: Tensor
+    recon_contribution: Tensor
+    l1_contribution: Tensor
+    aux_loss: Tensor
+    kind_loss: Tensor
+    pairs: Tensor
+    tokens: Tensor
+    least: Tensor
+    aux_least: Tensor
+    """NaN without dead features."""
+    taken: Tensor
+    """1 if the step was taken."""
+
+    def terms(self) -> dict[str, Tensor]:
+        """Those that the history has, by these names."""
+        return dict(islice(self._asdict().items(), N_TERMS))
+
+
+N_TERMS = 7
+
+
+class Rows(NamedTuple):
+    """A batch as it enters the SAE."""
+
+    x: Tensor
+    """(N, D) centred on the input's bias."""
+    wanted: Tensor
+    """(N, D) what is to be reconstructed."""
+    kept: Tensor
+    """(N,) bool"""
+    some: Tensor
+    """(N,) bool: those of the auxiliary loss."""
+    n: Tensor
+    """() int32: how many are kept."""
+    n_some: Tensor
+    """() int32"""
+    finite: Tensor
+    """() bool"""
+
+
+class Choice(NamedTuple):
+    """The code of a batch, and that of its dead features."""
+
+    main: Slots
+    aux: Slots
+    aux_total: Tensor
+    """() int32: pairs that the auxiliary loss wants; 0 without dead features."""
+    sure: Tensor
+    """() bool: no entry was missed."""
+
+
+class StaticStep:
+    """The step of one training, on the SAE's and the optimizer's own tensors.
+
+    Args:
+        like: a batch of raw activations (N, D), or (N, 2 D) for a transcoder.
+        n_steps: that the host may let pass before it looks.
+    """
+
+    def __init__(
+        self,
+        sae: SparseAutoencoder,
+        optimizer: torch.optim.Adam,
+        normalise: Normalisation,
+        recon_weight: float,
+        precision: Precision,
+        like: Tensor,
+        n_steps: int,
+        ops: Backend,
+    ) -> None:
+        self.sae, self.normalise, self.recon_weight = sae, normalise, recon_weight
+        self.precision, self.ops, spec = precision, ops, sae.spec
+        self.n_pairs = len(like) * spec.top_k
+        n_some, n_dead = -(-len(like) // AUXILIARY_STRIDE), min(spec.top_k_aux, spec.d_sae)
+        self.n_aux = n_some * n_dead
+        (self.W_enc, self.b_enc, self.W_dec, self.b_dec), self.moments, self.counts = (
+            stored_moments(optimizer)
+        )
+        device = self.b_dec.device
+        self.raw = torch.zeros(like.shape, dtype=like.dtype, device=device)
+        self.lr = torch.zeros((), dtype=torch.float64, device=device)
+        self.halted = torch.zeros((), dtype=torch.bool, device=device)
+        self.at = torch.zeros((), dtype=torch.int64, device=device)
+        self.record = torch.zeros(n_steps, len(Figures._fields), device=device)
+        self.floors = torch.zeros(2, dtype=torch.int32, device=device)
+        self.factors = torch.zeros_like(self.W_enc, dtype=torch.bfloat16)
+        self.norms = torch.zeros_like(self.b_enc)
+        self.all_features = torch.ones(spec.d_sae, dtype=torch.bool, device=device)
+
+    @torch.no_grad()
+    def begin(self, halted: bool = False) -> None:
+        """Forget what was recorded, and take the weights as they are now.
+
+        Args:
+            halted: let the next steps change nothing.
+        """
+        self.halted.fill_(halted)
+        self.at.zero_()
+        self.factors.copy_(self.W_enc)
+        self.norms.copy_(self.W_enc.norm(dim=1))
+
+    def feed(self, raw: Tensor, lr: float) -> None:
+        """Give the next step its batch and learning rate, without waiting for the device."""
+        if self.raw.device.type == "cuda" and raw.device.type == "cpu":
+            raw = raw.pin_memory()
+        self.raw.copy_(raw, non_blocking=True)
+        self.lr.fill_(lr)
+
+    def figures(self, n_steps: int) -> list[Figures]:
+        """Of the steps since `begin`; waits for them."""
+        return [Figures(*row.unbind()) for row in self.record[:n_steps].cpu()]
+
+    @torch.no_grad()
+    def run(self) -> None:
+        """The step."""
+        rows = self._rows()
+        choice = self._encode(rows)
+        codes = Codes.of(choice.main, choice.aux)
+        figures, G = self._losses(rows, choice, codes)
+        gradients = self._gradients(rows, codes, G)
+        taken = self._update(rows, choice, figures, gradients, G)
+        self._note_activity(choice.main, taken)
+        row = torch.stack(figures._replace(taken=taken.float()))
+        self.record.index_copy_(0, self.at[None], row[None])
+        self.at += 1
+
+    def _rows(self) -> Rows:
+        """Centre and scale the batch, and mask its outliers."""
+        sites, d = self.normalise.sites, self.sae.spec.d_in
+        parts = self.raw.float().split(d, dim=1)
+        norms = torch.stack([part.norm(dim=1) for part in parts])
+        within = [norm <= site.max_norm for norm, site in zip(norms, sites, strict=True)]
+        kept = within[0] & within[-1]
+        scaled = [
+            torch.where(kept[:, None], site.scaled(part), 0.0)
+            for part, site in zip(parts, sites, strict=True)
+        ]
+        number = kept.cumsum(0, dtype=torch.int32)
+        some = kept & ((number - 1) % AUXILIARY_STRIDE == 0)
+        x = scaled[0] - self.sae.input_bias
+        n_some = some.sum(dtype=torch.int32)
+        return Rows(x, scaled[-1], kept, some, number[-1], n_some, norms.isfinite().all())
+
+    def _encode(self, rows: Rows) -> Choice:
+        """The pairs of both codes, from one product."""
+        spec, exact = self.sae.spec, self.precision.value_dtype == torch.float32
+        bias, x = self.b_enc, rows.x.bfloat16()
+        if exact:
+            length = torch.where(rows.kept, rows.x.norm(dim=1), 0.0).amax()
+            bias = bias + ROUNDING * length * self.norms
+            bias = bias + ROUNDING * bias.abs()
+        pre = torch.addmm(bias.bfloat16(), x, self.factors.T)
+        dead = self.sae.dead_features
+        total = rows.n * spec.top_k
+        aux_total = rows.n_some * dead.sum(dtype=torch.int32).clamp(max=spec.top_k_aux)
+        wanted = (
+            (rows.kept, self.all_features, total, self.n_pairs, self.floors[0]),
+            (rows.some, dead, aux_total, self.n_aux, self.floors[1]),
+        )
+        if not exact:
+            main, aux = (self.ops.select(pre, *given) for given in wanted)
+            return Choice(main, aux, aux_total, torch.ones_like(rows.finite))
+        (main, main_sure), (aux, aux_sure) = (self._exact(pre, rows, *given) for given in wanted)
+        return Choice(main, aux, aux_total, main_sure & aux_sure)
+
+    def _exact(
+        self,
+        bound: Tensor,
+        rows: Rows,
+        chosen: Tensor,
+        features: Tensor,
+        total: Tensor,
+        n_slots: int,
+        floor: Tensor,
+    ) -> tuple[Slots, Tensor]:
+        """The pairs of one code with float32 values, and whether none can have been missed."""
+        n_features = self.sae.spec.d_sae
+        found = self.ops.select(
+            bound, chosen, features, CANDIDATES * total, CANDIDATES * n_slots, floor
+        )
+        product = self.ops.sampled(Codes.of(found), rows.x, self.W_enc)
+        bias = torch.cat([self.b_enc, self.b_enc.new_zeros(1)])[found.column.long()]
+        code = refine(found, (product + bias).clamp(min=0.0), total, n_slots, n_features)
+        most = found.least * (1 + 2**-7)  # that an entry which is no candidate can be
+        return code, (total == 0) | (found.least == 0) | (code.least > most)
+
+    def _losses(self, rows: Rows, choice: Choice, codes: Codes) -> tuple[Figures, Tensor]:
+        """The loss, and (2 N, D) its gradient to the reconstructions of both codes."""
+        spec, n = self.sae.spec, rows.n.clamp(min=1)
+        by_main, by_aux = self.ops.decode(codes, self.W_dec).chunk(2)
+        error = torch.where(rows.kept[:, None], by_main + self.b_dec - rows.wanted, 0.0)
+        residual = torch.where(rows.some[:, None], -error, 0.0)
+        off_mean = residual - residual.sum(0) / rows.n_some.clamp(min=1)
+        variance = torch.where(rows.some[:, None], off_mean, 0.0).square().sum()
+        aux_error = by_aux - residual
+        is_aux = (variance > 0) & (choice.aux_total > 0)
+        variance = variance.clamp(min=1e-30)
+        recon = error.square().sum() / n
+        aux = torch.where(is_aux, aux_error.square().sum() / variance, 0.0)
+        l1 = choice.main.value.sum() / n
+        recon_part, l1_part = self.recon_weight * recon, spec.l1_coefficient * l1
+        loss = recon_part + l1_part + spec.aux_penalty * aux
+        G = torch.cat(
+            [
+                (2 * self.recon_weight / n) * error,
+                torch.where(is_aux, 2 * spec.aux_penalty / variance, 0.0) * aux_error,
+            ]
+        )
+        none = torch.zeros_like(loss)
+        aux_least = torch.where(choice.aux_total > 0, choice.aux.least, torch.nan)
+        terms = loss, recon, l1, recon_part, l1_part, aux, none
+        counts = choice.main.n_pairs.float(), rows.n.float()
+        return Figures(*terms, *counts, choice.main.least, aux_least, none), G
+
+    def _gradients(self, rows: Rows, codes: Codes, G: Tensor) -> Gradients:
+        """To the rows of the weights; not projected."""
+        l1 = self.sae.spec.l1_coefficient
+        d_value = self.ops.sampled(codes, G, self.W_dec)
+        if l1:
+            d_value[: self.n_pairs] += l1 / rows.n.clamp(min=1)
+        return self.ops.gradients(codes, d_value, G, rows.x, self.sae.spec.d_sae)
+
+    def _update(
+        self, rows: Rows, choice: Choice, figures: Figures, gradients: Gradients, G: Tensor
+    ) -> Tensor:
+        """Clip, and move the weights if everything is finite; gives whether they were moved."""
+        W_dec, W_enc, b = gradients
+        b_enc, b_dec = b.sum(0), G.chunk(2)[0].sum(0)
+        if not self.sae.spec.target_hook_name:
+            b_dec = b_dec - self.W_enc.T @ b[0]
+        along, squares = self.ops.squares(W_dec, self.W_dec, W_enc)
+        length = torch.cat([squares, b_enc.square(), b_dec.square()]).sum().sqrt()
+        taken = (figures.loss + length).isfinite() & rows.finite & (rows.n > 0) & choice.sure
+        taken = taken & ~self.halted
+        self.halted.copy_(~taken)
+        scalars = self._scalars(length, taken)
+        first, second, third, fourth = self.moments
+        self.ops.move_encoder(self.W_enc, W_enc, first, scalars, self.factors, self.norms)
+        self.ops.move_vector(self.b_enc, b_enc, second, scalars)
+        self.ops.move_decoder(self.W_dec, W_dec, third, along, scalars, DECODER_LR_SCALE)
+        self.ops.move_vector(self.b_dec, b_dec, fourth, scalars)
+        return taken
+
+    def _scalars(self, length: Tensor, taken: Tensor) -> Tensor:
+        """(4,) what the update takes: rate, root, clipping, and whether the step is taken."""
+        for count in self.counts:
+            count += taken
+        step = self.counts[0].double().clamp(min=1)
+        rate = self.lr / (1 - BETA1**step)
+        root = (1 - BETA2**step).sqrt()
+        clip = torch.where(length > MAX_GRADIENT_NORM, MAX_GRADIENT_NORM / (length + 1e-6), 1.0)
+        return torch.stack([rate.float(), root.float(), clip, taken.float()])
+
+    def _note_activity(self, main: Slots, taken: Tensor) -> None:
+        """Count one more batch, as `record_activity` does."""
+        sae = self.sae
+        fired = torch.zeros(sae.spec.d_sae + 1, dtype=torch.bool, device=taken.device)
+        fired = fired.index_fill_(0, main.column.long(), True)[:-1] & taken
+        sae.ever_fired |= fired
+        silent = torch.where(fired, 0, sae.num_batches_not_active + taken)
+        sae.num_batches_not_active.copy_(silent)

@@ -1,0 +1,107 @@
+"""Compile the kernels of the static step for sm_90, which needs no GPU, and print as JSON what each
+uses: registers a thread, bytes of stack, bytes of shared memory.
+
+    python tests/tools/compile_kernels.py [WIDTH ...]
+"""
+
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+os.environ.pop("TRITON_INTERPRET", None)
+
+import triton  # noqa: E402
+from triton.backends.compiler import GPUTarget  # noqa: E402
+from triton.compiler import ASTSource  # noqa: E402
+
+from sae_core.sae.static import pair_kernels, select_kernels, update_kernels  # noqa: E402
+
+TARGET = GPUTarget("cuda", 90, 32)
+INT, FLOAT = "i32", "fp32"
+INTS, SHORTS, LONGS, FLOATS, HALVES, BOOLS = "*i32", "*i16", "*i64", "*fp32", "*bf16", "*i1"
+
+TYPES = {
+    **dict.fromkeys("N D F FIRST ASIDE".split(), INT),
+    **dict.fromkeys("scale beta1 beta2 eps".split(), FLOAT),
+    **dict.fromkeys("rows columns".split(), BOOLS),
+    **dict.fromkeys(
+        "total floor seen count limits above at row_of column_of start column begin first_segment "
+        "feature_of aside_of row".split(),
+        INTS,
+    ),
+    "pre": SHORTS,
+    "order": LONGS,
+    "copy": HALVES,
+}
+"""Of arguments by name; all others are pointers to float32."""
+
+
+def compiled(kernel: Any, warps: int, constants: dict[str, Any]) -> dict[str, int]:
+    """What a kernel uses with these constants."""
+    names = kernel.arg_names
+    signature = {
+        name: "constexpr" if name in constants else TYPES.get(name, FLOATS) for name in names
+    }
+    aligned = [name for name in names if signature[name].startswith("*") or name == "D"]
+    source = ASTSource(
+        fn=kernel,
+        signature=signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    return resources(triton.compile(source, target=TARGET, options={"num_warps": warps}))
+
+
+def resources(kernel: Any) -> dict[str, int]:
+    tool = Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        command = [tool, "--dump-resource-usage", file.name]
+        text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
+    assert found, text
+    return dict(zip(("registers", "stack", "shared"), map(int, found.groups()), strict=True))
+
+
+def kernels_of(d: int) -> dict[str, tuple[Any, int, dict[str, Any]]]:
+    """Every kernel, its warps and constants as the functions beside it give them."""
+    whole = triton.next_power_of_2(d)
+    tile, segment = {"TILE": select_kernels.TILE}, {"SEGMENT": pair_kernels.SEGMENT}
+    wide, block = {"WIDE": pair_kernels.WIDE}, {"BLOCK": min(512, whole)}
+    few = {"WIDE": max(1, min(pair_kernels.WIDE, 4096 // whole)), "BLOCK": whole}
+    patterns = {"PATTERNS": select_kernels.PATTERNS, "BELOW": select_kernels.BELOW}
+    counting, warps = select_kernels._count_patterns, update_kernels._warps(d)
+    return {
+        "count above": (counting, 4, tile | {"ABOVE": True}),
+        "count below": (counting, 4, tile | {"ABOVE": False}),
+        "threshold": (select_kernels._threshold, 32, patterns),
+        "count kept": (select_kernels._count_kept, 4, tile),
+        "write kept": (select_kernels._write_kept, 4, tile),
+        "decode": (pair_kernels._decode, 4, wide | {"BLOCK": min(1024, whole)}),
+        "sampled": (pair_kernels._sampled, 4 if d <= 2048 else 8, few),
+        "segments": (pair_kernels._segments, 4, segment | wide | block),
+        "add segments": (pair_kernels._add_segments, 4, segment | block),
+        "squares": (update_kernels._squares, warps, {"BLOCK": whole}),
+        "decoder": (update_kernels._move_rows, warps, {"DECODER": True, "BLOCK": whole}),
+        "encoder": (update_kernels._move_rows, warps, {"DECODER": False, "BLOCK": whole}),
+        "bias": (update_kernels._move_vector, 4, {"BLOCK": 1024}),
+    }
+
+
+def main() -> None:
+    found = {
+        f"{name}, d = {d}": compiled(*how)
+        for d in map(int, sys.argv[1:] or ["1024"])
+        for name, how in kernels_of(d).items()
+    }
+    print(json.dumps(found, indent=1))
+
+
+if __name__ == "__main__":
+    main()
