@@ -46,9 +46,6 @@ HOOK_NAMES = (
 
 DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.json")
 
-MOST_FEATURES = 600
-"""On one page of features: some 10 MB with the default windows."""
-
 
 Settings = TypeVar("Settings")
 
@@ -270,12 +267,6 @@ class FeaturesConfig:
     corpus_windows: PositiveInt = 4096
     """Maximum number of windows read; if there are more, an evenly spaced subset."""
 
-    interesting_features: NaturalInt = 120
-    """Features shown because they are strong, in the texts as a whole or in one subject."""
-
-    random_features: NaturalInt = 60
-    """Features shown at random, from the remaining active ones. Both together: 1 to 600."""
-
     top_windows: PositiveInt = 10
     """Windows shown per feature, the ones in which it is most active."""
 
@@ -284,13 +275,6 @@ class FeaturesConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        shown = self.interesting_features + self.random_features
-        if not 1 <= shown <= MOST_FEATURES:
-            raise SAEError(
-                f"--interesting-features {self.interesting_features}, --random-features "
-                f"{self.random_features}: together 1 to {MOST_FEATURES}, or the page grows too "
-                "large to open"
-            )
 
 
 @dataclass(frozen=True)

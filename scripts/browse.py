@@ -1,4 +1,4 @@
-"""The analysis of one SAE's features -> a web page."""
+"""The analysis of one SAE's features -> a web page, and a folder of its data beside it."""
 
 import sys
 from dataclasses import dataclass
@@ -6,9 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core.reporting.feature_page import feature_page, read_corpus, read_entries
+from sae_core.reporting.feature_page import write_page
 from sae_core.utils import cli
-from sae_core.utils.files import write_file
 
 
 @dataclass(frozen=True)
@@ -16,23 +15,26 @@ class Options:
     """What to read, and where the page goes."""
 
     entries: Path
-    """JSON lines: the features to show, with their windows."""
+    """JSON lines: every active feature, with its windows."""
 
     corpus: Path
     """JSON file: figures of all features together."""
 
     page: Path
-    """Where the page goes, HTML."""
+    """Where the page goes, HTML. The folder of its data has the same name, with `.files` in place
+    of `.html`."""
+
+    labels: Path | None = None
+    """JSON lines: what an LLM says of the features."""
 
     report: str = "../report.html"
     """Where the page about all SAEs is, relative to this one."""
 
 
 def browse(options: Options) -> None:
-    """Read both files, then write the page."""
-    entries, corpus = read_entries(options.entries), read_corpus(options.corpus)
-    write_file(options.page, feature_page(entries, corpus, options.report))
-    print(f"{len(entries)} features: {options.page}")
+    """Read the files, then write the page and its data."""
+    n = write_page(options.page, options.entries, options.corpus, options.report, options.labels)
+    print(f"{n} features: {options.page}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core.train_config import ComputeConfig, FeaturesConfig, LoadConfig, ModelConfig
 from sae_core.utils import cli
-from sae_core.utils.files import write_file
+from sae_core.utils.files import write_file, write_parts
 
 
 @dataclass(frozen=True)
@@ -23,9 +23,9 @@ class Job:
     record: Path
     """The model's record."""
     entries: Path
-    """JSON lines to write: the features that are shown, with their windows."""
+    """JSON lines to write: every active feature, with its label and its windows."""
     table: Path
-    """CSV file to write: every feature."""
+    """CSV file to write: every feature, with its label."""
     corpus: Path
     """JSON file to write: figures of all features together."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
@@ -40,7 +40,7 @@ def run(job: Job) -> None:
     from sae_core.data_processing.texts import read_texts
     from sae_core.evaluation.calibration import calibrated
     from sae_core.evaluation.feature_files import Writer
-    from sae_core.evaluation.features import Corpus, choose, feature_table, tally_features
+    from sae_core.evaluation.features import Corpus, feature_table, tally_features
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.unseen import ModelIdentity, check_model
     from sae_core.formats.checkpoint import load_sae
@@ -72,16 +72,16 @@ def run(job: Job) -> None:
         for tally in tallies:
             bar.update(tally.n_windows - bar.n)
     table = feature_table(sae, tally)
-    chosen = choose(table, corpus.subjects, job.features, sae.spec.metadata.get("seed") or 0)
     writer = Writer(model, sae, corpus, table)
-    entries = [json.dumps(entry, ensure_ascii=False) for entry in writer.entries(chosen)]
+    shown = writer.telling_order()
+    lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in writer.entries(shown))
     figures = identity(job.sae.name, sae.spec, record.name) | writer.corpus_figures() | calibration
-    write_file(job.entries, "".join(f"{entry}\n" for entry in entries))
+    write_parts(job.entries, (line.encode() for line in lines))
     write_file(job.table, writer.rows())
     write_file(job.corpus, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
     print(
-        f"{figures['active']} of {figures['d_sae']} features are active on {tally.n_tokens} tokens "
-        f"of {n_windows} windows; {len(entries)} are shown"
+        f"{len(shown)} of {figures['d_sae']} features are active on {tally.n_tokens} tokens "
+        f"of {n_windows} windows"
     )
 
 

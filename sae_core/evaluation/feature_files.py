@@ -1,7 +1,11 @@
 """The analysis of an SAE's features as files.
 
-`<run>.jsonl`: one line per shown feature, with its windows. `<run>.csv`: one row for every
-feature. `<run>.json`: the corpus, the position profile, similarity, co-occurrence and subjects.
+`<run>.jsonl`: one line per active feature, with its label and its windows, the most telling ones
+first. `<run>.csv`: one row for every feature. `<run>.json`: the corpus, the position profile,
+similarity, co-occurrence and subjects.
+
+Bytes besides the tally (`tally.py`): those of `Words`, 8 `features.ROWS` F for the cosines, 40
+`features.LOGITS`, and some 400 F for labels and partners. The lines are made one at a time.
 """
 
 import csv
@@ -13,14 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_core.evaluation.features import (
-    SPECIFIC,
-    Corpus,
-    FeatureTable,
-    logit_effects,
-)
+from sae_core.evaluation.default_labels import DefaultLabels
+from sae_core.evaluation.features import SPECIFIC, Corpus, FeatureTable, logit_effects
 from sae_core.evaluation.identity import density_histogram
 from sae_core.evaluation.tally import BINS_AN_OCTAVE, OCTAVES
+from sae_core.evaluation.words import Pieces, Words
 from sae_core.models.language_model import LanguageModel
 from sae_core.sae_base import SparseAutoencoder
 
@@ -41,34 +42,6 @@ N_SPECIFIC = 30
 COSINE_BINS = 40
 """From -1 to 1."""
 
-UNKNOWN = "\ufffd"
-"""What a part of a character decodes to."""
-
-
-class Pieces:
-    """Tokens as text. A character made up of several tokens is assigned to the last of them."""
-
-    def __init__(self, tokenizer: Any) -> None:
-        self.tokenizer = tokenizer
-        self.known: dict[int, str] = {}
-
-    def one(self, token: int) -> str:
-        if token not in self.known:
-            self.known[token] = self.tokenizer.decode([token])
-        return self.known[token]
-
-    def of(self, tokens: Sequence[int]) -> list[str]:
-        """The texts of consecutive tokens."""
-        pieces = [self.one(token) for token in tokens]
-        first = 0
-        for i, piece in enumerate(pieces):
-            if UNKNOWN not in piece:
-                first = i + 1
-            elif UNKNOWN not in (whole := self.tokenizer.decode(list(tokens[first : i + 1]))):
-                pieces[first : i + 1] = [""] * (i - first) + [whole]
-                first = i + 1
-        return pieces
-
 
 class Writer:
     """Creates the contents of the files from a finished analysis."""
@@ -78,35 +51,49 @@ class Writer:
     ) -> None:
         self.model, self.sae, self.corpus, self.table = model, sae, corpus, table
         self.pieces = Pieces(model.tokenizer)
+        self.words = Words(self.pieces, corpus.windows.tokens, corpus.end_of_text)
+        self.labels = DefaultLabels(table, corpus, self.words).of_all()
         self.occurring = corpus.windows.tokens.unique()
         self.chapters = corpus.sources.of_texts() if corpus.sources else None
         self._partners = _partners(table)
 
-    def entries(self, chosen: dict[int, str]) -> Iterator[dict[str, Any]]:
-        """One JSON object for each feature of `chosen`, which says why it is shown."""
-        directions = self.sae.W_dec[list(chosen)].float()
-        effects = logit_effects(self.model, directions)
-        for (feature, why), effect in zip(chosen.items(), effects, strict=True):
-            yield self._figures(feature, why) | {
-                "promoted": self._tokens(effect),
-                "suppressed": self._tokens(-effect, sign=-1),
-                "neighbours": [
-                    [int(other), short(float(cosine))]
-                    for other, cosine in zip(
-                        self.table.neighbours[feature], self.table.cosines[feature], strict=True
-                    )
-                ],
-                "partners": self._partners.get(feature, []),
-                "top": self._top(feature),
-                "quantiles": self._quantiles(feature),
-            }
+    def telling_order(self) -> list[int]:
+        """The active features, those first whose label says most."""
+        scores = torch.tensor([label.score for label in self.labels], dtype=torch.float64)
+        order = scores.argsort(descending=True, stable=True)
+        return order[self.table.active[order]].tolist()
 
-    def _figures(self, feature: int, why: str) -> dict[str, Any]:
-        tally = self.table.tally
+    def entries(self, features: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """One JSON object for each of the features."""
+        directions = self.sae.W_dec[list(features)].float()
+        n_tokens = min(N_TOKENS, len(self.occurring))
+        for rows, effects in logit_effects(self.model, directions, self.occurring):
+            promoted, suppressed = effects.topk(n_tokens), (-effects).topk(n_tokens)
+            for row, number in enumerate(rows.tolist()):
+                feature = features[number]
+                yield self._figures(feature) | {
+                    "promoted": self._tokens(promoted.indices[row], promoted.values[row]),
+                    "suppressed": self._tokens(suppressed.indices[row], -suppressed.values[row]),
+                    "neighbours": [
+                        [other, short(cosine)]
+                        for other, cosine in zip(
+                            self.table.neighbours[feature].tolist(),
+                            self.table.cosines[feature].tolist(),
+                            strict=True,
+                        )
+                    ],
+                    "partners": self._partners.get(feature, []),
+                    "top": self._top(feature),
+                    "quantiles": self._quantiles(feature),
+                }
+
+    def _figures(self, feature: int) -> dict[str, Any]:
+        tally, label = self.table.tally, self.labels[feature]
         count, first = int(tally.count[feature]), int(tally.at_first[feature])
         return {
             "feature": feature,
-            "why": why,
+            "label": label.text,
+            "peaks": [list(peak) for peak in label.peaks],
             "density": short(float(self.table.density[feature])),
             "tokens": count,
             "windows": int(tally.windows[feature]),
@@ -117,18 +104,15 @@ class Writer:
             "histogram": _histogram(tally.histogram[feature]),
         }
 
-    def _tokens(self, effect: Tensor, sign: int = 1) -> list[list[Any]]:
-        """The tokens with the largest `effect` (V,), among the tokens that occur."""
-        best = effect[self.occurring].topk(min(N_TOKENS, len(self.occurring)))
-        tokens = self.occurring[best.indices].tolist()
-        found = zip(tokens, best.values.tolist(), strict=True)
-        return [[self.pieces.one(token), short(sign * value)] for token, value in found]
+    def _tokens(self, indices: Tensor, effects: Tensor) -> list[list[Any]]:
+        """Tokens that occur, and how a feature changes their logits."""
+        found = zip(self.occurring[indices].tolist(), effects.tolist(), strict=True)
+        return [[self.pieces.one(token), short(effect)] for token, effect in found]
 
     def _top(self, feature: int) -> list[dict[str, Any]]:
         best = self.table.best
-        filled = best.place[feature] >= 0
-        records = zip(best.place[feature][filled], best.context[feature][filled], strict=True)
-        return [self._window(int(place), context) for place, context in records]
+        places, contexts = best.place[feature].tolist(), best.context[feature].tolist()
+        return [self._window(p, c) for p, c in zip(places, contexts, strict=True) if p >= 0]
 
     def _quantiles(self, feature: int) -> list[dict[str, Any]]:
         """Windows at `QUANTILES` of the sampled ones, each once and none that is among the top."""
@@ -143,17 +127,17 @@ class Writer:
                 continue
             place = int(sample.place[feature, at])
             shown.add(place)
-            window = self._window(place, sample.context[feature, at])
+            window = self._window(place, sample.context[feature, at].tolist())
             found.append({"quantile": quantile} | window)
         return found
 
-    def _window(self, place: int, context: Tensor) -> dict[str, Any]:
+    def _window(self, place: int, context: list[float]) -> dict[str, Any]:
         """The tokens around a peak, with the feature's activation on each."""
         windows, before = self.corpus.windows, self.table.tally.before
         window, peak = divmod(place, windows.tokens.shape[1])
         start = max(0, peak - before)
-        tokens = windows.tokens[window, start : peak - before + len(context)]
-        activations = context[start - (peak - before) :][: len(tokens)].float()
+        pieces = self.words.pieces[window][start : peak - before + len(context)]
+        activations = context[start - (peak - before) :][: len(pieces)]
         text = int(windows.text[window, peak])
         chapter = self.chapters[text] if self.chapters else None
         return {
@@ -162,8 +146,8 @@ class Writer:
             "subject": chapter and chapter.subject,
             "position": peak,
             "peak": peak - start,
-            "tokens": self.pieces.of(tokens.tolist()),
-            "activations": [short(a, 3) if a else 0 for a in activations.tolist()],
+            "tokens": pieces,
+            "activations": [short(a, 3) if a else 0 for a in activations],
         }
 
     def corpus_figures(self) -> dict[str, Any]:
@@ -214,7 +198,7 @@ class Writer:
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
         writer.writerow(
-            ["feature", "density", "tokens", "windows", "mean", "max", "at_position_0",
+            ["feature", "label", "density", "tokens", "windows", "mean", "max", "at_position_0",
              "nearest", "nearest_cosine", *(f"share_{subject}" for subject in subjects)]
         )  # fmt: skip
         nearest, cosines = table.neighbours[:, 0].tolist(), table.cosines[:, 0].tolist()
@@ -227,7 +211,8 @@ class Writer:
             figures
         ):
             mean = short(sum_ / max(1, n))
-            own = [short(density), n, windows, mean, short(most), first, near, short(cosine)]
+            label = self.labels[feature].text
+            own = [label, short(density), n, windows, mean, short(most), first, near, short(cosine)]
             writer.writerow([feature, *own, *("" if math.isnan(s) else short(s) for s in shares)])
         return out.getvalue()
 
@@ -264,26 +249,33 @@ def _similarity(table: FeatureTable) -> dict[str, Any]:
     }
 
 
-def _ranked_pairs(table: FeatureTable) -> Iterator[tuple[int, int, int, float]]:
-    """Pairs of features, their tokens and Jaccard's index, the closest first."""
-    together = table.together
-    enough = (together.tokens >= FEW_TOKENS).nonzero().squeeze(1)
-    jaccard = together.jaccard[enough]
-    order = enough[jaccard.argsort(descending=True, stable=True)]
-    columns = (together.first, together.second, together.tokens, together.jaccard)
-    yield from zip(*(column[order].tolist() for column in columns), strict=True)
+def _ranked_pairs(table: FeatureTable) -> Tensor:
+    """(Q,) indices of the pairs of features that are often enough together, the closest first."""
+    enough = (table.together.tokens >= FEW_TOKENS).nonzero().squeeze(1)
+    return enough[table.together.jaccard[enough].argsort(descending=True, stable=True)]
 
 
 def _top_pairs(table: FeatureTable) -> list[list[Any]]:
-    pairs = _ranked_pairs(table)
-    return [[a, b, n, short(j)] for (a, b, n, j), _ in zip(pairs, range(N_PAIRS), strict=False)]
+    together, best = table.together, _ranked_pairs(table)[:N_PAIRS]
+    columns = (together.first, together.second, together.tokens, together.jaccard)
+    pairs = zip(*(column[best].tolist() for column in columns), strict=True)
+    return [[a, b, n, short(j)] for a, b, n, j in pairs]
 
 
 def _partners(table: FeatureTable) -> dict[int, list[list[Any]]]:
     """For each feature, the features that are most often active together with it."""
+    together, pairs = table.together, _ranked_pairs(table)
+    one = torch.stack([together.first[pairs], together.second[pairs]], 1).flatten()
+    other = torch.stack([together.second[pairs], together.first[pairs]], 1).flatten()
+    pair = pairs.repeat_interleave(2)
+    order = one.argsort(stable=True)
+    _, counts = torch.unique_consecutive(one[order], return_counts=True)
+    rank = torch.arange(len(order)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+    kept = order[rank < N_PARTNERS]
     found: dict[int, list[list[Any]]] = {}
-    for a, b, tokens, jaccard in _ranked_pairs(table):
-        for one, other in ((a, b), (b, a)):
-            if len(mine := found.setdefault(one, [])) < N_PARTNERS:
-                mine.append([other, short(jaccard), tokens])
+    for mine, partner, jaccard, tokens in zip(
+        one[kept].tolist(), other[kept].tolist(), together.jaccard[pair[kept]].tolist(),
+        together.tokens[pair[kept]].tolist(), strict=True,
+    ):  # fmt: skip
+        found.setdefault(mine, []).append([partner, short(jaccard), tokens])
     return found

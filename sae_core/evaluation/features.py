@@ -29,7 +29,6 @@ from sae_core.sae.config import SAESpec
 from sae_core.sae.precision import Precision
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import DataConfig, FeaturesConfig
-from sae_core.utils.seeding import generator
 
 DENSE = 0.03
 """A feature that is active on a larger share of the tokens is not among the interesting ones: such
@@ -44,8 +43,8 @@ SPECIFIC = 0.8
 ROWS = 1024
 """Decoder rows whose cosines with all others are in memory at once."""
 
-LOGIT_ROWS = 32
-"""Features whose effect on all logits is in memory at once."""
+LOGITS = 2**22
+"""Effects on logits that are in memory at once, over features and tokens."""
 
 N_NEIGHBOURS = 6
 
@@ -88,6 +87,8 @@ class FeatureTable:
     tally: Tally
     best: Records
     sample: Records
+    spread: Records
+    """A random sample of the tokens on which each feature is active."""
     together: Together
     density: Tensor
     """(F,) share of tokens on which each is active."""
@@ -144,6 +145,7 @@ def feature_table(sae: SparseAutoencoder, tally: Tally) -> FeatureTable:
         tally,
         tally.best.ordered(),
         tally.sample.ordered(),
+        tally.spread.ordered(),
         tally.tokens.pairs(tally.n_features),
         tally.count.double() / max(1, tally.n_tokens),
         means / means.sum(1, keepdim=True),
@@ -167,44 +169,20 @@ def nearest(W_dec: Tensor, n: int = N_NEIGHBOURS) -> tuple[Tensor, Tensor]:
     return torch.cat(found), torch.cat(cosines)
 
 
-def choose(
-    table: FeatureTable, subjects: list[str], config: FeaturesConfig, seed: int
-) -> dict[int, str]:
-    """The features to show, and why: `strong`, a subject, or `random`.
-
-    The interesting ones come in turns from one list for the texts as a whole, by the activation
-    that a feature sums up to, and one for each subject, by the same times the square of what the
-    subject's share exceeds an equal one by. Features of many tokens or few windows are left out.
-    """
-    tally = table.tally
-    fit = (table.density <= DENSE) & (tally.windows >= FEW_WINDOWS)
-    scores = {"strong": tally.total.double()}
-    for index, subject in enumerate(subjects if len(subjects) > 1 else []):
-        excess = (table.shares[:, index] - 1 / len(subjects)).clamp(min=0)
-        scores[subject] = scores["strong"] * excess.square()
-    lists = {
-        why: [int(f) for f in score.nan_to_num(-1.0).argsort(descending=True, stable=True)
-              if fit[f] and score[f] > 0]
-        for why, score in scores.items()
-    }  # fmt: skip
-    chosen: dict[int, str] = {}
-    while len(chosen) < config.interesting_features and any(lists.values()):
-        for why, features in lists.items():
-            while features and features[0] in chosen:
-                features.pop(0)
-            if features and len(chosen) < config.interesting_features:
-                chosen[features.pop(0)] = why
-    rest = [f for f in table.active.nonzero().squeeze(1).tolist() if f not in chosen]
-    order = torch.randperm(len(rest), generator=generator(seed, "features")).tolist()
-    return chosen | {rest[i]: "random" for i in order[: config.random_features]}
-
-
 @torch.no_grad()
-def logit_effects(model: LanguageModel, directions: Tensor) -> Iterator[Tensor]:
-    """For each row of (n, D) directions in the residual, (V,) its direct effect on the logits."""
+def logit_effects(
+    model: LanguageModel, directions: Tensor, tokens: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """The direct effect of each row of (n, D) directions in the residual on the logits of (T,)
+    tokens, some rows at a time: the rows' numbers (r,), and the effects (r, T)."""
     last = Hook(model.n_layers - 1, "hook_resid_post")
-    for rows in (directions * directions.shape[1] ** 0.5).split(LOGIT_ROWS):
-        unread = torch.zeros(len(rows), 1, dtype=torch.long)
-        value = rows[:, None].to(model.device)
-        plus, minus = (model.resume(unread, v, last, v)[0].float() for v in (value, -value))
-        yield from ((plus - minus) / 2).squeeze(1).cpu()
+    rows = max(1, LOGITS // len(tokens))
+    for number in torch.arange(len(directions)).split(rows):
+        unread = torch.zeros(len(number), 1, dtype=torch.long)
+        value = directions[number][:, None].to(model.device) * directions.shape[1] ** 0.5
+
+        def logits(value: Tensor, unread: Tensor = unread) -> Tensor:
+            hidden, _ = model.resume_hidden(unread, value, last, value)
+            return model.unembed(hidden, tokens).float().squeeze(1)
+
+        yield number, (logits(value) - logits(-value)).cpu() / 2

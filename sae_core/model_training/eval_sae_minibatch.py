@@ -41,7 +41,7 @@ SHOWN = {
     "block_mse_mean": "block MSE",
     "block_mse_min": "least",
     "block_mse_max": "greatest",
-    "dead_fraction": "dead",
+    "dead_fraction": "silent",
 }
 """Columns of the table."""
 

@@ -22,7 +22,7 @@ from sae_core.models.model_configuration import (
 )
 from sae_core.models.model_places import cannot_load, model_place
 from sae_core.models.offered_hooks import offered_hooks
-from sae_core.models.stand_ins import BaseOutput, forward_of
+from sae_core.models.stand_ins import BaseOutput, forward_of, rows_of
 from sae_core.train_config import HOOK_NAME, ModelConfig
 from sae_core.utils.devices import device_map, pick_dtype
 from sae_core.utils.errors import SAEError, is_out_of_memory
@@ -251,12 +251,15 @@ class LanguageModel:
         hidden, found = self.resume_hidden(tokens, residual, hook, value, hooks)
         return self.unembed(hidden), found
 
-    def unembed(self, hidden: Tensor) -> Tensor:
+    def unembed(self, hidden: Tensor, tokens: Tensor | None = None) -> Tensor:
         """(..., D) rows of `hidden` -> (..., V) logits, by the model's own forward, which may
-        scale or cap them. Gradients flow to `hidden`."""
+        scale or cap them; only those of `tokens` (T,), if given. Gradients flow to `hidden`."""
         rows = hidden.reshape(1, -1, hidden.shape[-1]).clone()
         unread = torch.zeros(rows.shape[:2], dtype=torch.long, device=self.device)
-        with forward_of([self._base], lambda *_, **__: BaseOutput((rows,))):
+        with ExitStack() as stack:
+            stack.enter_context(forward_of([self._base], lambda *_, **__: BaseOutput((rows,))))
+            if tokens is not None:
+                stack.enter_context(rows_of(self.model.get_output_embeddings(), tokens))
             logits = self.model(unread, use_cache=False).logits
         return logits.to(self.device).view(*hidden.shape[:-1], -1)
 

@@ -1,9 +1,10 @@
 """Temporary replacements for parts of a model."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -32,3 +33,11 @@ def forward_of(modules: Sequence[nn.Module], forward: Callable[..., Any]) -> Ite
                 del module.forward
             else:  # what a device map put there
                 module.forward = own
+
+
+def rows_of(linear: nn.Linear, rows: Tensor) -> AbstractContextManager[None]:
+    """The linear map gives its outputs numbered `rows` alone."""
+    rows = rows.to(linear.weight.device)
+    weight = linear.weight[rows]
+    bias = None if linear.bias is None else linear.bias[rows]
+    return forward_of([linear], lambda x: F.linear(x.to(weight.device), weight, bias))

@@ -1,16 +1,15 @@
-"""The feature browser: one page about the features of an SAE, from the files of its analysis."""
+"""The feature browser: a page about all features of an SAE, from the files of their analysis."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from sae_core.reporting.feature_data import Entry, data_folder, write_data
 from sae_core.reporting.html import embedded, render
-from sae_core.reporting.summary import read_object
+from sae_core.reporting.summary import check_keys, read_object
 from sae_core.utils.errors import SAEError
-
-Entry = dict[str, Any]
-"""A line of `<run>.jsonl`, as `evaluation/feature_files.py` writes it."""
+from sae_core.utils.files import write_file
 
 CORPUS_KEYS = (
     "run_name", "model_name", "hook_spec", "d_sae", "active", "n_tokens", "n_texts", "l0",
@@ -18,19 +17,24 @@ CORPUS_KEYS = (
     "n_outlier_tokens",
 )  # fmt: skip
 
+LABEL_KEYS = ("feature", "label", "description", "confidence", "detection", "fuzzing", "status")
+
 SHOWN_PAIRS = 8
 """Number of pairs of features active together that the page shows."""
 
 
-def read_entries(path: Path) -> list[Entry]:
-    """Read the features that are to be shown.
+def read_entries(path: Path) -> Iterator[Entry]:
+    """Read JSON lines, one at a time.
 
     Raises:
         SAEError: the file is missing, or a line is not JSON.
     """
     try:
-        # Not `splitlines`: JSON leaves U+2028 and other line breaks of Unicode as they are.
-        return [json.loads(line) for line in path.read_bytes().split(b"\n") if line]
+        # Bytes: JSON leaves U+2028 and other line breaks of Unicode as they are.
+        with path.open("rb") as lines:
+            for line in lines:
+                if line.strip():
+                    yield json.loads(line)
     except (OSError, ValueError) as error:
         raise SAEError(f"{path}: not readable JSON lines ({error}); create them again") from error
 
@@ -44,30 +48,67 @@ def read_corpus(path: Path) -> dict[str, Any]:
     return read_object(path, "analysis of features", CORPUS_KEYS)
 
 
-def feature_page(entries: Sequence[Entry], corpus: dict[str, Any], report: str) -> str:
-    """The page.
+def read_labels(path: Path) -> dict[int, Entry]:
+    """Read what an LLM says of features, by feature.
+
+    Raises:
+        SAEError: the file is missing, a line is not JSON, or lacks a key.
+    """
+    found = {}
+    for label in read_entries(path):
+        check_keys(path, label, "label", LABEL_KEYS)
+        found[label["feature"]] = label
+    return found
+
+
+def write_page(
+    page: Path, entries: Path, corpus: Path, report: str, labels: Path | None = None
+) -> int:
+    """Write the page and the folder of its data; gives the number of features.
 
     Args:
-        entries: the features that are shown.
+        page: where it goes.
+        entries: every active feature, `<run>.jsonl`.
         corpus: the figures of all features together, `<run>.json`.
         report: where the page about all SAEs is, relative to this one.
+        labels: what an LLM says of features, JSON lines.
+
+    Raises:
+        SAEError: a file cannot be read or written.
     """
-    pairs = corpus["co_occurrence"]["pairs"][:SHOWN_PAIRS]
+    figures, by_llm = read_corpus(corpus), read_labels(labels) if labels else {}
+    folder = data_folder(page)
+    n = write_data(folder, read_entries(entries), figures["subjects"], by_llm)
+    write_file(page, feature_page(figures, folder.name, report, labelled=bool(by_llm)))
+    return n
+
+
+def feature_page(corpus: dict[str, Any], folder: str, report: str, labelled: bool = False) -> str:
+    """The page without its data.
+
+    Args:
+        corpus: the figures of all features together.
+        folder: the name of the folder of its data, which is beside it.
+        report: where the page about all SAEs is, relative to this one.
+        labelled: there are labels by an LLM.
+    """
     data = {
-        "features": entries,
+        "folder": folder,
         "subjects": list(corpus["subjects"]),
         "density": corpus["density_histogram"],
         "cosine": corpus["similarity"]["nearest_cosine"],
         "end": corpus["end_of_text"],
+        "n_tokens": corpus["n_tokens"],
+        "d_sae": corpus["d_sae"],
+        "labelled": labelled,
     }
     return render(
         "features.html.j2",
         "features.css.j2",
         "features.js.j2",
         corpus=corpus,
-        shown={entry["feature"] for entry in entries},
-        n_shown=len(entries),
-        pairs=pairs,
+        silent=corpus["d_sae"] - corpus["active"],
+        pairs=corpus["co_occurrence"]["pairs"][:SHOWN_PAIRS],
         report=report,
         data=embedded(data),
     )

@@ -93,7 +93,7 @@ def read_run(evaluation: Path, folder: Path, features: Path) -> Run:
         read_histories([history])[0] if is_there else whole_history({}),
         config,
         file_sha256(folder / HASHED),
-        read_object(features, "analysis of features", ("active", "position")),
+        read_object(features, "analysis of features", ("active", "position", "n_tokens")),
     )
 
 
@@ -115,6 +115,8 @@ def report_page(runs: Sequence[Run], making: Making) -> str:
         hooks=_named((e["hook_spec"] for e in evaluations), "hooks"),
         recovered=_inline(recovered, "recovered", "Loss recovered against L0, one point per SAE"),
         fvu=_inline(fvu, "fvu", "Unexplained variance against L0, one point per SAE"),
+        dead_tokens=sorted({run.features["n_tokens"] for run in ordered if run.features}),
+        comparison=_comparison_captions(evaluations),
         saes=[_sae(index, run) for index, run in enumerate(ordered, start=1)],
         making=making,
     )
@@ -131,10 +133,56 @@ def _sae(index: int, run: Run) -> dict[str, Any]:
         "evaluation": run.evaluation,
         "origin": run.origin,
         "features": run.features,
+        "dead": _dead(run.features, run.evaluation["d_sae"]),
+        "captions": _captions(run),
         "loss_curves": _inline(curves, f"{anchor}-loss", f"Loss curves of {name}"),
         "density": _inline(density, f"{anchor}-density", f"Feature densities of {name}"),
         "block_mse": _inline(block_mse, f"{anchor}-mse", f"Error after each layer of {name}"),
     }
+
+
+def _captions(run: Run) -> dict[str, str]:
+    """What the plots of one SAE show."""
+    history, n_tokens = run.history, run.evaluation["n_tokens"]
+    if not history["epoch"]:
+        loss = "The history of the training is not known."
+    else:
+        idle = run.config.get("n_batches_to_dead")
+        lately = f"the last {idle:,} batches" if idle else "the last batches"
+        loss = "Training: the mean over an epoch."
+        if "val_loss" in history:
+            loss += (
+                " Validation: after it, with the threshold that inference uses and without the "
+                "auxiliary loss on features that do not fire. The epoch with the least validation "
+                "loss is exported"
+            )
+            loss += ", of those in the end-to-end phase." if plots.has_phase(history) else "."
+        loss += f" Idle: fired on no token of {lately} of the training."
+    return {
+        "loss": loss,
+        "density": f"How often features fire on the {n_tokens:,} evaluated tokens. Features far to "
+        "the left are rare, features near 0 fire on almost every token.",
+        "block_mse": "How large the SAE's error is after each later layer.",
+    }
+
+
+def _comparison_captions(evaluations: Sequence[Evaluation]) -> tuple[str, str]:
+    """Of the two plots of all SAEs."""
+    lines = " Lines join the SAEs of a hook that no other SAE beats in both figures."
+    recovered, fvu = (
+        lines if plots.has_front(evaluations, what) else ""
+        for what in (plots.LOSS_RECOVERED, plots.FVU)
+    )
+    return (
+        "Up and to the left is better. At 1, the dashed line, the model predicts as well with the "
+        f"SAE as without it.{recovered}",
+        f"Down and to the left is better. At 0 the SAE leaves nothing unexplained.{fvu}",
+    )
+
+
+def _dead(features: dict[str, Any] | None, d_sae: int) -> float | None:
+    """The share of features that are active on no token of all texts."""
+    return None if features is None else 1 - features["active"] / d_sae
 
 
 def _named(values: Iterable[str], what: str) -> str:

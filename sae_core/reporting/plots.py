@@ -42,7 +42,7 @@ WIDTH, WIDE = 5.6, 7.6
 
 FEW_POINTS = 12
 
-LABEL_SIZE, NEAR = 8.5, 6
+LABEL_SIZE, NEAR = 10, 6
 """The type size of a point's label, and the distance up to which it needs no line, in
 points."""
 
@@ -57,8 +57,8 @@ LOOK = {
     "svg.hashsalt": "sae_core",
     "text.parse_math": False,
     "text.color": INK,
-    "font.size": 10,
-    "axes.titlesize": 11,
+    "font.size": 12,
+    "axes.titlesize": 13,
     "axes.titleweight": "bold",
     "axes.titlelocation": "left",
     "axes.titlepad": 8,
@@ -85,41 +85,43 @@ plot = style.context(["default", LOOK])
 
 @plot
 def loss_curves(history: History, title: str) -> bytes:
-    """Training and validation loss over the epochs; below it, L0 and dead features.
+    """Training and validation loss over the epochs; below it, L0 and idle features: those that have
+    not fired for a number of batches.
 
     Args:
         history: `history.json`; without `val_*` lists only training is drawn.
         title: of the plot, such as the run name.
     """
-    figure = _figure(title, WIDTH, 4.6)
+    figure = _figure(title, WIDTH, 5.2)
     grid = figure.add_gridspec(2, 2, height_ratios=(5, 3))
     loss = figure.add_subplot(grid[0, :], title="Loss")
     l0 = figure.add_subplot(grid[1, 0], title="L0", xlabel="epoch")
-    dead = figure.add_subplot(grid[1, 1], title="Dead features, %", xlabel="epoch")
+    dead = figure.add_subplot(grid[1, 1], title="Idle features, %", xlabel="epoch")
     _over_epochs(loss, history, "loss")
     _over_epochs(l0, history, "sparsity")
     _over_epochs(dead, history, "dead_feature_percentage")
     for axes in (l0, dead):
         _from_zero(axes)
+    _not_below_zero(loss)
     _end_to_end_phase(loss, history)
     if history["epoch"]:
-        loss.legend(loc="upper right", ncols=3)
+        figure.legend(*loss.get_legend_handles_labels(), loc="outside lower left", ncols=3)
     return _svg(figure)
 
 
 @plot
 def density(evaluation: Evaluation) -> bytes:
-    """Histogram of the feature densities; its heading counts the features that never fired."""
+    """Histogram of the feature densities; below it, how many fired on none of the tokens."""
     histogram = evaluation["density_histogram"]
-    never, d_sae = histogram["never"], evaluation["d_sae"]
-    figure = _figure(evaluation["run_name"], WIDTH, 4.6)
+    never, d_sae, n_tokens = histogram["never"], evaluation["d_sae"], evaluation["n_tokens"]
+    figure = _figure(evaluation["run_name"], WIDTH, 4.8)
+    silent = f"silent on these {n_tokens:,} tokens: {never:,} of {d_sae:,} ({never / d_sae:.1%})"
     axes = figure.add_subplot(
         title="Feature density",
-        xlabel="share of tokens on which a feature fires, log10",
+        xlabel=f"share of tokens on which a feature fires, log10\n{silent}",
         ylabel="features",
     )
     axes.stairs(histogram["counts"], histogram["log10_edges"], fill=True, color=COLOURS[0])
-    _note(axes, f"never fired: {never:,} of {d_sae:,} ({never / d_sae:.1%})")
     axes.margins(x=0)
     _from_zero(axes)
     return _svg(figure)
@@ -167,7 +169,7 @@ def l0_against_fvu(evaluations: Sequence[Evaluation]) -> bytes:
 
 @plot
 def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
-    drawn = [e for e in evaluations if _is_finite(e["l0"]) and _is_finite(e[what.key])]
+    drawn = _drawn(evaluations, what)
     points = np.array([(e["l0"], e[what.key]) for e in drawn]).reshape(-1, 2)
     colours = _hook_colours(drawn)
     left_out = len(evaluations) - len(drawn)
@@ -194,6 +196,15 @@ def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
     return _svg(figure)
 
 
+def has_front(evaluations: Sequence[Evaluation], what: _Fidelity) -> bool:
+    """A line joins some of the points."""
+    return any(_pareto_fronts(_drawn(evaluations, what), what))
+
+
+def _drawn(evaluations: Sequence[Evaluation], what: _Fidelity) -> list[Evaluation]:
+    return [e for e in evaluations if _is_finite(e["l0"]) and _is_finite(e[what.key])]
+
+
 def _pareto_fronts(
     evaluations: Sequence[Evaluation], what: _Fidelity
 ) -> Iterator[list[Evaluation]]:
@@ -217,8 +228,8 @@ def _pareto_fronts(
 def _figure(title: str, width: float, height: float) -> Figure:
     figure = Figure(figsize=(width, height), layout="constrained")
     if title:
-        lines = fill(title, 76, break_on_hyphens=False)
-        figure.suptitle(lines, x=0.02, ha="left", fontsize=9, color=MUTED)
+        lines = fill(title, 64, break_on_hyphens=False)
+        figure.suptitle(lines, x=0.02, ha="left", fontsize=10, color=MUTED)
     return figure
 
 
@@ -230,13 +241,19 @@ def _svg(figure: Figure) -> bytes:
 
 
 def _note(axes: Axes, note: str) -> None:
-    axes.set_title(note, loc="right", fontsize=9, fontweight="normal", color=MUTED)
+    axes.set_title(note, loc="right", fontsize=11, fontweight="normal", color=MUTED)
 
 
 def _from_zero(axes: Axes) -> None:
     """Let the y axis begin at zero, with room above the data."""
     top = axes.dataLim.ymax  # infinite where nothing is drawn
     axes.set_ylim(0, 1.15 * top if 0 < top < math.inf else 1)
+
+
+def _not_below_zero(axes: Axes) -> None:
+    """Let the y axis begin at zero at the lowest, if nothing drawn is negative."""
+    if axes.dataLim.ymin >= 0:
+        axes.set_ylim(bottom=max(0.0, axes.get_ylim()[0]))
 
 
 def _over_epochs(axes: Axes, history: History, key: str) -> None:
@@ -254,12 +271,20 @@ def _over_epochs(axes: Axes, history: History, key: str) -> None:
 
 def _end_to_end_phase(axes: Axes, history: History) -> None:
     """A line where the loss gains the end-to-end terms, if that is not the beginning."""
-    column = history.get("logit_kl") or history.get("total_post_layer_mse") or []
-    first = next((i for i, value in enumerate(column) if value is not None), 0)
-    if first > 0:
-        start = _column(history, "epoch")[first] - 0.5
+    if has_phase(history):
+        start = _column(history, "epoch")[_phase_start(history)] - 0.5
         look: Look = {"color": MUTED, "linewidth": 0.8, "linestyle": (0, (4, 3))}
         axes.axvline(start, **look, label="end-to-end from here")
+
+
+def has_phase(history: History) -> bool:
+    """The end-to-end losses begin after the first epoch."""
+    return _phase_start(history) > 0
+
+
+def _phase_start(history: History) -> int:
+    column = history.get("logit_kl") or history.get("total_post_layer_mse") or []
+    return next((i for i, value in enumerate(column) if value is not None), 0)
 
 
 def _column(history: History, key: str) -> np.ndarray:
@@ -304,7 +329,7 @@ def _legend(
         ],
         loc="outside lower left",
         ncols=columns,
-        fontsize=9,
+        fontsize=11,
     )
 
 
@@ -316,7 +341,7 @@ def _frame_points(axes: Axes, points: np.ndarray, ideal: float) -> None:
     axes.xaxis.set_major_formatter("{x:g}")
     low, high = min(figures.min(), ideal), max(figures.max(), ideal)
     room = max(0.15 * (high - low), 0.005)
-    axes.set_ylim(low - room, high + room)
+    axes.set_ylim(0 if ideal == low == 0 else low - room, high + room)
 
 
 def _labels(evaluations: Sequence[Evaluation]) -> list[str]:

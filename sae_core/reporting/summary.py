@@ -116,7 +116,11 @@ COLUMNS = {
     "kl": Column(
         "KL", ".4f", "KL(clean ‖ spliced) of the next-token distributions, in nats per token."
     ),
-    "dead_fraction": Column("dead", ".2%", "share of features that fired on no evaluated token."),
+    "dead_fraction": Column(
+        "silent",
+        ".2%",
+        "share of features that fired on no evaluated token. Some of them are rare, not dead.",
+    ),
     "n_tokens": Column("tokens", ",d", "tokens the SAE was evaluated on."),
     "n_left_alone": Column(
         "left alone", ",d", "tokens that keep their activation: the first of each window."

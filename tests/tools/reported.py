@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from sae_core.data_processing.sources import Chapter, Dropped, Sources
+from sae_core.reporting.feature_page import write_page
 from sae_core.reporting.page import Making, Run
 from sae_core.reporting.provenance import Environment, Job
 
@@ -80,7 +81,7 @@ def a_config(**metadata):
         "outlier_norm": 512.5,
         "torch_version": "2.13.0",
     }
-    return {"device": "cpu", "metadata": origin | metadata}
+    return {"device": "cpu", "n_batches_to_dead": 200, "metadata": origin | metadata}
 
 
 def a_run(evaluation, features=None):
@@ -145,12 +146,13 @@ def a_window(word, activation, subject="physics"):
     }
 
 
-def an_entry(feature, why="strong", word="energy", density=0.01, shares=(0.7, 0.2, 0.1)):
+def an_entry(feature, word="energy", density=0.01, shares=(0.7, 0.2, 0.1)):
     subjects = dict(zip(SUBJECTS, shares, strict=False))
     windows = [a_window(word, 8.0 - i, SUBJECTS[i % 3] if subjects else None) for i in range(4)]
     return {
         "feature": feature,
-        "why": why,
+        "label": f"{word} (84%), {SUBJECTS[0]}",
+        "peaks": [[word.replace(" ", "␣"), 3], ["x", 1]],
         "density": density,
         "tokens": 120,
         "windows": 60,
@@ -171,10 +173,42 @@ def an_entry(feature, why="strong", word="energy", density=0.01, shares=(0.7, 0.
 def entries():
     return [
         an_entry(7, density=0.02),
-        an_entry(12, "chemistry", "acid", 0.005, (0.05, 0.9, 0.05)),
-        an_entry(400, "biology", "membrane", 0.1, (0.0, 0.1, 0.9)),
-        an_entry(31, "random", "the", 0.0004, (0.3, 0.3, 0.4)),
+        an_entry(12, "acid", 0.005, (0.05, 0.9, 0.05)),
+        an_entry(400, "membrane", 0.1, (0.0, 0.1, 0.9)),
+        an_entry(31, "the", 0.0004, (0.3, 0.3, 0.4)),
     ]
+
+
+def a_label(feature, **changes):
+    return {
+        "feature": feature,
+        "label": f"what {feature} is about",
+        "description": "It fires on that.",
+        "confidence": 0.9,
+        "detection": 0.81,
+        "fuzzing": 0.72,
+        "status": "ok",
+    } | changes
+
+
+def write_lines(path: Path, objects) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in objects))
+    return path
+
+
+def write_features(
+    folder: Path, entries, corpus=None, labels=None, report="../report.html"
+) -> Path:
+    """A page about features with its data; gives the page."""
+    corpus = corpus or a_corpus()
+    lines = write_lines(folder / f"{corpus['run_name']}.jsonl", entries)
+    figures = folder / f"{corpus['run_name']}.json"
+    figures.write_text(json.dumps(corpus))
+    by_llm = write_lines(folder / "labels.jsonl", labels) if labels else None
+    page = folder / f"{corpus['run_name']}.html"
+    write_page(page, lines, figures, "../report.html", by_llm)
+    return page
 
 
 def write_run(folder: Path, evaluation, corpus=None) -> tuple[Path, Path, Path]:

@@ -14,17 +14,17 @@ from tiny_model import WIDTH
 from sae_core.activations.token_windows import Tokens, corpus_windows
 from sae_core.data_processing.sources import Chapter, Sources
 from sae_core.evaluation import tally as tallies
-from sae_core.evaluation.feature_files import Pieces, Writer
+from sae_core.evaluation.feature_files import Writer
 from sae_core.evaluation.features import (
     Corpus,
     FeatureTable,
-    choose,
     feature_table,
     logit_effects,
     nearest,
     tally_features,
 )
 from sae_core.evaluation.tally import Tally, TokenSample, hashed
+from sae_core.evaluation.words import Pieces
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.precision import Precision
 from sae_core.sae.sparse_ops import sparse
@@ -34,7 +34,7 @@ from sae_core.utils.errors import SAEError
 
 HOOK = Hook(1, "hook_resid_post")
 LENGTH = 24
-SHOWN = FeaturesConfig(interesting_features=20, random_features=10, top_windows=3, context_tokens=9)
+SHOWN = FeaturesConfig(top_windows=3, context_tokens=9)
 
 
 def an_sae(kind: str = "batch_topk", **metadata: Any) -> SparseAutoencoder:
@@ -246,31 +246,23 @@ def test_nearest_rows(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     assert found[7, 0] == 4 and found[4, 0] == 7
 
 
-def test_logit_effects_are_those_of_the_unembedding(language_model: LanguageModel) -> None:
+def test_logit_effects_are_those_of_the_unembedding(
+    language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Up to a factor, with the final normalisation's weights folded in."""
     directions = an_sae().W_dec[:40]
     model: Any = language_model.model
     expected = (directions * model.model.norm.weight) @ model.lm_head.weight.T
-    found = torch.stack(list(logit_effects(language_model, directions)))
+    tokens = torch.tensor([3, 0, 77])
+    monkeypatch.setattr("sae_core.evaluation.features.LOGITS", 30)
+    rows, found = zip(*logit_effects(language_model, directions, tokens), strict=True)
+    assert torch.equal(torch.cat(rows), torch.arange(40)) and len(rows) == 4
     factor = WIDTH**0.5
-    torch.testing.assert_close(found, factor * expected, rtol=1e-3, atol=1e-3)
+    expected = factor * expected[:, tokens]
+    torch.testing.assert_close(torch.cat(found), expected, rtol=1e-3, atol=1e-3)
 
 
 # What is shown
-
-
-def test_the_choice(table: FeatureTable, corpus: Corpus) -> None:
-    chosen = choose(table, corpus.subjects, SHOWN, seed=3)
-    reasons = list(chosen.values())
-    assert set(reasons) == {"strong", "physics", "biology", "random"}
-    n_random = reasons.count("random")
-    assert n_random == SHOWN.random_features and reasons[-n_random:] == ["random"] * n_random
-    first = {why: next(f for f, w in chosen.items() if w == why) for why in reasons}
-    shares = table.shares[:, 0]
-    assert shares[first["physics"]] > 0.5 > shares[first["biology"]]
-    assert all(table.active[list(chosen)])
-    assert choose(table, corpus.subjects, SHOWN, seed=3) == chosen
-    assert choose(table, corpus.subjects, SHOWN, seed=4) != chosen
 
 
 @pytest.fixture(scope="module")
@@ -282,7 +274,7 @@ def test_an_entry_shows_the_windows_of_its_feature(
     writer: Writer, table: FeatureTable, corpus: Corpus, dense: Dense
 ) -> None:
     feature = int(table.tally.windows.argmax())
-    [entry] = writer.entries({feature: "strong"})
+    [entry] = writer.entries([feature])
     assert json.loads(json.dumps(entry, allow_nan=False)) == entry
     assert entry["max"] == pytest.approx(float(dense.code[..., feature].max()), rel=1e-3)
     assert len(entry["top"]) == SHOWN.top_windows
@@ -328,10 +320,8 @@ def test_without_sources_there_are_no_subjects(
 ) -> None:
     plain = corpus._replace(sources=None)
     table = tallied(language_model, an_sae(), plain)
-    chosen = choose(table, plain.subjects, SHOWN, seed=3)
-    assert set(chosen.values()) == {"strong", "random"}
     writer = Writer(language_model, an_sae(), plain, table)
-    entry = next(writer.entries(chosen))
+    entry = next(writer.entries(writer.telling_order()))
     assert entry["subjects"] == {} and entry["top"][0]["chapter"] is None
     assert "share_" not in writer.rows() and writer.corpus_figures()["subjects"] == {}
 
@@ -343,10 +333,10 @@ def test_a_feature_that_is_never_active_breaks_nothing(
     with torch.no_grad():
         sae.b_enc.fill_(-1e6)
     table = tallied(language_model, sae, corpus)
-    assert choose(table, corpus.subjects, SHOWN, seed=0) == {}
     writer = Writer(language_model, sae, corpus, table)
     json.dumps(writer.corpus_figures(), allow_nan=False)
-    json.dumps(next(writer.entries({3: "random"})), allow_nan=False)
+    assert writer.telling_order() == []
+    json.dumps(next(writer.entries([3])), allow_nan=False)
     assert len(writer.rows().splitlines()) == 1 + sae.spec.d_sae
 
 
@@ -356,11 +346,14 @@ class Bytes:
     def decode(self, tokens: list[int]) -> str:
         return bytes(tokens).decode(errors="replace")
 
+    def convert_ids_to_tokens(self, token: int) -> str:
+        return f"<0x{token:02X}>"
+
 
 def test_characters_of_several_tokens_are_whole() -> None:
     pieces = Pieces(Bytes()).of(list("a₂ b→".encode()))
     assert pieces == ["a", "", "", "₂", " ", "b", "", "", "→"]
-    assert Pieces(Bytes()).of([0xE2, 0x61, 0xC2])[1] == "a"
+    assert Pieces(Bytes()).of([0xE2, 0x61, 0xC2]) == ["‹E2›", "a", "‹C2›"]
 
 
 # The windows of the corpus

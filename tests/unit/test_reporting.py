@@ -18,16 +18,25 @@ from reported import (
     a_config,
     a_corpus,
     a_history,
+    a_label,
     a_making,
     a_run,
     an_entry,
     an_evaluation,
     entries,
+    write_features,
+    write_lines,
     write_run,
 )
 
 from sae_core.reporting import plots
-from sae_core.reporting.feature_page import feature_page, read_corpus, read_entries
+from sae_core.reporting.feature_data import CHUNK
+from sae_core.reporting.feature_page import (
+    feature_page,
+    read_corpus,
+    read_entries,
+    read_labels,
+)
 from sae_core.reporting.page import read_run, report_page
 from sae_core.reporting.provenance import commit, read_jobs
 from sae_core.reporting.summary import (
@@ -62,7 +71,7 @@ def page_of(*evaluations, **making):
 
 def test_loss_curves_show_both_losses_l0_and_dead_features():
     shown = words(plots.loss_curves(a_history(), "my run"))
-    expected = {"my run", "Loss", "training", "validation", "L0", "Dead features, %"}
+    expected = {"my run", "Loss", "training", "validation", "L0", "Idle features, %"}
     assert expected <= set(shown)
 
 
@@ -83,7 +92,7 @@ def test_loss_curves_show_where_the_end_to_end_phase_begins(name, column, marked
 def test_density_names_the_run_and_counts_what_never_fired():
     shown = words(plots.density(an_evaluation()))
     assert "org_model.blocks.9.hook_resid_post.btop32sae.exp8" in shown
-    assert "never fired: 12 of 512 (2.3%)" in shown
+    assert "silent on these 12,288 tokens: 12 of 512 (2.3%)" in shown
 
 
 def test_one_point_carries_its_run_name():
@@ -120,6 +129,20 @@ def test_a_line_joins_the_saes_that_no_sparser_one_beats():
     assert pareto([(8, 0.9), (16, 0.95), (32, 0.94), (64, 0.99)]) == [3]
     assert pareto([(8, 0.3), (16, 0.2), (32, 0.25), (64, 0.1)], "fvu") == [3]
     assert pareto([(8, 0.99), (16, 0.95)]) == [] == pareto([(8, 0.9)])
+
+
+def ticks(svg):
+    """The numbers on the axes."""
+    return [float(w.replace("−", "-")) for w in words(svg) if re.fullmatch(r"[−-]?[\d.]+", w)]
+
+
+def test_no_axis_goes_below_zero_for_what_cannot_be_negative():
+    close = [an_evaluation(9, fvu=0.001, k=8), an_evaluation(9, fvu=0.4)]
+    assert min(ticks(plots.l0_against_fvu(close))) == 0
+    falling = a_history() | {"loss": [1.0, 0.5, 0.0001], "val_loss": [1.0, 0.4, 0.0002]}
+    assert min(ticks(plots.loss_curves(falling, "my run"))) == 0
+    below = [an_evaluation(9, loss_recovered=-0.5, k=8), an_evaluation(9)]
+    assert min(ticks(plots.l0_against_loss_recovered(below))) < 0, "this one can be"
 
 
 def test_the_other_picture_has_fvu():
@@ -296,6 +319,46 @@ def test_page_leads_to_the_features_where_they_are_known():
     assert "active on position 0 only" in page and "specific to chemistry" in page
 
 
+def test_dead_has_one_meaning_and_its_number_of_tokens():
+    """Dead: on no token of all texts. The evaluation's few tokens have another name."""
+    page = report_page([a_run(an_evaluation(), a_corpus())], a_making())
+    shown = " ".join(re.sub("<[^>]*>", " ", page).split())
+    assert "active on no token of all texts: 12,000 tokens." in shown
+    assert "dead: active on none of these tokens 22 (4.30%)" in shown
+    assert "silent: features active on none of these tokens 2.34%" in shown
+    assert "silent on these 12,288 tokens: 12 of 512 (2.3%)" in shown
+    assert "the last 200 batches" in shown
+
+
+def test_contents_lead_to_every_part():
+    page = page_of(an_evaluation(9), an_evaluation(20))
+    contents = re.search(r'<nav class="contents.*?</nav>', page, re.DOTALL)[0]
+    links = re.findall(r'href="#([^"]*)"', contents)
+    parts = ["summary", "splices", "fidelity", "sae-1", "sae-2", "texts", "jobs", "reproduce"]
+    assert links == parts
+
+
+@pytest.mark.parametrize(
+    ("changes", "said", "unsaid"),
+    [
+        ({"history": a_history(validation=False)}, "the mean over an epoch", "Validation:"),
+        ({"history": a_history()}, "Validation:", "end-to-end phase"),
+        ({"history": a_history() | {"logit_kl": [None, 1.0, 1.0]}}, "end-to-end phase", "unknown"),
+        ({"history": {"epoch": [], "loss": []}}, "history of the training is not", "Validation:"),
+    ],
+)
+def test_captions_say_what_is_shown(changes, said, unsaid):
+    empty = dict.fromkeys(("loss", "sparsity", "dead_feature_percentage"), [])
+    run = a_run(an_evaluation())._replace(history=empty | changes["history"])
+    captions = " ".join(
+        re.findall(r"<figcaption>(.*?)</figcaption>", report_page([run], a_making()))
+    )
+    assert said in captions and unsaid not in captions
+    assert "Lines join" not in captions
+    two = page_of(an_evaluation(9, k=8, l0=8.0), an_evaluation(9, k=64, l0=64.0))
+    assert "Lines join" in two
+
+
 def test_page_tells_what_was_trained_on_and_how_long_it_took():
     shown = " ".join(re.sub("<[^>]*>", " ", page_of(an_evaluation())).split())
     assert "physics/one.md physics 40 2,100" in shown and "all 49 2,500" in shown
@@ -367,25 +430,91 @@ def test_page_and_table_need_no_torch():
 
 
 def test_the_features_page_needs_nothing_from_outside():
-    page = feature_page(entries(), a_corpus(), "../report.html")
+    page = feature_page(a_corpus(), "run.files", "../report.html")
     assert_closed(page, ["../report.html"])
-    for word in ("490", "12,000", "31.9", "specific to chemistry", "5 above 0.9"):
+    for word in ("490", "4.3%", "12,000", "31.9", "specific to chemistry", "5 above 0.9"):
         assert word in page
 
 
-def test_chapters_cannot_put_markup_into_the_features_page():
+def received(path):
+    """The name and the value that a script hands to the page."""
+    call = re.fullmatch(r"received\((.*)\)\n", path.read_text(encoding="utf-8"))
+    return json.loads(f"[{call[1]}]")
+
+
+def data_of(page):
+    """Name -> value of every script beside a page; the scripts are named after what they hold."""
+    scripts = sorted(page.with_name(f"{page.stem}.files").iterdir())
+    found = dict(map(received, scripts))
+    assert [path.stem for path in scripts] == sorted(found)
+    return found
+
+
+def rows_of(data, word):
+    """The rows of the index that are listed for a word."""
+    shard = data["words-" + "-".join(f"{ord(c):x}" for c in word[:2])]
+    differences = next(rows for shown, rows in shard if shown == word)
+    row = 0
+    return [row := row + int(difference, 36) for difference in differences.split()]
+
+
+def test_the_data_of_the_features_page_holds_every_feature(tmp_path):
+    """In chunks; the words lead to what shows them."""
+    n = 2 * CHUNK + 5
+    many = [an_entry(3 * i, "rare" if i % 50 == 7 else "energy") for i in range(n)]
+    data = data_of(write_features(tmp_path, many))
+    index = data.pop("index")
+    assert index["columns"]["feature"] == [3 * i for i in range(n)]
+    assert index["columns"]["peaks"][7] == "rare 3 x 1" and index["chunk"] == CHUNK
+    assert index["columns"]["label"][0] == "energy (84%), physics"
+    chunks = [data.pop(f"features-{i}") for i in range(3)]
+    assert sum(chunks, []) == many and len(chunks[2]) == 5
+    assert {f"words-{name}" for name in index["shards"]} == set(data)
+    assert rows_of(data, "rare") == [7, 57, 107]
+    assert rows_of(data, "great") == rows_of(data, "joule") == list(range(n))
+    assert rows_of(data, "physics") == list(range(n)), "a chapter's name"
+    assert "detection" not in index["columns"]
+
+
+def test_a_label_by_an_llm_takes_the_place_of_the_default_one(tmp_path):
+    labels = [a_label(12), a_label(400, label="", status="not in the schema", detection=None)]
+    data = data_of(write_features(tmp_path, entries(), labels=labels))
+    columns = data["index"]["columns"]
+    default = "{} (84%), physics".format
+    assert columns["label"] == [
+        default("energy"), "what 12 is about", default("membrane"), default("the")
+    ]  # fmt: skip
+    assert columns["detection"] == [None, 0.81, None, None]
+    assert columns["fuzzing"] == [None, 0.72, 0.72, None]
+    assert data["features-0"][1]["explained"] == labels[0]
+    assert data["features-0"][1]["label"] == default("acid")
+
+
+def test_a_new_page_leaves_nothing_of_the_old_data(tmp_path):
+    page = write_features(tmp_path, [an_entry(i) for i in range(3 * CHUNK)])
+    assert "features-2" in data_of(page)
+    assert set(data_of(write_features(tmp_path, [an_entry(4)]))) >= {"features-0", "index"}
+    assert "features-2" not in data_of(page) and "features-1" not in data_of(page)
+
+
+def test_a_label_without_its_keys_is_named(tmp_path):
+    path = write_lines(tmp_path / "labels.jsonl", [{"feature": 3, "label": "a"}])
+    with pytest.raises(SAEError, match="labels.jsonl: not a complete label, it lacks description"):
+        read_labels(path)
+
+
+def test_chapters_cannot_put_markup_into_the_features_page(tmp_path):
     evil = "</script><script>alert('x')</script><!--"
-    entry = an_entry(7, word=evil) | {"promoted": [[evil, 1.0]]}
-    entry["top"][0]["chapter"] = evil
-    page = feature_page([entry], a_corpus(run_name=evil), evil)
+    page = feature_page(a_corpus(run_name=evil, subjects=(evil,)), evil, evil)
     assert "<script>alert" not in page and "<!--" not in page
     data = re.search(r'id="data">(.*?)</script>', page, re.DOTALL)[1]
-    assert json.loads(data)["features"] == [entry]
+    assert json.loads(data)["subjects"] == [evil]
 
 
-def test_features_without_subjects_make_a_page():
-    entry = an_entry(7, shares=())
-    assert_closed(feature_page([entry], a_corpus(subjects=()), "r.html"), ["r.html"])
+def test_features_without_subjects_make_a_page(tmp_path):
+    data = data_of(write_features(tmp_path, [an_entry(7, shares=())], a_corpus(subjects=())))
+    assert data["index"]["columns"]["shares"] == [[]]
+    assert_closed(feature_page(a_corpus(subjects=()), "d", "r.html"), ["r.html"])
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
@@ -395,14 +524,14 @@ def test_a_line_break_of_unicode_in_a_text_ends_no_line(character: str, tmp_path
     path = tmp_path / "features.jsonl"
     lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
     write_file(path, "".join(lines))
-    assert read_entries(path) == entries
+    assert list(read_entries(path)) == entries
 
 
 def test_damaged_features_are_named(tmp_path):
     path = tmp_path / "features.jsonl"
     path.write_text(json.dumps(an_entry(7)) + '\n{"feature": ')
     with pytest.raises(SAEError, match="features.jsonl: not readable JSON lines"):
-        read_entries(path)
+        list(read_entries(path))
     path.write_text("{}")
     with pytest.raises(SAEError, match="not a complete analysis of features, it lacks run_name"):
         read_corpus(path)
@@ -543,9 +672,15 @@ def test_a_run_is_read_with_the_hash_of_its_weights(tmp_path):
 
 
 def test_browse_script(tmp_path):
-    lines, corpus, page = (tmp_path / f"run.{kind}" for kind in ("jsonl", "json", "html"))
-    lines.write_text("".join(json.dumps(entry) + "\n" for entry in entries()))
+    lines, corpus, page, labels = (tmp_path / f"run.{k}" for k in ("jsonl", "json", "html", "llm"))
+    write_lines(lines, entries())
     corpus.write_text(json.dumps(a_corpus()))
-    done = run_script("browse.py", "--entries", lines, "--corpus", corpus, "--page", page)
+    write_lines(labels, [a_label(7)])
+    given = ("--entries", lines, "--corpus", corpus, "--page", page)
+    done = run_script("browse.py", *given)
     assert done.returncode == 0, done.stderr
-    assert page.read_text() == feature_page(entries(), a_corpus(), "../report.html")
+    assert page.read_text() == feature_page(a_corpus(), "run.files", "../report.html")
+    assert data_of(page)["features-0"] == entries()
+    done = run_script("browse.py", *given, "--labels", labels)
+    assert done.returncode == 0, done.stderr
+    assert data_of(page)["index"]["columns"]["label"][0] == "what 7 is about"

@@ -254,6 +254,7 @@ def test_publishing_uploads_and_reruns_nothing_else(completed: Project) -> None:
             f"results/saes/{RUN}/weights.pt",
             dict.fromkeys(OF_EACH_SAE, 1) | {"summarise": 1, "all": 1},
         ),
+        (f"results/features/{RUN}.files", {"browse": 1, "all": 1}),
         ("results/summary.csv", {"summarise": 1, "all": 1}),
     ],
 )
@@ -281,6 +282,7 @@ def test_the_outputs_are_those_that_the_design_names(completed: Project) -> None
             assert checkpoints == {"best_model.pt", "checkpoint_epoch2.pt", "metrics.jsonl"}
             for kind in ("jsonl", "csv", "json", "html"):
                 assert (results / f"features/{run}.{kind}").stat().st_size > 1000
+            assert (results / f"features/{run}.files/index.js").is_file()
     assert (results / "data/processed_textbooks_all.json").is_file()
     assert json.loads((results / "models/tiny.json").read_text())["n_layers"] == 4
     assert len((results / "summary.csv").read_text().splitlines()) == 5

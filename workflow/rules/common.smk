@@ -47,7 +47,7 @@ MODEL = "results/models/{model_id}.json"
 CONFIG = "results/config.yaml"
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
-FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html")]
+FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html", "files")]
 PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg"]
 
 job_lines = None  # turns Snakemake's console into one line per job, from `begin` on

@@ -75,12 +75,9 @@ rule browse:
         entries="results/features/{run}.jsonl",
         corpus="results/features/{run}.json",
     output:
-        page=report(
-            "results/features/{run}.html",
-            caption="../report/features.rst",
-            category="Features",
-            labels=caption_labels("feature browser"),
-        ),
+        page="results/features/{run}.html",
+        # Next to the page, which loads it: Snakemake's own report would hold the page alone.
+        data=directory("results/features/{run}.files"),
     log:
         "results/logs/browse/{run}.log",
     benchmark:
