@@ -1,12 +1,12 @@
 """Where texts come from: a file next to the file of texts, which is a plain list of strings.
 
 For every chapter, in the order of the texts, it has the subject and the number of texts. It also
-says what was left out and why. The hash of the file of texts ties the two files together.
+says what was left out and why, and what was put right. The hash of the file of texts ties the two
+files together.
 """
 
 import json
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,9 @@ class Sources:
     dropped: dict[str, Dropped]
     """By reason."""
 
+    repaired: dict[str, int] = field(default_factory=dict)
+    """What the conversion of a PDF file had damaged and cleaning put right: how often each."""
+
     @property
     def subjects(self) -> list[str]:
         """The subjects, each once, in the order of the texts."""
@@ -73,6 +76,7 @@ class Sources:
             sha256 = stored["texts_sha256"]
             chapters = tuple(Chapter(**chapter) for chapter in stored["chapters"])
             dropped = {reason: Dropped(**what) for reason, what in stored["dropped"].items()}
+            repaired = {str(what): int(count) for what, count in stored["repaired"].items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise SAEError(
                 f"{path}: not a readable file of sources ({error}); create it again, or delete it "
@@ -83,14 +87,9 @@ class Sources:
                 f"{path}: belongs to other texts than {texts.name} has now; create both again, or "
                 "delete it to continue without subjects"
             )
-        return cls(chapters, dropped)
+        return cls(chapters, dropped, repaired)
 
 
 def sources_path(texts: Path) -> Path:
     """Where the sources of a file of texts are: `<name>.sources.json` next to `<name>.json`."""
     return texts.with_suffix(".sources.json")
-
-
-def count_words(texts: Iterable[str]) -> int:
-    """The number of words, separated by spaces."""
-    return sum(len(text.split()) for text in texts)

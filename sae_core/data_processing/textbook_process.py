@@ -7,92 +7,43 @@ dropped.
 
 import re
 import sys
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
-from typing import Literal, NamedTuple, NoReturn
+from typing import NamedTuple, NoReturn
 
 if not __package__:  # started as a file: Python then looks for packages here, not in the root
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from sae_core.data_processing import sources  # noqa: E402
 from sae_core.data_processing.chapters import find_chapters  # noqa: E402
-from sae_core.data_processing.cleaning import Dropped, Paragraph, clean  # noqa: E402
-from sae_core.data_processing.sources import Sources, count_words  # noqa: E402
+from sae_core.data_processing.characters import (  # noqa: E402
+    UNSPACED,
+    count_long_words,
+    count_words,
+)
+from sae_core.data_processing.cleaning import Paragraph, clean  # noqa: E402
+from sae_core.data_processing.counts import REPEATED, SHORT, Counts  # noqa: E402
+from sae_core.data_processing.lines import Settings  # noqa: E402
+from sae_core.data_processing.process_config import ProcessConfig  # noqa: E402
+from sae_core.data_processing.sources import Sources  # noqa: E402
 from sae_core.data_processing.texts import read_texts, write_texts  # noqa: E402
-from sae_core.train_config import DEFAULT_DATA_PATH  # noqa: E402
 from sae_core.utils import cli  # noqa: E402
 from sae_core.utils.errors import SAEError  # noqa: E402
-from sae_core.utils.limits import NaturalInt, PositiveInt, check_limits  # noqa: E402
 
-RAW_DATA = Path("sae_core/data/raw_data")
-SHORT, REPEATED = "too short", "duplicate"
+SENTENCE_END = re.compile(
+    r"(?<![.!?…।؟۔])[.!?…।؟۔]+[\"'”’)\]]*\s+(?=[“\"'‘(\[]*[^\W_a-z]|\([a-z]\)\s)"
+    r"|[。！？]+[」』”’）】]*\s*"
+)
+CHUNK_WORD = re.compile(rf"[{UNSPACED}][^\s\w]*|[^\s{UNSPACED}]+")
+"""What a chunk does not cut: a word, or a character of a script without spaces."""
 
-WORD = re.compile(r"[^\W\d_]{2,}")
-SENTENCE_END = re.compile(r"(?<![.!?…])[.!?…]+[\"'”’)\]]*\s+(?=[“\"'‘(\[]*[^\W_a-z]|\([a-z]\)\s)")
 ABBREVIATIONS = set(
     "al approx ca cf ch dr e.g eq eqs fig figs i.e mr mrs ms mt p pp prof ref refs sec st vol vs "
     "viz".split()
 )
 INITIALS = re.compile(r"(?:[A-Z]\.)*[A-Z]")
-
-
-@dataclass(frozen=True)
-class ProcessConfig:
-    """Which chapters to read, and how they become texts."""
-
-    folders: tuple[Path, ...] = (
-        RAW_DATA / "physics_chapters",
-        RAW_DATA / "chemistry_chapters",
-        RAW_DATA / "biology_chapters",
-    )
-    """Folders of chapters, one per subject; the *.md files of each are read in alphabetical
-    order."""
-
-    subjects: tuple[str, ...] = ()
-    """Name of each folder's subject; by default the folder's name without `_chapters`."""
-
-    output: Path = DEFAULT_DATA_PATH
-    """JSON file to write, a list of texts. `<name>.sources.json` next to it says which chapter and
-    subject each text comes from."""
-
-    method: Literal["paragraphs", "sentences", "chunks", "lines"] = "paragraphs"
-    """What becomes a text: a paragraph, a sentence, a stretch of a chapter of up to --chunk-size
-    characters, or a line of the file (an unwrapped paragraph or a list item)."""
-
-    chunk_size: PositiveInt = 1000
-    """Maximum characters per chunk, exceeded only by a single longer word (method chunks)."""
-
-    chunk_overlap: NaturalInt = 100
-    """Maximum characters that a chunk repeats from the end of the one before (method chunks); must
-    be below --chunk-size. If only one of the two chunks is held out, the later one starts without
-    the repeated characters."""
-
-    min_words: PositiveInt = 5
-    """Minimum length, in words, of a text that is kept (method chunks: of a paragraph); a word has
-    at least two letters."""
-
-    def __post_init__(self) -> None:
-        if not self.folders:
-            raise SAEError("--folders: give at least one folder of chapters")
-        if self.subjects and len(self.subjects) != len(self.folders):
-            raise SAEError(
-                f"--subjects {' '.join(self.subjects)}: {len(self.subjects)} names for "
-                f"{len(self.folders)} folders; give one for each, in the same order, or none"
-            )
-        check_limits(self)
-        if self.chunk_overlap >= self.chunk_size:
-            raise SAEError(
-                f"--chunk-overlap {self.chunk_overlap}: must be below --chunk-size "
-                f"{self.chunk_size}"
-            )
-
-    def subject_of(self, index: int) -> str:
-        """The subject of the folder with that index."""
-        name = self.folders[index].resolve().name
-        return self.subjects[index] if self.subjects else name.removesuffix("_chapters") or name
 
 
 class Report(NamedTuple):
@@ -113,19 +64,21 @@ class Report(NamedTuple):
         return read_texts(self.output, "--output")
 
 
-class _Counts:
-    """Counts what was left out."""
+class _Totals:
+    """What was left out and put right, of all chapters."""
 
     def __init__(self) -> None:
         self.pieces: Counter[str] = Counter()
         self.words: Counter[str] = Counter()
+        self.repaired: Counter[str] = Counter()
 
-    def add(self, dropped: Dropped) -> None:
-        for reason, pieces in dropped.items():
+    def add(self, counts: Counts) -> None:
+        for reason, pieces in counts.dropped.items():
             self.pieces[reason] += len(pieces)
-            self.words[reason] += count_words(pieces)
+            self.words[reason] += sum(map(count_words, pieces))
+        self.repaired += counts.repaired
 
-    def by_reason(self) -> dict[str, sources.Dropped]:
+    def dropped(self) -> dict[str, sources.Dropped]:
         return {
             reason: sources.Dropped(self.pieces[reason], self.words[reason])
             for reason in sorted(self.pieces)
@@ -142,16 +95,16 @@ def process(config: ProcessConfig) -> Report:
         for index, folder in enumerate(config.folders)
         for file in find_chapters(folder, f"--folders {folder}")
     ]
-    counts, chapters = _Counts(), []
+    totals, chapters = _Totals(), []
     seen: set[bytes] = set()
 
     def texts() -> Iterator[str]:
         for subject, file in found:
-            dropped: Dropped = defaultdict(list)
-            own = list(_texts_of(_read(file), config, dropped, seen))
-            counts.add(dropped)
+            counts = Counts()
+            own = list(_texts_of(_read(file), config, counts, seen))
+            totals.add(counts)
             name = f"{file.parent.name}/{file.name}"
-            chapters.append(sources.Chapter(subject, name, len(own), count_words(own)))
+            chapters.append(sources.Chapter(subject, name, len(own), sum(map(count_words, own))))
             yield from own
         if not any(chapter.texts for chapter in chapters):
             raise SAEError(
@@ -160,20 +113,20 @@ def process(config: ProcessConfig) -> Report:
             )
 
     write_texts(config.output, texts())
-    origin = Sources(tuple(chapters), counts.by_reason())
+    origin = Sources(tuple(chapters), totals.dropped(), dict(sorted(totals.repaired.items())))
     origin.save(config.output)
     return Report([file for _, file in found], config.output, origin)
 
 
 def _texts_of(
-    chapter: str, config: ProcessConfig, dropped: Dropped, seen: set[bytes]
+    chapter: str, config: ProcessConfig, counts: Counts, seen: set[bytes]
 ) -> Iterator[str]:
-    paragraphs = clean(chapter, dropped)
+    paragraphs = clean(chapter, counts, Settings(config.code, config.latex))
     if config.method == "chunks":
-        kept = _keep((" ".join(lines) for lines in paragraphs), config, dropped, seen)
+        kept = _keep((" ".join(lines) for lines in paragraphs), config, counts, seen)
         yield from chunks("\n".join(kept), config.chunk_size, config.chunk_overlap)
     else:
-        yield from _keep(_units(paragraphs, config.method), config, dropped, seen)
+        yield from _keep(_units(paragraphs, config.method), config, counts, seen)
 
 
 def _read(chapter: Path) -> str:
@@ -192,22 +145,22 @@ def _units(paragraphs: list[Paragraph], method: str) -> Iterator[str]:
         if method == "paragraphs":
             yield " ".join(lines)
         elif method == "lines":
-            yield from lines
+            yield from (row for line in lines for row in line.split("\n") if row.strip())
         else:
             for line in lines:
                 yield from sentences(line)
 
 
 def _keep(
-    texts: Iterator[str], config: ProcessConfig, dropped: Dropped, seen: set[bytes]
+    texts: Iterator[str], config: ProcessConfig, counts: Counts, seen: set[bytes]
 ) -> Iterator[str]:
     """The texts that are long enough and new; `seen` has the hash of each."""
     for text in texts:
         key = blake2b(text.casefold().encode(), digest_size=16).digest()
-        if len(WORD.findall(text)) < config.min_words:
-            dropped[SHORT].append(text)
+        if count_long_words(text) < config.min_words:
+            counts.dropped[SHORT].append(text)
         elif key in seen:
-            dropped[REPEATED].append(text)
+            counts.dropped[REPEATED].append(text)
         else:
             seen.add(key)
             yield text
@@ -235,7 +188,7 @@ def _is_abbreviated(text: str, start: int, end: int) -> bool:
 
 def chunks(text: str, size: int, overlap: int) -> Iterator[str]:
     """Stretches of at most `size` characters that cut no word and repeat up to `overlap`."""
-    words = [match.span() for match in re.finditer(r"\S+", text)]
+    words = [match.span() for match in CHUNK_WORD.finditer(text)]
     first = 0
     while first < len(words):
         last = first
@@ -267,6 +220,10 @@ def _run(config: ProcessConfig) -> None:
     print(f"{'left out':<20}{'pieces':>10}{'words':>10}")
     for reason, left_out in report.sources.dropped.items():
         print(f"  {reason:<18}{left_out.pieces:>10,}{left_out.words:>10,}")
+    if report.sources.repaired:
+        print("put right")
+    for what, count in report.sources.repaired.items():
+        print(f"  {what:<26}{count:>10,}")
 
 
 if __name__ == "__main__":

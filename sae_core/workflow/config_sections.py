@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from typing import Annotated, Any, Literal
 
-from sae_core.data_processing.textbook_process import ProcessConfig
+from sae_core.data_processing.process_config import ProcessConfig
 from sae_core.models.model_sources import SourceConfig
 from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (

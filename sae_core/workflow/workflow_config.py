@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import yaml
 
 from sae_core.data_processing.chapters import chapters_in
-from sae_core.data_processing.textbook_process import ProcessConfig
+from sae_core.data_processing.process_config import ProcessConfig
 from sae_core.models.model_sources import FetchConfig, SourceConfig
 from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (

@@ -16,6 +16,9 @@ ENVS = sorted(path.stem for path in (ROOT / "envs").glob("*.yaml"))
 BUILDS = {"": "pytorch", "-cpu": "pytorch-cpu", "-cuda": "pytorch-gpu"}
 """Variants of an environment, and the name that each has for torch."""
 
+NAMES = {"markdown_it": "markdown-it-py"}
+"""Modules that are called otherwise than their packages."""
+
 TOOLS = {"python", "pip"}
 OPTIONAL = {"bitsandbytes"}
 """Imported for `load_in_4bit` alone; its users install it."""
@@ -77,7 +80,8 @@ def imported(script: str) -> set[str]:
 def test_an_environment_lists_exactly_what_its_rules_import(family: str) -> None:
     scripts = scripts_of(family)
     assert scripts
-    needed = {canonicalize_name(name) for script in scripts for name in imported(script)}
+    names = {NAMES.get(name, name) for script in scripts for name in imported(script)}
+    needed = set(map(canonicalize_name, names))
     for name, why in BROUGHT_ALONG.items():
         assert name not in needed or why in needed
     needed -= OPTIONAL | set(BROUGHT_ALONG)
@@ -86,7 +90,7 @@ def test_an_environment_lists_exactly_what_its_rules_import(family: str) -> None
 
 
 def test_the_data_rule_needs_no_torch() -> None:
-    assert set(listed("data")) == {"python", "tyro"}
+    assert set(listed("data")) == {"python", "tyro", "markdown-it-py", "mdit-py-plugins"}
 
 
 @pytest.mark.parametrize("family", ["train", "evaluate"])

@@ -1,25 +1,44 @@
 """Processing takes time in proportion to its input: doubled inputs, counted in steps of the regular
-expressions and in characters that are given to them, not in seconds."""
+expressions, in characters that are given to them, and in lines of Python, not in seconds."""
 
 import re
-from collections import defaultdict
+import sys
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from regex_steps import Steps
 
-from sae_core.data_processing import cleaning, textbook_process
+from sae_core.data_processing import (
+    blocks,
+    characters,
+    cleaning,
+    conversion,
+    formulas,
+    html_tags,
+    lines,
+    markdown,
+    paragraphs,
+    textbook_process,
+)
 from sae_core.data_processing.cleaning import clean
+from sae_core.data_processing.counts import Counts
 from sae_core.data_processing.textbook_process import sentences
 
+MODULES = (
+    *(blocks, characters, cleaning, conversion, formulas, html_tags, lines, markdown, paragraphs),
+    textbook_process,
+)
+
 AT_START = {
-    *("BARE_CAPTION", "CAPTION", "FENCE", "HEADING_LINE", "LIST_ITEM", "NUMBERED", "OUTLINE_ENTRY"),
-    *("PAGE_NUMBER", "QUOTATION", "TABLE_RULE", "UNDERLINE"),
+    *("AFTER", "BARE_CAPTION", "CAPTION", "DEFINITION", "ENVIRONMENT", "FIRST_MARK", "FRONT"),
+    *("HEADING_LINE", "LIST_ITEM", "NAME", "NUMBER", "NUMBERED", "OUTLINE_ENTRY", "PAGE_NUMBER"),
+    *("PROSE_DIRECTIVE", "TABLE_RULE", "TEMPLATE", "UNCLOSED_FENCE"),
+    *(f"HIDDEN[{number}][0]" for number in range(9)),
 }
 """Patterns that are matched with the start of a line, and not looked for in it."""
 
-WORDS = {"CAPITALS", "INITIALS"}
+WORDS = {"CAPITALS", "INITIALS", "NO_SPACE_BETWEEN"}
 """Patterns that are matched with whole words."""
 
 PIECES = (
@@ -42,10 +61,9 @@ def patterns(name: str, value: Any) -> Iterator[tuple[str, re.Pattern[str]]]:
 
 PATTERNS = {
     name: pattern
-    for module in (cleaning, textbook_process)
+    for module in MODULES
     for variable, value in vars(module).items()
     for name, pattern in patterns(variable, value)
-    if not re.match(r"HTML_HEADINGS\[[1-5]", name)  # as the first of the six
 }
 
 
@@ -83,13 +101,18 @@ class Reads:
 
     def __getattr__(self, method: str) -> Any:
         def counted(*arguments: Any) -> Any:
-            text = arguments[-1] if method == "sub" else arguments[0]
-            # A search goes on from where the last one ended, up to an end that may be given.
-            start, end = (
-                arguments[1:] if len(arguments) == 3 and method != "sub" else (0, len(text))
-            )
-            Reads.total += end - start
-            return getattr(self.pattern, method)(*arguments)
+            found = getattr(self.pattern, method)(*arguments)
+            if method in ("sub", "subn"):
+                Reads.total += len(arguments[-1])
+            elif len(arguments) == 1:
+                Reads.total += len(arguments[0])
+            elif method in ("search", "match"):
+                # From where the last one ended, up to what is found or an end that may be given.
+                text, start, *stop = arguments
+                end = stop[0] if stop else len(text)
+                Reads.total += found.end() if found else end if method == "search" else start
+                Reads.total -= start
+            return found
 
         return counted
 
@@ -108,6 +131,12 @@ CHAPTERS = {
     "comments that do not end": "<!-- ",
     "headings that do not end": "<h1>",
     "marks around marks": "*_",
+    "formulas that do not end": "$$a\n\n",
+    "dollars": "$1 ",
+    "fences that do not end": "```a\n\n",
+    "footnotes": "[^a]: b\n",
+    "tags": "<b>",
+    "Chinese": "细胞。",
 }
 
 
@@ -120,16 +149,48 @@ def test_twice_the_chapter_is_read_twice_as_much(
             return Reads(value)
         return tuple(map(counted, value)) if isinstance(value, (list, tuple)) else value
 
-    for module in (cleaning, textbook_process):
+    for module in MODULES:
         for name in {name.partition("[")[0] for name in PATTERNS} & set(vars(module)):
             monkeypatch.setattr(module, name, counted(getattr(module, name)))
     totals = []
     for n in (200, 400):
         Reads.total = 0
-        paragraphs = clean(
-            "A paragraph of many words " + LINE * n + "\n" + piece * n, defaultdict(list)
-        )
+        paragraphs = clean("A paragraph of many words " + LINE * n + "\n" + piece * n, Counts())
         for line in (line for paragraph in paragraphs for line in paragraph):
             list(sentences(line))
         totals.append(Reads.total)
     assert totals[1] < 2.2 * totals[0]
+
+
+def lines_run(text: str) -> int:
+    """How many lines of Python it takes to clean a text, the parser's among them."""
+    count = 0
+
+    def trace(*_: Any) -> Any:
+        nonlocal count
+        count += 1
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        clean(text, Counts())
+    finally:
+        sys.settrace(before)
+    return count
+
+
+MARKDOWN = (
+    *("[", "![", "*a ", "*_", "a**b", "`a``b```", "~~a", "<", "<!-- ", "<a b=", "&#", "\\", "\\("),
+    *("$", "$ ", "$a$1 ", "$$a\n", "$$a\n\n", "\\[a\n", "\\begin{align}\n", "[a](", "[a][", "[^a]"),
+    *("[^a]: b\n", "[a]: /b\n", "> ", ">", "> a\n", "a\n", "a | b\n", "| a |\n|--|\n", "a\n---\n"),
+    *("```\n", "~~~a\n", "```a\n\n~~~a\n\n", "<!--\n", "<script>\n\n", "<pre>\n", "<table><td>"),
+    *("</table>", "<table>\n\n", "<h1>a\n", "# a\n", "a.# B\n", "a.Summary\n", "a • b ", "a-\n"),
+    *("FIGURE 1\n", "the a\n\n", "```{note}\na\n```\n", "---\n", "<b c=d>e</b> ", "\\*", "细"),
+)
+
+
+@pytest.mark.parametrize("piece", MARKDOWN)
+def test_twice_the_markdown_takes_twice_the_lines_of_python(piece: str) -> None:
+    none, once, twice = (lines_run("x " + piece * n + "\n\nend") for n in (0, 40, 80))
+    assert twice - once < 1.5 * (once - none) + 400
