@@ -194,6 +194,18 @@ class TrainingConfig:
         check_limits(self)
 
 
+BatchSize = PositiveInt | Literal["auto"]
+"""Windows, or as many as have about `PASS_TOKENS` tokens."""
+
+PASS_TOKENS = 2**14
+"""Tokens in one forward pass on a GPU, about: enough to keep one busy with a model of any size."""
+
+
+def windows_per_pass(length: int, batch_size: BatchSize) -> int:
+    """Windows of `length` tokens per forward pass on a GPU."""
+    return max(1, PASS_TOKENS // length) if batch_size == "auto" else batch_size
+
+
 @dataclass(frozen=True)
 class ComputeConfig:
     """Where the language model computes, and how much at once."""
@@ -201,9 +213,9 @@ class ComputeConfig:
     device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
     """Where to compute; `auto` takes CUDA, then Apple's MPS, then the CPU."""
 
-    batch_size: PositiveInt = 8
-    """Windows per forward pass of the language model on a GPU (a CPU always uses about 1,024
-    tokens)."""
+    batch_size: BatchSize = 8
+    """Windows per forward pass of the language model on a GPU; `auto` takes about 16,384 tokens,
+    and fewer when memory runs out (a CPU always uses about 1,024)."""
 
     def __post_init__(self) -> None:
         check_limits(self)

@@ -54,7 +54,8 @@ def run(job: Job) -> None:
     record = ModelRecord.load(job.record)
     hooks = [check_hook(Hook.parse(spec), record.n_layers, record.hook_names) for spec in job.hooks]
     config = ModelConfig(model_name=record.path, **asdict(job.load))
-    model = LanguageModel.load(config, pick_device(job.compute.device), job.data.max_text_length)
+    device, n_blocks = pick_device(job.compute.device), 1 + max(hook.layer for hook in hooks)
+    model = LanguageModel.load(config, device, job.data.max_text_length, n_blocks)
     for note in text_notes(model.tokenizer, texts, job.data):
         print(note, flush=True)
     windows = read_windows(model.tokenizer, texts, job.data)

@@ -9,18 +9,23 @@ gathers, so it is checked when it is read, without a separate pass over the file
 import hashlib
 import json
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
-from itertools import chain
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from sae_core.activations.token_windows import TokenWindows
+from sae_core.activations.window_writer import (
+    DIGEST_BYTES,
+    WindowWriter,
+    window_bytes,
+    window_files,
+)
 from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.train_config import BatchSize
 from sae_core.utils.errors import SAEError
 from sae_core.utils.files import check_space, file_sha256, new_folder, write_file, writing
 from sae_core.utils.memory import Microbatch
@@ -86,17 +91,9 @@ class Manifest:
         return replace(self, windows={}, first={}, digests={})
 
 
-DIGEST_BYTES = hashlib.sha256().digest_size
-
-
 def _files(folder: Path, hook_spec: str, part: str) -> tuple[Path, Path]:
     """The files of a part's windows at a hook and of their concatenated digests."""
     return folder / f"{hook_spec}.{part}.bin", folder / f"{hook_spec}.{part}.sha256"
-
-
-def _as_bytes(rows: Tensor) -> list[memoryview]:
-    """The bytes of each of some windows (W, positions, D)."""
-    return [window.data for window in rows.flatten(1).view(torch.uint8).numpy()]
 
 
 def harvest(
@@ -105,7 +102,7 @@ def harvest(
     hooks: Sequence[Hook],
     folder: Path,
     *,
-    batch_size: int,
+    batch_size: BatchSize,
     passes: int = 1,
     shard: int = 0,
     n_shards: int = 1,
@@ -138,51 +135,57 @@ def harvest(
         bos=windows.bos,
         digests={},
     )
-    window_bytes = windows.positions * model.d_model * model.dtype.itemsize
-    n_bytes = total * len(hooks) * (window_bytes + DIGEST_BYTES)
+    n_window_bytes = windows.positions * model.d_model * model.dtype.itemsize
+    n_bytes = total * len(hooks) * (n_window_bytes + DIGEST_BYTES)
     microbatch = model.forward_microbatch(windows.length, batch_size)
     with writing(folder, n_bytes), new_folder(folder) as staging:
         check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
-        for part, run in runs.items():
-            for n_windows in _harvest_part(model, windows, hooks, staging, part, run, microbatch):
-                done += n_windows
-                progress(done, total)
+        most_bytes = max(1, min(microbatch.size, total)) * n_window_bytes
+        with WindowWriter(model.device, len(hooks), most_bytes) as writer:
+            for part, run in runs.items():
+                found = _activations(model, windows, hooks, part, run, microbatch)
+                for n_windows in _write_part(writer, found, staging, hooks, part):
+                    done += n_windows
+                    progress(done, total)
         digests = {path.name: file_sha256(path) for path in sorted(staging.glob("*.sha256"))}
         manifest = replace(manifest, digests=digests)
         manifest.save(staging / "manifest.json")
     return manifest
 
 
-def _harvest_part(
+def _activations(
     model: LanguageModel,
     windows: TokenWindows,
     hooks: Sequence[Hook],
-    folder: Path,
     part: str,
     run: tuple[int, int],
     microbatch: Microbatch,
-) -> Iterator[int]:
-    """Write the windows `run[0]` to `run[1]` of a part; yields how many each forward pass had."""
+) -> Iterator[Found]:
+    """What each forward pass over the windows `run[0]` to `run[1]` of a part gives."""
     indices = torch.arange(*run)
 
     def activations(at: slice) -> Found:
         return model.activations(_window_tokens(windows, part, indices[at]), hooks)
 
+    return microbatch.parts(len(indices), activations)
+
+
+def _write_part(
+    writer: WindowWriter, found: Iterator[Found], folder: Path, hooks: Sequence[Hook], part: str
+) -> Iterator[int]:
+    """Write the windows of a part; yields how many each forward pass had."""
     with ExitStack() as stack:
         files = {
-            hook: [stack.enter_context(p.open("wb")) for p in _files(folder, hook.spec, part)]
+            hook: stack.enter_context(window_files(*_files(folder, hook.spec, part)))
             for hook in hooks
         }
-        for found in microbatch.parts(len(indices), activations):
-            for hook, values in found.items():
-                data, digests = files[hook]
-                for window in _as_bytes(values[:, 1:].cpu()):
-                    data.write(window)
-                    digests.write(hashlib.sha256(window).digest())
+        first = 0
+        for of_pass in found:
+            for hook, values in of_pass.items():
+                writer.write(files[hook], first, values[:, 1:])
+            first += len(values)
             yield len(values)
-        for file in chain.from_iterable(files.values()):
-            file.flush()
-            os.fsync(file.fileno())
+        writer.finish()
 
 
 def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:
@@ -232,7 +235,7 @@ class WindowFile:
             SAEError: a window has changed.
         """
         rows = self.windows[indices]
-        for index, window in zip(indices.tolist(), _as_bytes(rows), strict=True):
+        for index, window in zip(indices.tolist(), window_bytes(rows), strict=True):
             if not self.checked[index]:
                 digest = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
                 if hashlib.sha256(window).digest() != digest:

@@ -19,6 +19,7 @@ from sae_core.activations.shards import Manifest, WindowFile
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.train_config import BatchSize
 from sae_core.utils.errors import SAEError
 from sae_core.utils.seeding import generator
 
@@ -154,7 +155,7 @@ class StreamingSource(ActivationSource):
         windows: TokenWindows,
         hook: Hook,
         *,
-        batch_size: int,
+        batch_size: BatchSize,
         tokens_per_step: int,
         seed: int,
         target: Hook | None = None,

@@ -7,6 +7,7 @@ import sys
 import uuid
 
 from sae_core.utils.errors import Interrupted
+from sae_core.utils.gpu_lease import lease_gpus
 from sae_core.utils.ranks import local_rank
 
 SHUTDOWN_SECONDS = 300
@@ -37,6 +38,7 @@ def _launch(n: int) -> None:
 
     from sae_core.distributed.interrupts import SIGNALS
 
+    lease_gpus()  # for all of them
     logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)
     n_threads = int(os.environ.get("OMP_NUM_THREADS", len(os.sched_getaffinity(0))))
     os.environ["OMP_NUM_THREADS"] = str(max(1, n_threads // n))

@@ -16,6 +16,7 @@ from torch import Tensor
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
+from sae_core.train_config import BatchSize
 
 WINDOWS = 256
 """Windows that a threshold is found on, at most."""
@@ -23,7 +24,7 @@ WINDOWS = 256
 
 @contextmanager
 def calibrated(
-    model: LanguageModel, sae: SparseAutoencoder, windows: Tensor, batch_size: int
+    model: LanguageModel, sae: SparseAutoencoder, windows: Tensor, batch_size: BatchSize
 ) -> Iterator[dict[str, Any]]:
     """While this lasts, `sae` has a threshold: its own, or one that gives the tokens of `windows`
     (W, L) `top_k` active features on average.
@@ -52,7 +53,7 @@ def calibrated(
 
 
 def _counted_activations(
-    model: LanguageModel, sae: SparseAutoencoder, windows: Tensor, batch_size: int
+    model: LanguageModel, sae: SparseAutoencoder, windows: Tensor, batch_size: BatchSize
 ) -> Tensor:
     """(N, D) the activations of at most `WINDOWS` evenly spaced windows."""
     if len(windows) > WINDOWS:

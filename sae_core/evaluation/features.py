@@ -27,8 +27,9 @@ from sae_core.evaluation.tally import Records, Tally, Together
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.config import SAESpec
 from sae_core.sae.precision import Precision
+from sae_core.sae.sparse_ops import SparseCode
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import DataConfig, FeaturesConfig
+from sae_core.train_config import BatchSize, DataConfig, FeaturesConfig
 
 DENSE = 0.03
 """A feature that is active on a larger share of the tokens is not among the interesting ones: such
@@ -115,7 +116,7 @@ def tally_features(
     sae: SparseAutoencoder,
     corpus: Corpus,
     config: FeaturesConfig,
-    batch_size: int,
+    batch_size: BatchSize,
     precision: Precision | None = None,
 ) -> Iterator[Tally]:
     """The pass over the corpus: the tally after each batch of windows."""
@@ -127,12 +128,16 @@ def tally_features(
     tally = Tally(
         sae.spec.d_sae, n_subjects, config.top_windows, config.context_tokens, model.device
     )
-    at_once = model.windows_at_once(windows.tokens.shape[1], batch_size)
-    parts = zip(windows.tokens.split(at_once), windows.text.split(at_once), strict=True)
-    for tokens, text in parts:
-        x = model.activations(tokens, [hook])[hook].float()
+    microbatch = model.forward_microbatch(windows.tokens.shape[1], batch_size)
+
+    def encoded(at: slice) -> tuple[Tensor, SparseCode, Tensor]:
+        x = model.activations(windows.tokens[at], [hook])[hook].float()
+        code = sae.encode_sparse(x.flatten(0, 1), precision)
+        return windows.text[at], code, x.norm(dim=-1) > max_norm
+
+    for text, code, outlier in microbatch.parts(len(windows.tokens), encoded):
         subject = None if of_text is None else of_text[text.long()].to(model.device)
-        tally.add(sae.encode_sparse(x.flatten(0, 1), precision), x.norm(dim=-1) > max_norm, subject)
+        tally.add(code, outlier, subject)
         yield tally
 
 

@@ -55,7 +55,7 @@ from sae_core.sae.config import SAESpec
 from sae_core.sae.losses import fraction_of_variance_unexplained
 from sae_core.sae.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import DataConfig
+from sae_core.train_config import BatchSize, DataConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.memory import Microbatch
 
@@ -124,7 +124,7 @@ def held_out_windows(spec: SAESpec, tokenizer: Any, texts: list[str], most: int)
 
 @torch.no_grad()
 def evaluate(
-    model: LanguageModel, sae: SparseAutoencoder, windows: Tensor, batch_size: int
+    model: LanguageModel, sae: SparseAutoencoder, windows: Tensor, batch_size: BatchSize
 ) -> dict[str, Any]:
     """The metrics of this module for `sae` on `windows` (W, L), as JSON values.
 

@@ -14,6 +14,7 @@ import tyro
 from sae_core.model_training.one_run import Trained, check_services, train_one
 from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (
+    BatchSize,
     DataConfig,
     EndToEndConfig,
     HookConfig,
@@ -99,9 +100,10 @@ class BatchDataConfig(DataConfig):
 class BatchRuntimeConfig(RuntimeConfig):
     """Hardware settings. They do not change the trained SAEs beyond rounding."""
 
-    batch_size: int | None = None  # type: ignore[assignment]  # `run` makes it an int
-    """Windows per forward pass of the language model on a GPU, by default chosen by its size (a
-    CPU always uses about 1,024 tokens)."""
+    batch_size: BatchSize | None = None  # type: ignore[assignment]  # `run` sets it
+    """Windows per forward pass of the language model on a GPU, by default chosen by its size;
+    `auto` takes about 16,384 tokens, and fewer when memory runs out (a CPU always uses about
+    1,024)."""
 
 
 @dataclass(frozen=True)

@@ -65,8 +65,8 @@ class Minibatch:
     """Maximum number of windows in the minibatch."""
 
     batch_size: int = RuntimeConfig.batch_size
-    """Windows per forward pass of the language model on a GPU (a CPU always uses about 1,024
-    tokens)."""
+    """Windows per forward pass of the language model on a GPU; `auto` takes about 16,384 tokens,
+    and fewer when memory runs out (a CPU always uses about 1,024)."""
 
     device: str = RuntimeConfig.device
     """Where to compute: auto, cuda, mps or cpu."""

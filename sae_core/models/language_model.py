@@ -15,20 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from sae_core.models.architectures import block_component, hook_paths
-from sae_core.models.model_configuration import (
-    check_window,
-    context_length,
-    read_configuration,
-)
-from sae_core.models.model_places import cannot_load, model_place
+from sae_core.models.loading import load_causal_model, load_tokenizer
 from sae_core.models.offered_hooks import offered_hooks
 from sae_core.models.stand_ins import BaseOutput, forward_of, rows_of
-from sae_core.train_config import HOOK_NAME, ModelConfig
-from sae_core.utils.devices import device_map, pick_dtype
+from sae_core.train_config import HOOK_NAME, BatchSize, ModelConfig, windows_per_pass
 from sae_core.utils.errors import SAEError, is_out_of_memory
 from sae_core.utils.memory import Microbatch
 from sae_core.utils.naming import hook_spec
-from sae_core.utils.progress import bars_are_wanted
+from sae_core.utils.transfer import to_device
 
 CPU_TOKENS = 1024
 """Tokens in one forward pass on a CPU, about."""
@@ -111,46 +105,25 @@ class LanguageModel:
         return list(hook_paths(self._component))
 
     @classmethod
-    def load(cls, config: ModelConfig, device: torch.device, window: int = 0) -> "LanguageModel":
+    def load(
+        cls,
+        config: ModelConfig,
+        device: torch.device,
+        window: int = 0,
+        n_blocks: int | None = None,
+    ) -> "LanguageModel":
         """Load the model and tokenizer of a Hub id or a local directory.
 
         Args:
             window: tokens in the windows that it is to read.
+            n_blocks: blocks to load, from the first, for a model that only gives activations of
+                these; None for the whole model.
 
         Raises:
             SAEError: it cannot be found or loaded, or it reads no windows of that length.
         """
-        from transformers import AutoModelForCausalLM, AutoTokenizer
-        from transformers.utils import logging
-
-        if not bars_are_wanted():
-            logging.disable_progress_bar()
-        name, place, trust = config.model_name, model_place(config), config.trust_remote_code
-        check_window(window, context_length(read_configuration(name, place, trust)))
-        options = {"revision": place.revision, "trust_remote_code": trust}
-        dtype = pick_dtype(config.model_dtype, device)
-        quantization = _four_bit(dtype, device) if config.load_in_4bit else None
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(place.source, **options)
-            # Its type knows of no loading information.
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
-                place.source,
-                dtype=dtype,
-                quantization_config=quantization,
-                device_map=device_map(device),
-                output_loading_info=True,
-                **options,
-            )
-        except Exception as error:  # damaged files raise all kinds
-            raise cannot_load(name, error) from error
-        model, report = loaded
-        # Only a model that is on several devices has that map.
-        if {"cpu", "disk"} & set(getattr(model, "hf_device_map", {}).values()):
-            raise cannot_load(name, "it is larger than the memory of the GPUs")
-        if report["missing_keys"]:
-            missing = ", ".join(sorted(report["missing_keys"])[:3])
-            raise cannot_load(name, f"its files lack weights: {missing}")
-        return cls(model, tokenizer)
+        tokenizer = load_tokenizer(config)
+        return cls(load_causal_model(config, device, window, n_blocks), tokenizer)
 
     @torch.no_grad()
     def activations(self, tokens: Tensor, hooks: Sequence[Hook]) -> dict[Hook, Tensor]:
@@ -175,20 +148,22 @@ class LanguageModel:
         found: dict[Hook, Tensor] = {}
         with self._recording(hooks, found):
             try:
-                self.model(tokens.to(self.device), use_cache=False)
+                self.model(to_device(tokens, self.device), use_cache=False)
             except _Reached:
                 pass
         return found
 
-    def windows_at_once(self, length: int, batch_size: int) -> int:
+    def windows_at_once(self, length: int, batch_size: BatchSize) -> int:
         """Windows of `length` tokens per forward pass: `batch_size`, but on a CPU always as many
         as have about `CPU_TOKENS` tokens.
 
         The last bits of a matrix product depend on its shape. Larger passes are no faster there.
         """
-        return max(1, CPU_TOKENS // length) if self.device.type == "cpu" else batch_size
+        if self.device.type == "cpu":
+            return max(1, CPU_TOKENS // length)
+        return windows_per_pass(length, batch_size)
 
-    def forward_microbatch(self, length: int, batch_size: int) -> Microbatch:
+    def forward_microbatch(self, length: int, batch_size: BatchSize) -> Microbatch:
         """Windows of `length` tokens per forward pass, fewer when memory runs out."""
         advice = (
             "use shorter windows (--max-text-length), a smaller --model-dtype or another --device"
@@ -265,7 +240,7 @@ class LanguageModel:
 
     def _run_base(self, tokens: Tensor) -> Tensor:
         """(B, L, D) the model's last hidden state, from which it computes the logits."""
-        output = self._base(tokens.to(self.device), use_cache=False)
+        output = self._base(to_device(tokens, self.device), use_cache=False)
         return output.last_hidden_state.to(self.device)
 
     def kinds_of_blocks(self) -> list[int]:
@@ -407,18 +382,3 @@ def _own_copy(value: Tensor, like: Tensor) -> Tensor:
     """`value` as the model is given it: some blocks add to what they get in place, and a value
     that is the same for all tokens may be one place in memory."""
     return value.to(like).clone(memory_format=torch.contiguous_format)
-
-
-def _four_bit(dtype: torch.dtype, device: torch.device) -> Any:
-    if device.type != "cuda":
-        raise SAEError(f"--load-in-4bit: needs a CUDA GPU, and the device is {device.type}")
-    try:
-        import bitsandbytes  # noqa: F401
-    except ImportError as error:
-        raise SAEError(
-            "--load-in-4bit: needs bitsandbytes; install it with `pip install '.[4bit]'` "
-            "or leave the option out"
-        ) from error
-    from transformers import BitsAndBytesConfig
-
-    return BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_compute_dtype=dtype)

@@ -33,7 +33,7 @@ from sae_core.activations.token_windows import TokenWindows
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.losses import KnownGradient, unembedded_kl
-from sae_core.train_config import EndToEndConfig
+from sae_core.train_config import BatchSize, EndToEndConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.memory import Result
 
@@ -68,7 +68,7 @@ class EndToEnd:
         windows: TokenWindows,
         hook: Hook,
         config: EndToEndConfig,
-        batch_size: int,
+        batch_size: BatchSize,
         target: Hook | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:

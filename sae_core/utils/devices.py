@@ -6,6 +6,7 @@ import sys
 import torch
 
 from sae_core.utils.errors import SAEError
+from sae_core.utils.gpu_lease import lease_gpus
 from sae_core.utils.ranks import local_rank
 
 GLIBC_LIMITS = {-8: 1, -3: 2**25, -1: 2**31 - 1}
@@ -13,12 +14,14 @@ GLIBC_LIMITS = {-8: 1, -3: 2**25, -1: 2**31 - 1}
 
 
 def pick_device(device: str) -> torch.device:
-    """The device of that name; `auto` is CUDA, then MPS, then the CPU. If several processes share
-    a training, each has its own GPU.
+    """The device of that name; `auto` is CUDA, then MPS, then the CPU. A job of the workflow takes
+    its own GPU, and if several processes share a training, each has one.
 
     Raises:
         SAEError: this machine does not have it.
     """
+    if device in ("auto", "cuda"):
+        lease_gpus()
     available = {
         "cuda": torch.cuda.is_available(),
         "mps": torch.backends.mps.is_available(),

@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from sae_core.models.model_sources import ModelRecord
+from sae_core.train_config import windows_per_pass
 from sae_core.utils.errors import SAEError
 from sae_core.workflow.workflow_config import ModelPlan, Plan, RunPlan
 
@@ -298,6 +299,7 @@ class Planner:
         held_out = int(tokens * data.val_fraction) // self.length
         self.n_validation = held_out - held_out // 2
         self.n_windows = self.n_train + held_out
+        self.n_pass_tokens = self.length * windows_per_pass(self.length, model.runtime.batch_size)
         self.n_evaluation = min(held_out // 2, plan.evaluation.max_windows)
         self.model_bytes = MODEL_BYTES * shape.parameters
         self.loaded_bytes = self._weight_bytes() * shape.parameters
@@ -339,7 +341,7 @@ class Planner:
             * self.sites
             * len(layers)
         )
-        batch = self.model.runtime.batch_size * self.length * self.shape.d_model
+        batch = self.n_pass_tokens * self.shape.d_model
         for shard in range(jobs):
             yield self._cost(
                 "harvest",
@@ -396,7 +398,7 @@ class Planner:
         d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
         behind = self.shape.n_layers - run.layer - 1
         blocks = (run.layer + 1) + self.shape.n_layers + 3 * behind
-        batch = self.model.runtime.batch_size * self.length
+        batch = self.n_pass_tokens
         return self._cost(
             "evaluate",
             run.name,

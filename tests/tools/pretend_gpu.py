@@ -9,6 +9,7 @@ tensor there. Everything that asks for the device takes the branch for CUDA.
 import runpy
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,9 @@ class PretendGPU(TorchFunctionMode):
         device = kwargs.get("device")
         if _is_gpu(device):
             kwargs["device"] = torch.device("cpu")
+        kwargs.pop("pin_memory", None)
+        if name == "pin_memory":
+            return args[0]
         if name == "numpy" and any(there):
             raise TypeError("can't convert a tensor on the GPU to NumPy; use .cpu() first")
         here = [x for x in given if not _is_there(x) and x.dim() > 0]
@@ -151,6 +155,21 @@ def _move_module(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
     return module
 
 
+class NoStream(nullcontext):
+    """A stream or an event of a GPU that does everything at once."""
+
+    def __init__(self, *_: Any) -> None:
+        super().__init__()
+
+    def wait_stream(self, other: Any) -> None: ...
+
+    def wait_event(self, event: Any) -> None: ...
+
+    def record(self) -> None: ...
+
+    def synchronize(self) -> None: ...
+
+
 def pretend() -> None:
     """Make this process believe that there is a GPU."""
     import transformers
@@ -170,6 +189,7 @@ def pretend() -> None:
     torch.cuda.device_count = lambda: 1
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.cuda.empty_cache = lambda: None
+    torch.cuda.Stream = torch.cuda.Event = torch.cuda.current_stream = torch.cuda.stream = NoStream
     PretendGPU().__enter__()
 
 

@@ -31,5 +31,6 @@ rule harvest:
         job(
             "harvest.py --texts {input.texts} --record {input.record}"
             " --hooks {params.hooks} {params.options} --shard {wildcards.shard} --shards {params.jobs}"
-            " {params.runtime} --output {output.shard} --receipt {output.receipt}"
+            " {params.runtime} --output {output.shard} --receipt {output.receipt}",
+            gpus=True,
         )

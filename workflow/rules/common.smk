@@ -23,6 +23,7 @@ from sae_core.utils.code_hash import code_hash
 from sae_core.workflow.config_files import read_config
 from sae_core.data_processing.sources import sources_path
 from sae_core.utils.errors import SAEError
+from sae_core.utils.gpu_lease import share_gpus
 from sae_core.workflow.job_lines import JobLines
 from sae_core.model_training.one_run import check_services
 from sae_core.utils.naming import EXPORT_FILES
@@ -84,8 +85,8 @@ def say_costs():
         logger.info(f"{download}\n{sufficiency(corpus_tokens(PLAN))}")
 
 
-def job(command):
-    """The shell of a rule: one of the scripts.
+def job(command, gpus=False):
+    """The shell of a rule: one of the scripts. With `gpus`, it is told how many Snakemake grants it.
 
     What a user has to fix is not tried again: the attempt before has left its error next to the log,
     which Snakemake removes. The job's error stream is its log; stream 3 is Snakemake's, for an error
@@ -95,8 +96,9 @@ def job(command):
     return (
         "if [ {resources.attempt} -gt 1 ] && [ -e {log}.error ]; then"
         " cat {log}.error > {log}; exit 1; fi; rm -f {log}.error;"
-        " SAE_CORE_ERROR={log}.error SAE_CORE_CONSOLE=/proc/$$/fd/3 exec python"
-        f" {{params.scripts:q}}/{command} 3>&2 > {{log}} 2>&1"
+        f" {'SAE_CORE_GPUS={resources.gpu} ' if gpus else ''}SAE_CORE_ERROR={{log}}.error"
+        " SAE_CORE_CONSOLE=/proc/$$/fd/3"
+        f" exec python {{params.scripts:q}}/{command} 3>&2 > {{log}} 2>&1"
     )
 
 
@@ -127,6 +129,8 @@ def begin():
     try:
         record_holder()
         forget_failures(Path("results/logs"))
+        if "gpu" in workflow.global_resources:
+            share_gpus(workflow.global_resources["gpu"].value)
         # Check that W&B and the Hub will accept what the jobs send.
         check_services(PLAN.tracking, PLAN.publishing)
         if workflow.executor_plugin.name == "slurm":

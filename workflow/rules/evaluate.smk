@@ -30,7 +30,8 @@ rule evaluate:
         job(
             "evaluate.py --sae {params.folder} --texts {input.texts}"
             " --record {input.record} {params.options} {params.runtime}"
-            " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {output.evaluation}"
+            " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {output.evaluation}",
+            gpus=True,
         )
 
 
@@ -66,7 +67,8 @@ rule features:
             "features.py --sae {params.folder} --texts {input.texts}"
             " --record {input.record} {params.options} {params.runtime}"
             " --entries {output.entries} --table {output.table}"
-            " --corpus {output.corpus}"
+            " --corpus {output.corpus}",
+            gpus=True,
         )
 
 

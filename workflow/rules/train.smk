@@ -30,5 +30,6 @@ rule train:
             "train.py --texts {input.texts} --record {input.record}"
             " --shards {input.shards} {params.options} {params.runtime}"
             " --gpus {resources.gpu}"
-            " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {params.folder}"
+            " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {params.folder}",
+            gpus=True,
         )

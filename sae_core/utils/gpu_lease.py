@@ -1,0 +1,108 @@
+"""Which of a machine's GPUs a job takes: those that the fewest other jobs have.
+
+A lease is the kernel's lock on a file, which ends with its process, however it ends. A GPU has a
+row of such files, and a job takes the first one of a row that nobody holds, at the GPU where that
+is earliest. So jobs get a GPU each while there are enough, and share them evenly when there are
+not; none waits. The folder belongs to the user and the machine, so all workflows there share it.
+"""
+
+import fcntl
+import os
+import re
+import tempfile
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import BinaryIO
+
+from sae_core.utils.errors import SAEError
+from sae_core.utils.ranks import local_rank
+
+WANTED = "SAE_CORE_GPUS"
+"""Environment variable with the number of GPUs that Snakemake grants a job."""
+
+POOL = "SAE_CORE_GPU_POOL"
+"""And with the number that it has for all jobs together."""
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+_held: list[BinaryIO] = []
+"""Open files whose locks are this process's leases."""
+
+
+def share_gpus(pool: int) -> None:
+    """Let the jobs that this process starts take turns at `pool` GPUs."""
+    os.environ[POOL] = str(pool)
+
+
+def lease_gpus() -> None:
+    """Let this process, and those that it starts, see only as many GPUs as the workflow grants it.
+
+    A job that Snakemake runs alone keeps all that it sees, and so does one that sees no more than
+    it is granted, as in a job of a scheduler. It has to be called before CUDA is used.
+    """
+    wanted = int(os.environ.get(WANTED, 0))
+    is_alone = int(os.environ.get(POOL, 0)) <= wanted
+    if not wanted or is_alone or _held or local_rank() is not None:
+        return
+    there = _visible()
+    if len(there) <= wanted:
+        return
+    own = lease(there, wanted)
+    os.environ[VISIBLE] = ",".join(own)
+    print(f"GPU: {', '.join(own)} of {', '.join(there)}", flush=True)
+
+
+def _visible() -> list[str]:
+    """The GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    n = torch.cuda.device_count()  # does not start CUDA, which would read the variable for good
+    given = os.environ.get(VISIBLE)
+    return list(map(str, range(n))) if given is None else given.replace(" ", "").split(",")[:n]
+
+
+def lease(gpus: Sequence[str], n: int) -> list[str]:
+    """Take `n` of these GPUs until this process ends, in their order.
+
+    Raises:
+        SAEError: the folder of the leases cannot be used.
+    """
+    folder = _folder()
+    own: set[str] = set()
+    for place in count():
+        for gpu in gpus:
+            if gpu not in own and len(own) < n and _lock(folder, gpu, place):
+                own.add(gpu)
+        if len(own) == min(n, len(gpus)):
+            return [gpu for gpu in gpus if gpu in own]
+    raise AssertionError("unreachable")
+
+
+def _lock(folder: Path, gpu: str, place: int) -> bool:
+    """Lock a place in a GPU's row, if nobody has it."""
+    file = (folder / f"{re.sub(r'[^0-9A-Za-z-]', '_', gpu)}.{place}").open("ab")
+    with suppress(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _held.append(file)
+        return True
+    file.close()
+    return False
+
+
+def _folder() -> Path:
+    """Where this user's leases on this machine are.
+
+    Raises:
+        SAEError: it cannot be made, or is somebody else's.
+    """
+    folder = Path(tempfile.gettempdir()) / f"sae_core-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError as error:
+        raise SAEError(f"{folder}: cannot be made ({error.strerror}); set TMPDIR") from error
+    if found.st_uid != os.getuid() or not folder.is_dir() or folder.is_symlink():
+        raise SAEError(f"{folder}: is not a folder of this user; delete it, or set TMPDIR")
+    return folder
