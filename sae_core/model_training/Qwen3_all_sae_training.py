@@ -36,7 +36,7 @@ from sae_core.utils.records import Dataclass
 class MemoryPlan(NamedTuple):
     """Settings that fit a common GPU."""
 
-    batch_size: int
+    batch_size: BatchSize
     max_text_length: int
 
 

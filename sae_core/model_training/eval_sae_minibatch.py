@@ -14,6 +14,7 @@ import tyro
 
 from sae_core.train_config import (
     DEFAULT_DATA_PATH,
+    BatchSize,
     DataConfig,
     LoadConfig,
     ModelConfig,
@@ -64,7 +65,7 @@ class Minibatch:
     num_windows: int = 16
     """Maximum number of windows in the minibatch."""
 
-    batch_size: int = RuntimeConfig.batch_size
+    batch_size: BatchSize = RuntimeConfig.batch_size
     """Windows per forward pass of the language model on a GPU; `auto` takes about 16,384 tokens,
     and fewer when memory runs out (a CPU always uses about 1,024)."""
 

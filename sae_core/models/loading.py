@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_module_registration_hook
 
 from sae_core.models.architectures import block_component
 from sae_core.models.model_configuration import check_window, context_length, read_configuration
@@ -101,10 +102,12 @@ def _with_blocks(configuration: Any, n_blocks: int) -> Iterator[None]:
         kept = blocks[:n_blocks]
         # Otherwise transformers warns of each weight that is not read.
         left_out = "|".join(map(str, range(n_blocks, n_layers)))
-        kept._keys_to_ignore_on_load_unexpected = {rf"(^|\.){re.escape(name)}\.({left_out})\."}
+        unread: Any = {rf"(^|\.){re.escape(name)}\.({left_out})\."}
+        kept._keys_to_ignore_on_load_unexpected = unread
         return kept
 
-    handle = torch.nn.modules.module.register_module_module_registration_hook(cut)
+    # Its type knows of no hook that returns something.
+    handle = register_module_module_registration_hook(cut)  # type: ignore[arg-type]
     try:
         yield
     finally:
