@@ -331,7 +331,11 @@ class SparseAutoencoder(nn.Module, ABC):
         and scale there. What is left of x's own goes into the encoder:
         `W_enc = s / scale W_enc'`, `b_enc = s b_enc' - mean @ W_enc`.
         """
-        folded = copy.deepcopy(self).cpu()
+        # Copied straight to the CPU: a second SAE need not fit on the GPU.
+        there: dict[int, Any] = {id(t): t.to("cpu", copy=True) for t in self.buffers()}
+        for p in self.parameters():
+            there[id(p)] = nn.Parameter(p.detach().to("cpu", copy=True), p.requires_grad)
+        folded = copy.deepcopy(self, there)
         out_mean, out_scale = target or (mean, scale)
         folded.b_dec.mul_(out_scale).add_(out_mean.cpu())
         for name in self.in_units_of_x:

@@ -32,7 +32,7 @@ from sae_core.train_config import RunConfig
 from sae_core.trainer.checked_run import CheckedRun, check_run
 from sae_core.trainer.events import EpochRecord, Observer
 from sae_core.trainer.observers import MetricsFile, Observers
-from sae_core.trainer.resume import SavedStates, Timer, forget_states
+from sae_core.trainer.resume import SavedStates, StateWriter, Timer, forget_states
 from sae_core.trainer.training_inputs import (
     Activations,
     Provenance,
@@ -95,6 +95,7 @@ class SAETrainer:
                 "torch": torch.__version__,
             },
         )
+        self.state_writer = StateWriter(self.states, device)
         keep_freed_memory()
         rows = runtime.activation_batch_size
         self.loop = Trainer(
@@ -132,6 +133,8 @@ class SAETrainer:
                     self._save_state()
                 done = f"{n_done} of {self.loop.batches.n_steps} steps"
                 raise Interrupted(f"{interrupted} after {done}; run it again to continue") from None
+            finally:
+                self.state_writer.wait()
 
     def _train(self) -> None:
         loop, deferred = self.loop, self.interrupts.deferred
@@ -141,7 +144,7 @@ class SAETrainer:
                 with deferred():
                     loop.train_on(batch)
                     if self.timer.is_due:
-                        self._save_state()
+                        self._begin_to_save()
             with deferred():
                 loop.look()
             validation = loop.validate()
@@ -207,10 +210,15 @@ class SAETrainer:
         return None, False
 
     def _save_state(self) -> None:
+        self._begin_to_save()
+        self.state_writer.wait()
+
+    def _begin_to_save(self) -> None:
+        """Store the state as it is now, beside the steps that follow."""
         if self.group.is_first:
             tensors, values = self.loop.state()
             values |= {"metrics": self.events.length(), "machine": self._machine()}
-            self.states.save(TrainingState(tensors, values))
+            self.state_writer.begin(TrainingState(tensors, values))
         self.timer.restart()
 
     def _machine(self) -> str:

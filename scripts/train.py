@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -99,7 +100,7 @@ def resolved_settings(job: Job, **origin: dict[str, Any]) -> dict[str, dict[str,
 
 
 def stored_activations(job: Job) -> "Activations":
-    """The activations in the job's shards, and the model if the end-to-end phase needs it.
+    """The activations in the job's shards, and what loads the model for an end-to-end phase.
 
     Raises:
         SAEError: they are damaged, or of another model or other texts than the job's.
@@ -108,6 +109,7 @@ def stored_activations(job: Job) -> "Activations":
     from sae_core.models.language_model import Hook
     from sae_core.models.model_sources import ModelRecord
     from sae_core.trainer.training_inputs import Activations, Provenance
+    from sae_core.utils.devices import pick_device
     from sae_core.utils.files import file_sha256, folder_stamp
 
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
@@ -118,10 +120,11 @@ def stored_activations(job: Job) -> "Activations":
         tokens_per_step=job.training.tokens_per_step,
         seed=job.data.seed,
         target=target,
+        device=pick_device(job.runtime.device),
     )
     model = windows = None
     if job.end_to_end.use_end_to_end:
-        model, windows = load_model(job, record, target or hook, source)
+        model, windows = model_and_windows(job, record, target or hook, source)
     provenance = Provenance(
         model_name=record.name,
         model_commit=record.commit,
@@ -135,11 +138,11 @@ def stored_activations(job: Job) -> "Activations":
     return Activations(source, hook, source.d_in, provenance, target, model, windows, model_files)
 
 
-def load_model(
+def model_and_windows(
     job: Job, record: "ModelRecord", spliced: "Hook", source: "CachedSource"
-) -> "tuple[LanguageModel, TokenWindows]":
-    """The model and the windows that the stored activations are of, for an end-to-end phase that
-    splices in at the hook `spliced`.
+) -> "tuple[Callable[[], LanguageModel], TokenWindows]":
+    """What loads the model, and the windows that the stored activations are of, for an end-to-end
+    phase that splices in at the hook `spliced`.
 
     Raises:
         SAEError: they are of others.
@@ -147,22 +150,24 @@ def load_model(
     from sae_core.activations.token_windows import read_windows
     from sae_core.data_processing.texts import read_texts
     from sae_core.models.language_model import LanguageModel
+    from sae_core.models.loading import load_tokenizer
     from sae_core.trainer.end_to_end import later_layers
-    from sae_core.utils.devices import pick_device
+    from sae_core.utils.devices import pick_device, pick_dtype
 
     later_layers(job.end_to_end, spliced, record.n_layers)
     texts = read_texts(job.texts, "--texts")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
-    model = LanguageModel.load(config, pick_device(job.runtime.device), job.data.max_text_length)
-    windows = read_windows(model.tokenizer, texts, job.data)
+    device = pick_device(job.runtime.device)
+    windows = read_windows(load_tokenizer(config), texts, job.data)
     given = windows.n_train, windows.n_validation, windows.positions, windows.bos
     stored = source.n_train, source.n_validation, source.positions, source.bos
-    if (given, str(model.dtype)) != (stored, f"torch.{source.dtype}"):
+    dtype = str(pick_dtype(config.model_dtype, device)).removeprefix("torch.")
+    if (given, dtype) != (stored, source.dtype):
         raise SAEError(
             f"{job.shards[0]}: has activations of other texts, windows or model settings than "
             "the given ones; harvest again"
         )
-    return model, windows
+    return lambda: LanguageModel.load(config, device, job.data.max_text_length), windows
 
 
 if __name__ == "__main__":

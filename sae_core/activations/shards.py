@@ -8,7 +8,6 @@ gathers, so it is checked when it is read, without a separate pass over the file
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -21,6 +20,7 @@ from sae_core.activations.token_windows import TokenWindows
 from sae_core.activations.window_writer import (
     DIGEST_BYTES,
     WindowWriter,
+    read_at,
     window_bytes,
     window_files,
 )
@@ -201,7 +201,7 @@ def _window_tokens(windows: TokenWindows, part: str, indices: Tensor) -> Tensor:
 
 
 class WindowFile:
-    """The windows of a part at a hook in one shard, memory-mapped.
+    """The windows of a part at a hook in one shard.
 
     Raises:
         SAEError: the shard does not hold the hook, or the file has changed.
@@ -211,40 +211,39 @@ class WindowFile:
         if hook_spec not in manifest.hooks:
             raise SAEError(f"{folder}: has no activations of {hook_spec}; harvest again")
         self.path, digests = _files(folder, hook_spec, part)
-        n_windows = manifest.windows[part]
-        shape = (n_windows, manifest.positions, manifest.d_in)
+        self.n_windows = manifest.windows[part]
         dtype: torch.dtype = getattr(torch, manifest.dtype)
-        _check_length(self.path, math.prod(shape) * dtype.itemsize)
-        _check_length(digests, n_windows * DIGEST_BYTES)
+        self.n_bytes = manifest.positions * manifest.d_in * dtype.itemsize
+        _check_length(self.path, self.n_windows * self.n_bytes)
+        _check_length(digests, self.n_windows * DIGEST_BYTES)
         if file_sha256(digests) != manifest.digests[digests.name]:
             raise SAEError(f"{digests}: has changed since it was written; harvest again")
-        self.digests, self.checked = digests.read_bytes(), bytearray(n_windows)
-        self.windows = torch.empty(shape, dtype=dtype)
-        if n_windows:
-            size = math.prod(shape)
-            whole = torch.from_file(str(self.path), shared=False, size=size, dtype=dtype)
-            self.windows = whole.view(shape)
+        self.digests, self.checked = digests.read_bytes(), bytearray(self.n_windows)
 
     def __len__(self) -> int:
-        return len(self.windows)
+        return self.n_windows
 
-    def read(self, indices: Tensor) -> Tensor:
-        """(W, positions, D) the windows `indices` (W,); each is checked the first time.
+    def read(self, windows: Tensor, places: Sequence[int], indices: Sequence[int]) -> None:
+        """Fill `windows` (W, positions, D) at each of some places with the window of an index; each
+        window is checked the first time. Several threads may do this at once.
 
         Raises:
             SAEError: a window has changed.
         """
-        rows = self.windows[indices]
-        for index, window in zip(indices.tolist(), window_bytes(rows), strict=True):
-            if not self.checked[index]:
-                digest = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-                if hashlib.sha256(window).digest() != digest:
-                    raise SAEError(
-                        f"{self.path}: window {index} has changed since it was written; "
-                        "harvest again"
-                    )
-                self.checked[index] = True
-        return rows
+        content = window_bytes(windows)
+        with self.path.open("rb", buffering=0) as file:
+            for place, index in zip(places, indices, strict=True):
+                read_at(file.fileno(), content[place], index * self.n_bytes)
+                if not self.checked[index]:
+                    self._check(index, content[place])
+
+    def _check(self, index: int, window: memoryview) -> None:
+        digest = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
+        if hashlib.sha256(window).digest() != digest:
+            raise SAEError(
+                f"{self.path}: window {index} has changed since it was written; harvest again"
+            )
+        self.checked[index] = True
 
 
 def _check_length(path: Path, expected: int) -> None:

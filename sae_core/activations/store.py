@@ -5,16 +5,18 @@ settings they give the same batches. One epoch is one pass over the windows in a
 about `SHUFFLE_TOKENS` activations at a time are gathered from them and shuffled.
 """
 
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from sae_core.activations.loader import Chunk, Form, one_ahead, shuffled_chunks
 from sae_core.activations.shards import Manifest, WindowFile
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -22,6 +24,9 @@ from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.train_config import BatchSize
 from sae_core.utils.errors import SAEError
 from sae_core.utils.seeding import generator
+from sae_core.utils.transfer import to_device
+
+CPU = torch.device("cpu")
 
 CALIBRATION_TOKENS = 2**16
 """Held-out activations that an inference threshold is calibrated on, about."""
@@ -29,7 +34,8 @@ CALIBRATION_TOKENS = 2**16
 SHUFFLE_TOKENS = 2**18
 """Minimum number of activations that are shuffled together (or all, if there are fewer)."""
 
-Item = TypeVar("Item")
+READERS = min(8, os.cpu_count() or 1)
+"""Threads that read and check windows."""
 
 
 class ActivationSource(ABC):
@@ -108,7 +114,11 @@ class ActivationSource(ABC):
         first, row = divmod(skip * self.tokens_per_step, rows_together)
         left_over: list[Tensor] = []
         for rows in self.shuffled(epoch, order, first):
-            *batches, last = torch.cat([*left_over, rows[row:]]).split(self.tokens_per_step)
+            # The chunk itself is not copied: it may be large.
+            begun = row + self.tokens_per_step - sum(map(len, left_over))
+            start = torch.cat([*left_over, rows[row:begun]])
+            rest = rows[begun:].split(self.tokens_per_step) if begun < len(rows) else ()
+            *batches, last = start, *rest
             yield from batches
             left_over, row = [last], 0
         if len(last) == self.tokens_per_step:
@@ -117,11 +127,16 @@ class ActivationSource(ABC):
     def shuffled(self, epoch: int, order: Tensor, first: int = 0) -> Iterator[Tensor]:
         """(about `SHUFFLE_TOKENS`, D) chunks of activations of the windows `order`, with the tokens
         in random order; the first `first` chunks are left out."""
+        for windows, drawn in self.chunks(epoch, order, first):
+            yield self.read("train", epoch, windows).flatten(0, 1)[drawn]
+
+    def chunks(self, epoch: int, order: Tensor, first: int = 0) -> Iterator[Chunk]:
+        """What is shuffled together."""
         parts = enumerate(order.split(self.shuffle_windows))
-        for number, indices in islice(parts, first, None):
-            rows = self.read("train", epoch, indices).flatten(0, 1)
+        for number, windows in islice(parts, first, None):
             draw = generator(self.seed, "shuffle", epoch, number)
-            yield rows[torch.randperm(len(rows), generator=draw)]
+            n_tokens = len(windows) * self.positions
+            yield Chunk(windows, torch.randperm(n_tokens, generator=draw))
 
     def validation_windows(self, stride: int = 1) -> Iterator[Tensor]:
         """(W,) the windows of each validation batch, taking one validation window in `stride`."""
@@ -193,6 +208,7 @@ class CachedSource(ActivationSource):
 
     Args:
         target: of a transcoder.
+        device: that the batches are to be on.
 
     Raises:
         SAEError: the shards are incomplete, damaged or do not hold the hooks.
@@ -206,6 +222,7 @@ class CachedSource(ActivationSource):
         tokens_per_step: int,
         seed: int,
         target: Hook | None = None,
+        device: torch.device = CPU,
     ) -> None:
         manifests = [Manifest.load(folder) for folder in folders]
         first = manifests[0]
@@ -231,6 +248,9 @@ class CachedSource(ActivationSource):
                 )
                 for folder, manifest in zip(folders, manifests, strict=True)
             ]
+        dtype: torch.dtype = getattr(torch, first.dtype)
+        self.form = Form(len(_hooks(hook, target)), first.positions, first.d_in, dtype)
+        self.device, self._readers = device, ThreadPoolExecutor(READERS)
         super().__init__(
             first.total["train"] // first.passes,
             first.total["validation"],
@@ -240,7 +260,15 @@ class CachedSource(ActivationSource):
         )
 
     def shuffled(self, epoch: int, order: Tensor, first: int = 0) -> Iterator[Tensor]:
-        return one_ahead(super().shuffled(epoch, order, first))  # read while the SAE trains
+        def read(rows: Tensor, windows: Tensor) -> None:
+            self._fill(rows, "train", epoch, windows)
+
+        chunks = self.chunks(epoch, order, first)
+        return shuffled_chunks(chunks, read, self.form, self.shuffle_windows, self.device)
+
+    def validation_batches(self, stride: int = 1) -> Iterator[Tensor]:
+        for batch in one_ahead(super().validation_batches(stride)):
+            yield to_device(batch, self.device)
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"passes": self.passes, "dtype": self.dtype}
@@ -249,31 +277,27 @@ class CachedSource(ActivationSource):
         return epoch % self.passes
 
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
+        rows = torch.empty(self.form.of(len(indices)), dtype=self.form.dtype)
+        self._fill(rows, part, epoch, indices)
+        return torch.cat(list(rows), dim=-1) if len(rows) > 1 else rows[0]
+
+    def _fill(self, rows: Tensor, part: str, epoch: int, indices: Tensor) -> None:
+        """Read windows (W,) of a part into (S, W, positions, D), some in each thread."""
         if part == "train":
             indices = indices + self.pass_of(epoch) * self.n_train
-        pieces = self._files[part]
-        width = len(pieces[0][1]) * self.d_in
-        dtype: torch.dtype = getattr(torch, self.dtype)
-        out = torch.empty(len(indices), self.positions, width, dtype=dtype)
-        for first, files in pieces:
+        jobs = []
+        for first, files in self._files[part]:
             here = (indices >= first) & (indices < first + len(files[0]))
-            for file, columns in zip(files, out.split(self.d_in, dim=-1), strict=True):
-                columns[here] = file.read(indices[here] - first)
-        return out
-
-
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each computed in a thread while the one before is in use."""
-
-    def following() -> list[Item]:
-        """The next item; nothing at the end."""
-        return list(islice(items, 1))
-
-    with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(following)
-        while item := coming.result():
-            coming = thread.submit(following)
-            yield from item
+            places = here.nonzero().flatten()
+            if len(places) == 0:
+                continue
+            for some in places.chunk(2 * READERS):
+                own = (indices[some] - first).tolist()
+                for file, site in zip(files, rows, strict=True):
+                    jobs.append(self._readers.submit(file.read, site, some.tolist(), own))
+        wait(jobs)
+        for job in jobs:
+            job.result()
 
 
 def _cover(manifests: list[Manifest], part: str, total: int) -> bool:

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_core.utils.transfer import Copy, HostBuffers, SideStream
+from sae_core.utils.transfer import HostBuffers, Moment, SideStream
 
 DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -83,7 +83,7 @@ class WindowWriter:
         buffer = self._buffers.take()
         rows = buffer[: windows.numel() * windows.element_size()]
         rows = rows.view(windows.dtype).view(windows.shape)
-        copy = self._copies.copy(rows, windows)
+        copy = self._copies.copy(rows, windows, Moment.now(windows.device))
         # `windows` is handed on so that its memory is not used again before it is copied.
         job = self._threads.submit(self._store, files, first, rows, windows, copy)
         job.add_done_callback(lambda _: self._buffers.give_back(buffer))
@@ -102,14 +102,22 @@ class WindowWriter:
             self._jobs.popleft().result()
 
     @staticmethod
-    def _store(files: WindowFiles, first: int, rows: Tensor, source: Tensor, copy: Copy) -> None:
-        copy.wait()
+    def _store(
+        files: WindowFiles, first: int, rows: Tensor, source: Tensor, copied: Moment
+    ) -> None:
+        copied.wait()
         del source
         windows = window_bytes(rows)
         digests = b"".join(hashlib.sha256(window).digest() for window in windows)
         write_at(files.data, memoryview(rows.flatten().view(torch.uint8).numpy()),
                  first * windows[0].nbytes)  # fmt: skip
         write_at(files.digests, memoryview(digests), first * DIGEST_BYTES)
+
+
+def read_at(descriptor: int, content: memoryview, offset: int) -> None:
+    """Fill `content` from a place of a file; what the file no longer has stays as it was."""
+    while content and (n := os.preadv(descriptor, [content], offset)):
+        content, offset = content[n:], offset + n
 
 
 def write_at(descriptor: int, content: memoryview, offset: int) -> None:

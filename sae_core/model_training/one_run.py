@@ -55,6 +55,7 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
 
     from sae_core.distributed.process_group import join
     from sae_core.model_training.tracked_run import Plan, tracked_run
+    from sae_core.models.language_model import LanguageModel
     from sae_core.sae_train import activations_of
     from sae_core.trainer.checked_run import check_run
     from sae_core.trainer.training_inputs import Settings
@@ -69,8 +70,9 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
     ) as done:
         folder, tracking = done.folder, done.tracking
         if config.publishing.upload_to_hf or is_on(login):
-            assert done.activations.model is not None
-            evaluation = _evaluate(config, run, folder, done.activations.model)
+            model = done.activations.model
+            assert isinstance(model, LanguageModel), "they are streamed from it"
+            evaluation = _evaluate(config, run, folder, model)
             if evaluation:
                 tracking.summarise(**evaluation_summary(json.loads(evaluation.read_text())))
         if config.publishing.upload_to_hf:

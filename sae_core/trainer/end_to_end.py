@@ -24,6 +24,7 @@ Shapes: B windows in a forward pass, L positions, D activation width, N tokens t
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -35,7 +36,10 @@ from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.losses import KnownGradient, unembedded_kl
 from sae_core.train_config import BatchSize, EndToEndConfig
 from sae_core.utils.errors import SAEError
-from sae_core.utils.memory import Result
+from sae_core.utils.memory import Microbatch, Result
+
+ModelOrLoad = LanguageModel | Callable[[], LanguageModel]
+"""A language model, or what loads it."""
 
 CONTRIBUTIONS = {
     "logit_kl": "kl_contribution",
@@ -50,21 +54,19 @@ DEFAULT_WEIGHTS = {
 
 
 class EndToEnd:
-    """The end-to-end losses of one SAE.
+    """The end-to-end losses of one SAE. `later_layers` checks its settings beforehand.
 
     Args:
+        model: or a function that loads it, which is called when the phase begins.
         windows: those that the SAE's activations are of.
         batch_size: windows in a forward pass; see `LanguageModel.windows_at_once`.
         target: of a transcoder.
         group: the processes that share the training, each with its own windows.
-
-    Raises:
-        SAEError: a layer of `block_mse_layers` is not after the hook.
     """
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: ModelOrLoad,
         windows: TokenWindows,
         hook: Hook,
         config: EndToEndConfig,
@@ -72,12 +74,25 @@ class EndToEnd:
         target: Hook | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
-        self.model, self.windows, self.hook, self.config = model, windows, hook, config
-        self.target, self.group = target or hook, group
-        self.microbatch = model.forward_microbatch(windows.length, batch_size)
-        layers = later_layers(config, self.target, model.n_layers)
-        self.later = [Hook(layer, "hook_resid_post") for layer in layers]
+        self._given, self.windows, self.hook, self.config = model, windows, hook, config
+        self.target, self.group, self.batch_size = target or hook, group, batch_size
         self.weights = _weights(config)
+
+    @cached_property
+    def model(self) -> LanguageModel:
+        """The language model, which takes no memory before the phase."""
+        return self._given if isinstance(self._given, LanguageModel) else self._given()
+
+    @cached_property
+    def microbatch(self) -> Microbatch:
+        """Windows in a forward pass."""
+        return self.model.forward_microbatch(self.windows.length, self.batch_size)
+
+    @cached_property
+    def later(self) -> list[Hook]:
+        """Where the later layers' errors are taken."""
+        layers = later_layers(self.config, self.target, self.model.n_layers)
+        return [Hook(layer, "hook_resid_post") for layer in layers]
 
     def clean(
         self, tokens: Tensor, max_norm: float, target_max_norm: float = math.inf

@@ -5,9 +5,11 @@ renamed, and only then the one before it is deleted, so that at any instant, wha
 one whole newest state. It says which training it is of; one of another training is moved aside.
 """
 
+import copy
 import json
 import shutil
 import time
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from sae_core.trainer.training_state import TrainingState
 from sae_core.utils.errors import SAEError, one_line
 from sae_core.utils.files import file_sha256, sync
 from sae_core.utils.naming import STALE_STATES, STATES
+from sae_core.utils.transfer import Moment, host_like
 
 TENSORS, VALUES = "tensors.pt", "state.json"
 
@@ -109,6 +112,51 @@ class SavedStates:
         if not self.folder.is_dir():
             return []
         return [int(path.name) for path in self.folder.iterdir() if path.name.isdigit()]
+
+
+class StateWriter:
+    """Stores states in a thread, while the training that they are of goes on.
+
+    A state is copied first, which a GPU does between two steps without the program waiting for it.
+    """
+
+    def __init__(self, states: SavedStates, device: torch.device) -> None:
+        self.states, self.device = states, device
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+        self._copies: dict[str, Tensor] = {}
+
+    def begin(self, state: TrainingState) -> None:
+        """Begin to store a state, once the one before it is stored.
+
+        Raises:
+            SAEError: that one could not be written.
+        """
+        self.wait()
+        copied = TrainingState(self._copied(state.tensors), copy.deepcopy(state.values))
+        self._writing = self._thread.submit(self._save, copied, Moment.now(self.device))
+
+    def wait(self) -> None:
+        """Wait until the state that was given last is stored.
+
+        Raises:
+            SAEError: it cannot be written.
+        """
+        writing, self._writing = self._writing, None
+        if writing is not None:
+            writing.result()
+
+    def _copied(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies in the machine's memory, which is used again for the next state."""
+        for name, tensor in tensors.items():
+            if name not in self._copies or self._copies[name].shape != tensor.shape:
+                self._copies[name] = host_like(tensor, self.device)
+            self._copies[name].copy_(tensor.detach(), non_blocking=True)
+        return {name: self._copies[name] for name in tensors}
+
+    def _save(self, state: TrainingState, copied: Moment) -> None:
+        copied.wait()
+        self.states.save(state)
 
 
 def forget_states(checkpoints: Path) -> None:

@@ -8,10 +8,10 @@ import torch
 from sae_core.activations.store import ActivationSource
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.distributed.process_group import ProcessGroup
-from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.models.language_model import Hook
 from sae_core.sae.config import SAEConfig, SAESpec
 from sae_core.train_config import DataConfig, EndToEndConfig, RuntimeConfig, TrainingConfig
-from sae_core.trainer.end_to_end import EndToEnd
+from sae_core.trainer.end_to_end import EndToEnd, ModelOrLoad
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Activations:
     provenance: Provenance
     target: Hook | None = None
     """Of a transcoder; `source` then has the activations at both hooks."""
-    model: LanguageModel | None = None
+    model: ModelOrLoad | None = None
     """What they are of; only an end-to-end phase needs it, and its windows."""
     windows: TokenWindows | None = None
     model_files: str | None = None

@@ -16,6 +16,12 @@ def host_empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -
     return torch.empty(*shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
+def host_like(tensor: Tensor, device: torch.device) -> Tensor:
+    """An uninitialised tensor in the machine's memory, of the form of `tensor`, which is on
+    `device`."""
+    return torch.empty_like(tensor, device="cpu", pin_memory=device.type == "cuda")
+
+
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """A small tensor on a device; a GPU takes it without making the program wait."""
     if device.type != "cuda" or tensor.device.type != "cpu":
@@ -23,21 +29,25 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
-class Copy:
-    """A copy that has begun. `source` and `target` have to stay as they are until it is done."""
+class Moment:
+    """When a device has done what it was given until now; at once on all but CUDA."""
 
     def __init__(self, event: "torch.cuda.Event | None") -> None:
-        self._event = event
+        self.event = event
+
+    @classmethod
+    def now(cls, device: torch.device) -> "Moment":
+        """The moment when it has done everything so far."""
+        if device.type != "cuda":
+            return cls(None)
+        event = torch.cuda.Event()
+        event.record(torch.cuda.current_stream(device))
+        return cls(event)
 
     def wait(self) -> None:
-        """Wait here until it is done."""
-        if self._event is not None:
-            self._event.synchronize()
-
-    def before_what_follows(self) -> None:
-        """Make the device wait for it before it does what it is given from now on."""
-        if self._event is not None:
-            torch.cuda.current_stream().wait_event(self._event)
+        """Wait here for it."""
+        if self.event is not None:
+            self.event.synchronize()
 
 
 class SideStream:
@@ -47,17 +57,16 @@ class SideStream:
         self.device = device
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def copy(self, target: Tensor, source: Tensor) -> Copy:
-        """Begin `target.copy_(source)`; it comes after what the device has to do already."""
-        if self._stream is None:
+    def copy(self, target: Tensor, source: Tensor, after: Moment) -> Moment:
+        """Begin `target.copy_(source)` after a moment; when it is done. Until then both have to
+        stay as they are."""
+        if self._stream is None or after.event is None:
             target.copy_(source)
-            return Copy(None)
-        self._stream.wait_stream(torch.cuda.current_stream(self.device))
+            return Moment(None)
         with torch.cuda.stream(self._stream):
+            self._stream.wait_event(after.event)
             target.copy_(source, non_blocking=True)
-            done = torch.cuda.Event()
-            done.record()
-        return Copy(done)
+            return Moment.now(self.device)
 
 
 class HostBuffers:

@@ -165,9 +165,15 @@ class NoStream(nullcontext):
 
     def wait_event(self, event: Any) -> None: ...
 
-    def record(self) -> None: ...
+    def record(self, stream: Any = None) -> None: ...
 
     def synchronize(self) -> None: ...
+
+
+def pretended_streams(set_to: Callable[..., None]) -> None:
+    """Set what CUDA's streams are made with to stand-ins."""
+    for name in ("Stream", "Event", "current_stream", "stream"):
+        set_to(torch.cuda, name, NoStream)
 
 
 def pretend() -> None:
@@ -189,7 +195,7 @@ def pretend() -> None:
     torch.cuda.device_count = lambda: 1
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.cuda.empty_cache = lambda: None
-    torch.cuda.Stream = torch.cuda.Event = torch.cuda.current_stream = torch.cuda.stream = NoStream
+    pretended_streams(setattr)
     PretendGPU().__enter__()
 
 

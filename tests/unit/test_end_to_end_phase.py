@@ -405,3 +405,20 @@ def test_an_interrupted_phase_goes_on_as_if_nothing_had_been(
     assert resumed.history == whole.history
     tensors = whole.state().tensors
     assert all(torch.equal(t, tensors[name]) for name, t in resumed.state().tensors.items())
+
+
+def test_the_model_is_loaded_when_the_phase_begins(setting: Setting) -> None:
+    """And not before; the training is the same."""
+    loaded: list[int] = []
+
+    def load() -> LanguageModel:
+        loaded.append(lazy.progress.n_done)
+        return setting.model
+
+    config = EndToEndConfig(end_to_end_fraction=0.5)
+    lazy = setting.trainer(EndToEnd(load, setting.windows, HOOK, config, 4))
+    for _ in lazy.train():
+        pass
+    eager = setting.train(setting.phase(end_to_end_fraction=0.5))
+    assert lazy.history == eager.history
+    assert loaded == [lazy.batches.n_local_steps] and loaded[0] > 0

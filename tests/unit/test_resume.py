@@ -7,6 +7,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sae_core.distributed.interrupts import SIGNALS, Interrupts
 from sae_core.model_training.one_run import train_one
 from sae_core.train_config import RunConfig, TrainingConfig
 from sae_core.trainer.events import Observer
-from sae_core.trainer.resume import SavedStates, forget_states
+from sae_core.trainer.resume import SavedStates, StateWriter, forget_states
 from sae_core.trainer.training_state import TrainingState
 from sae_core.training import Trainer
 from sae_core.utils import cli
@@ -498,3 +499,43 @@ def test_a_run_that_is_done_is_not_trained_again(
     forget_states(first.checkpoints)
     with pytest.raises(AttributeError):  # it does train
         train_one(config)
+
+
+class Slow(SavedStates):
+    """Writes when it may."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, {})
+        self.may_write = threading.Event()
+
+    def save(self, state: TrainingState) -> None:
+        assert self.may_write.wait(30)
+        super().save(state)
+
+
+def test_a_state_is_written_while_the_training_goes_on(tmp_path: Path) -> None:
+    """It is the state as it was given, though all of it changes before it is written."""
+    states = Slow(tmp_path / "resume")
+    writer = StateWriter(states, torch.device("cpu"))
+    x, values = torch.arange(6.0).view(2, 3).T, {"weights": {"kl": 1.0}}
+    writer.begin(TrainingState({"x": x}, values))
+    x.zero_()
+    values["weights"]["kl"] = 2.0
+    states.may_write.set()
+    writer.wait()
+    stored = states.newest()
+    assert stored is not None and stored.values == {"weights": {"kl": 1.0}}
+    assert torch.equal(stored.tensors["x"], torch.arange(6.0).view(2, 3).T)
+    writer.begin(TrainingState({"x": x}, values))
+    writer.begin(TrainingState({"x": x + 1, "y": x}, values))  # after the one before
+    writer.wait()
+    stored = states.newest()
+    assert stored is not None and (stored.tensors["x"] == 1).all() and "y" in stored.tensors
+
+
+def test_a_state_that_cannot_be_written_stops_the_training(tmp_path: Path) -> None:
+    (tmp_path / "resume").write_text("a file in its place")
+    writer = StateWriter(SavedStates(tmp_path / "resume", {}), torch.device("cpu"))
+    writer.begin(TrainingState({"x": torch.zeros(3)}, {}))
+    with pytest.raises(SAEError, match="a state of 12 bytes cannot be written"):
+        writer.begin(TrainingState({"x": torch.zeros(3)}, {}))

@@ -11,7 +11,7 @@ import torch
 from synthetic import SparseDirections
 from torch import Tensor
 
-from sae_core.activations import store
+from sae_core.activations import loader, store
 from sae_core.activations.shards import Manifest, harvest
 from sae_core.activations.store import ActivationSource, CachedSource, StreamingSource
 from sae_core.activations.token_windows import Tokens, TokenWindows
@@ -283,11 +283,11 @@ def test_what_fails_while_reading_ahead_is_raised() -> None:
         yield from (1, 2)
         raise SAEError("the third")
 
-    ahead = store.one_ahead(items())
+    ahead = loader.one_ahead(items())
     assert (next(ahead), next(ahead)) == (1, 2)
     with pytest.raises(SAEError, match="the third"):
         next(ahead)
-    assert list(store.one_ahead(iter(range(5)))) == list(range(5))
+    assert list(loader.one_ahead(iter(range(5)))) == list(range(5))
 
 
 # Damage
