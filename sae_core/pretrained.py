@@ -1,21 +1,14 @@
 """Trained SAEs by name: from a directory, from this project's output folders, or from the Hub."""
 
-import os
-import re
 from pathlib import Path
 from typing import Literal, NamedTuple, overload
 
 from sae_core.formats.checkpoint import History, load_history, load_sae
+from sae_core.formats.foreign import import_sae
+from sae_core.formats.sae_places import content_hashes, form_of, sae_folder
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import OutputConfig
 from sae_core.utils.errors import SAEError
-from sae_core.utils.naming import REPO_ID, SAE_FILES
-
-ROOTS = (OutputConfig.output_root, Path("results/saes"))
-"""Where a bare run name is looked for, from the folder one is in: by hand, by the workflow."""
-
-RUN = re.compile(r"\w[\w.-]*(/\w[\w.-]*)*")
-"""A folder in a repository."""
+from sae_core.utils.naming import SAE_FILES, without_paths
 
 
 class Pretrained(NamedTuple):
@@ -23,6 +16,21 @@ class Pretrained(NamedTuple):
 
     sae: SparseAutoencoder
     history: History
+
+
+class Origin(NamedTuple):
+    """An SAE that a training begins with."""
+
+    sae: SparseAutoencoder
+    """It takes raw activations."""
+    name: str
+    """As it was given, a path without what leads to the folder."""
+    sha256: dict[str, str]
+    """Of the files that it was read from."""
+
+    def as_metadata(self) -> dict[str, object]:
+        """What `config.json` says of it."""
+        return {"name": self.name, "sae_type": self.sae.spec.sae_type, "sha256": self.sha256}
 
 
 @overload
@@ -52,22 +60,52 @@ def load_pretrained(
     unpickled.
 
     Args:
-        name: an SAE directory; the run name of one in `sae_core/pretrained_models` or
-            `results/saes`; or `owner/repository/run_name` on the Hub, which is downloaded once.
+        name: an SAE directory, also one of SAELens or dictionary_learning; the run name of one in
+            `sae_core/pretrained_models` or `results/saes`; or `owner/repository/run_name` on the
+            Hub, which is downloaded once.
         revision: branch, tag or commit on the Hub.
         threshold: the inference threshold of a BatchTopK SAE. SAEs of this trainer's predecessor
             were stored without one and cannot encode until it is given here, or found from
             activations by `sae.calibrate`.
-        with_history: return the training history too, as `Pretrained(sae, history)`.
+        with_history: return the training history too, as `Pretrained(sae, history)`; empty for
+            another tool's SAE.
 
     Raises:
         SAEError: there is no such SAE, it cannot be had, or it is damaged.
     """
-    folder = _folder(str(name), revision)
-    sae = load_sae(folder)
+    folder = sae_folder(str(name), revision)
+    sae = _read(folder)
     if threshold is not None:
         sae.set_threshold(threshold)
-    return Pretrained(sae, load_history(folder)) if with_history else sae
+    if not with_history:
+        return sae
+    is_ours = form_of(folder) in (SAE_FILES[0], None)
+    return Pretrained(sae, load_history(folder) if is_ours else {})
+
+
+def load_origin(name: str, output: Path) -> Origin:
+    """An SAE to begin a training with; `name` is as `load_pretrained` takes it.
+
+    Args:
+        output: the SAE directory that the training writes; a run name is first looked for beside
+            it.
+
+    Raises:
+        SAEError: there is no such SAE, it cannot be had, is damaged, or would be written over.
+    """
+    folder = sae_folder(name, beside=output.parent)
+    if folder.resolve() == output.resolve():
+        raise SAEError(
+            f"--init-from {name}: the trained SAE would be written over it, in {output}; move it, "
+            "or give another --run-name or --output-root"
+        )
+    return Origin(_read(folder), without_paths(name), content_hashes(folder))
+
+
+def _read(folder: Path) -> SparseAutoencoder:
+    """The SAE in a directory, whichever tool wrote it."""
+    is_foreign = form_of(folder) not in (SAE_FILES[0], None)
+    return import_sae(folder) if is_foreign else load_sae(folder)
 
 
 def list_pretrained(repo_id: str, *, revision: str | None = None) -> list[str]:
@@ -76,27 +114,9 @@ def list_pretrained(repo_id: str, *, revision: str | None = None) -> list[str]:
     Raises:
         SAEError: it cannot be read.
     """
-    from sae_core.publishing.hub import list_files
+    from sae_core.utils.hub_files import list_files
 
     files = set(list_files(repo_id, revision))
     folders = {path.rpartition("/")[0] for path in files} - {""}
     needed = SAE_FILES[:2]
     return sorted(f for f in folders if all(f"{f}/{name}" in files for name in needed))
-
-
-def _folder(name: str, revision: str | None) -> Path:
-    local = [Path(name), *(root / name for root in ROOTS)]
-    for folder in local:
-        if os.path.isdir(folder):  # Path.is_dir raises for a name that is too long
-            return folder
-    owner, _, rest = name.partition("/")
-    repository, _, run = rest.partition("/")
-    if not REPO_ID.fullmatch(f"{owner}/{repository}") or not RUN.fullmatch(run):
-        places = ", ".join(str(root) for root in ROOTS)
-        raise SAEError(
-            f"{name[:200]!r}: no such SAE directory, and no SAE of that name in {places}; for "
-            "one on the Hub, give owner/repository/run_name"
-        )
-    from sae_core.publishing.hub import fetch_folder
-
-    return fetch_folder(f"{owner}/{repository}", run, SAE_FILES, revision)

@@ -345,6 +345,23 @@ class SparseAutoencoder(nn.Module, ABC):
             folded.shift_pre_activations(-(mean.cpu() @ folded.W_enc))
         return folded.to(dtype)
 
+    @torch.no_grad()
+    def unfolded(
+        self, mean: Tensor, scale: float, target: tuple[Tensor, float] | None = None
+    ) -> "SparseAutoencoder":
+        """The reverse of `folded`: a float32 copy on the device of `mean` that takes
+        `(x - mean) / scale`, when this one takes raw activations."""
+        unfolded = copy.deepcopy(self).to(mean.device, torch.float32)
+        out_mean, out_scale = target or (mean, scale)
+        if target:
+            unfolded.shift_pre_activations(mean @ unfolded.W_enc)
+            unfolded.W_enc.mul_(scale / out_scale)
+        for name in self.in_units_of_x:
+            if (tensor := getattr(unfolded, name)) is not None:
+                tensor.div_(out_scale)
+        unfolded.b_dec.sub_(out_mean).div_(out_scale)
+        return unfolded
+
     def shift_pre_activations(self, shift: Tensor) -> None:
         """Add (F,) to what `x @ W_enc` is taken for."""
         self.b_enc.add_(shift)

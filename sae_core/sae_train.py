@@ -107,6 +107,7 @@ class SAETrainer:
             end_to_end_phase(activations, settings, group),
             runtime.max_skipped,
             runtime.log_freq,
+            activations.origin,
         )
 
     def train(self) -> None:
@@ -318,6 +319,9 @@ def _announce(sae: SAEConfig, run: CheckedRun, windows: TokenWindows) -> None:
     print(f"hook: {run.hook.spec}{target}, width {width}")
     kind = "transcoder" if run.target else "SAE"
     print(f"{kind}: {sae.sae_type} with {sae.n_features(width)} features")
+    if run.origin:
+        spec = run.origin.sae.spec
+        print(f"begins with: {run.origin.name}, {spec.sae_type} with {spec.d_sae} features")
     print(
         f"windows: {windows.n_train} to train, {windows.n_validation} to validate, "
         f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",
@@ -369,6 +373,7 @@ def activations_of(
         model,
         windows,
         folder_stamp(folder) if folder else None,
+        run.origin,
     )
 
 

@@ -324,8 +324,9 @@ class EndToEndConfig:
     which has no later ones."""
 
     logit_kl_weight: NaturalFloat = 1e-2
-    """Weight of the KL divergence. Unless the phase covers the whole training, the default gives
-    it the same gradient norm as the reconstruction error; other values scale it proportionally."""
+    """Weight of the KL divergence. Unless the phase covers the whole of a training from random
+    weights, the default gives it the same gradient norm as the reconstruction error; other values
+    scale it proportionally."""
 
     block_mse_weight: NaturalFloat = 1e-3
     """Weight of the later layers' error, scaled in the same way."""
@@ -342,7 +343,7 @@ class EndToEndConfig:
         ),
     ] = 0.1
     """Share of the optimizer steps, at the end of the training, that use end-to-end losses; 1
-    means every step."""
+    means every step, as for a short training that begins with an SAE (--init-from)."""
 
     def __post_init__(self) -> None:
         check_limits(self)

@@ -38,6 +38,7 @@ from torch import Tensor
 from sae_core.activations.store import ActivationSource
 from sae_core.distributed.process_group import ProcessGroup
 from sae_core.formats.checkpoint import History
+from sae_core.pretrained import Origin
 from sae_core.sae import losses
 from sae_core.sae.losses import Terms
 from sae_core.sae.normalisation import Normalisation
@@ -51,6 +52,7 @@ from sae_core.trainer.early_stopping import EarlyStopping
 from sae_core.trainer.end_to_end import EndToEnd
 from sae_core.trainer.events import EpochRecord, Observer
 from sae_core.trainer.optimizer import adam, clip_gradients, hand_over_gradients, set_learning_rate
+from sae_core.trainer.origin import begin_with
 from sae_core.trainer.schedule import learning_rate, peak_learning_rate
 from sae_core.trainer.static_step import AUXILIARY_STRIDE, Figures, StaticStep
 from sae_core.trainer.training_state import Means, Progress, TrainingState, learned, put_back
@@ -85,6 +87,7 @@ class Trainer:
         max_skipped: batches in a row that may be skipped because they are not finite.
         log_freq: steps between two looks at what a device has done.
         stepping: how it does them.
+        origin: the SAE whose weights `sae` takes over before the first step.
     """
 
     def __init__(
@@ -98,9 +101,11 @@ class Trainer:
         max_skipped: int = RuntimeConfig.max_skipped,
         log_freq: int = RuntimeConfig.log_freq,
         stepping: Stepping = "auto",
+        origin: Origin | None = None,
     ) -> None:
         self.sae, self.source, self.config, self.observer = sae, source, config, observer
         self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
+        self.origin = origin
         self.batches = Batches(
             sae.spec, sae.b_dec.device, source, config.num_epochs, end_to_end, compute.group
         )
@@ -173,7 +178,9 @@ class Trainer:
         progress.n_done += 1
         if isinstance(batch, Tensor):
             assert self.ahead is not None
-            self.ahead.take(Waiting(batch, lr, number))
+            # The first step with an origin takes its weights over, which no static step does.
+            is_first = self.origin is not None and progress.tokens == 0
+            (self._redo if is_first else self.ahead.take)(Waiting(batch, lr, number))
         else:
             self.look()
             self._take(batch, lr, number)
@@ -191,6 +198,8 @@ class Trainer:
         progress.outliers += batch.n_outliers
         if len(batch.x) == 0:
             return
+        if self.origin and progress.tokens == 0:
+            begin_with(self.origin, self.sae, self.normalise, batch.x)
         if batch.passes and not progress.in_phase:
             self._begin_phase(batch)
         try:
@@ -432,7 +441,8 @@ class Trainer:
         """Forget the best epoch, and balance the end-to-end terms on the phase's first batch."""
         self.progress.in_phase = True
         self.progress.stopping.start_over()
-        if self.batches.n_local_steps > 0:
+        # The reconstruction error of random weights is no measure.
+        if self.batches.n_local_steps > 0 or self.origin:
             part = batch.part()
             with torch.no_grad():
                 made = self._with_memory(lambda c: self.sae.reconstruct(part.x, part.target, c))

@@ -108,6 +108,7 @@ def stored_activations(job: Job) -> "Activations":
     from sae_core.activations.store import CachedSource
     from sae_core.models.language_model import Hook
     from sae_core.models.model_sources import ModelRecord
+    from sae_core.trainer.origin import origin_of
     from sae_core.trainer.training_inputs import Activations, Provenance
     from sae_core.utils.devices import pick_device
     from sae_core.utils.files import file_sha256, folder_stamp
@@ -122,6 +123,7 @@ def stored_activations(job: Job) -> "Activations":
         target=target,
         device=pick_device(job.runtime.device),
     )
+    origin = origin_of(job.sae, hook, target, source.d_in, record.name, job.output)
     model = windows = None
     if job.end_to_end.use_end_to_end:
         model, windows = model_and_windows(job, record, target or hook, source)
@@ -135,7 +137,9 @@ def stored_activations(job: Job) -> "Activations":
         model_sha256=record.model_sha256,
     )
     model_files = None if record.commit else folder_stamp(Path(record.path))
-    return Activations(source, hook, source.d_in, provenance, target, model, windows, model_files)
+    return Activations(
+        source, hook, source.d_in, provenance, target, model, windows, model_files, origin
+    )
 
 
 def model_and_windows(

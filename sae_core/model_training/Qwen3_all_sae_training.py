@@ -72,6 +72,7 @@ class BatchSAEConfig(SAEConfig):
 
     sae_type: tyro.conf.Suppress[Literal["batch_topk"]] = "batch_topk"
     matryoshka_fractions: tyro.conf.Suppress[tuple[float, ...]] = SAEConfig.matryoshka_fractions
+    init_from: tyro.conf.Suppress[None] = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
@@ -24,6 +24,7 @@ from sae_core.train_config import RepoConfig
 from sae_core.utils.errors import PassingError, SAEError
 from sae_core.utils.files import file_sha256, write_file
 from sae_core.utils.hub_client import connect, named, patiently
+from sae_core.utils.hub_files import n_bytes
 from sae_core.utils.naming import EVALUATION_FILE
 from sae_core.utils.records import read_json, read_record
 
@@ -139,7 +140,7 @@ def verify(marker: Marker) -> list[str]:
             lambda: api.snapshot_download(
                 marker.repo, revision=marker.commit, allow_patterns=paths, local_dir=scratch
             ),
-            _n_bytes(api, marker.repo, paths, marker.commit),
+            n_bytes(api, marker.repo, paths, marker.commit),
         )
         found = {path: Path(scratch, path) for path in marker.files}
         return [
@@ -147,38 +148,6 @@ def verify(marker: Marker) -> list[str]:
             for path, sha256 in marker.files.items()
             if not found[path].is_file() or file_sha256(found[path]) != sha256
         ]
-
-
-def list_files(repo_id: str, revision: str | None = None) -> list[str]:
-    """The paths of all files in a repository.
-
-    Raises:
-        SAEError: it cannot be read.
-    """
-    api = connect()
-    with named(repo_id):
-        return patiently(lambda: api.list_repo_files(repo_id, revision=revision))
-
-
-def fetch_folder(
-    repo_id: str, folder: str, names: Sequence[str], revision: str | None = None
-) -> Path:
-    """The files `names` of a folder in a repository, from the cache or downloaded.
-
-    Raises:
-        SAEError: they cannot be had.
-    """
-    api = connect()
-    wanted = [f"{folder}/{name}" for name in names]
-    with named(f"{repo_id}/{folder}"):
-        root = patiently(
-            lambda: api.snapshot_download(repo_id, revision=revision, allow_patterns=wanted),
-            _n_bytes(api, repo_id, wanted, revision),
-        )
-    found = Path(root) / folder
-    if not found.is_dir():
-        raise SAEError(f"{repo_id}/{folder}: no such folder at revision {revision or 'main'}")
-    return found
 
 
 def _commit(api: HfApi, repo_id: str, contents: Contents, facts: SAEFacts) -> str:
@@ -217,16 +186,6 @@ def _commit(api: HfApi, repo_id: str, contents: Contents, facts: SAEFacts) -> st
                 raise
             time.sleep(min(0.1 * 2**conflict, 2.0))
     raise PassingError(f"{repo_id}: other commits came first {CONFLICTS} times; run it again")
-
-
-def _n_bytes(api: HfApi, repo_id: str, paths: Sequence[str], revision: str | None) -> int:
-    """The size of files that are to be downloaded, as far as the Hub can be asked: without it, they
-    are in the cache, or the download itself says what is wrong."""
-    try:
-        found = patiently(lambda: api.get_paths_info(repo_id, list(paths), revision=revision))
-    except Exception:  # the client's failures have no common base class
-        return 0
-    return sum(info.size for info in found if isinstance(info, RepoFile))
 
 
 def _missing(api: HfApi, repo_id: str, commit: str, contents: Contents) -> list[str]:

@@ -16,6 +16,7 @@ from sae_core.utils.limits import (
     NaturalFloat,
     PositiveInt,
     Share,
+    Text,
     check_limits,
 )
 from sae_core.utils.naming import hook_label, hook_spec, without_paths
@@ -76,6 +77,12 @@ class SAEConfig:
     aux_penalty: NaturalFloat = 0.03125
     """Weight of the auxiliary loss on dead features."""
 
+    init_from: Text | None = None
+    """Begin with the weights of an SAE of the same hook instead of random ones: its directory (also
+    one of SAELens or dictionary_learning), its run name, or owner/repository/run_name[@revision]
+    on the Hub. It may be of any kind, and have fewer features: the others are random. `{layer}`
+    stands for the layer's number. The run name gets `-ft` after the kind."""
+
     def __post_init__(self) -> None:
         check_limits(self)
         if "{k}" in TAGS[self.sae_type] and self.topk <= 0:
@@ -97,7 +104,11 @@ class SAEConfig:
     @property
     def tag(self) -> str:
         """The SAE's kind in a run name, such as `btop<k>sae` or `sae`."""
-        return TAGS[self.sae_type].format(k=self.topk)
+        return TAGS[self.sae_type].format(k=self.topk) + ("-ft" if self.init_from else "")
+
+    def origin(self, layer: int) -> str | None:
+        """The SAE that the training of a layer's SAE begins with, if there is one."""
+        return self.init_from and self.init_from.replace("{layer}", str(layer))
 
     def n_features(self, d_in: int) -> int:
         """The number of features of an SAE on activations of width `d_in`.
@@ -129,6 +140,7 @@ METADATA: dict[str, Any] = {
     "seed": int,
     "outlier_norm": float,
     "prepend_bos": bool,
+    "init_from": dict[str, Any],
 }
 """The entries of an SAE's `metadata` that are read, with their types."""
 

@@ -10,8 +10,10 @@ from sae_core.data_processing.texts import read_texts
 from sae_core.models.language_model import Hook
 from sae_core.models.model_configuration import check_window
 from sae_core.models.model_facts import ModelFacts, check_hook, model_facts
+from sae_core.pretrained import Origin
 from sae_core.train_config import HookConfig, RunConfig
 from sae_core.trainer.end_to_end import later_layers
+from sae_core.trainer.origin import origin_of
 from sae_core.trainer.training_inputs import warn_of_density
 from sae_core.utils.devices import pick_device
 from sae_core.utils.naming import (
@@ -58,6 +60,8 @@ class CheckedRun(NamedTuple):
     checkpoints: Path
     target: Hook | None
     """Of a transcoder."""
+    origin: Origin | None
+    """The SAE that the training begins with, if not with random weights."""
 
 
 def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
@@ -85,6 +89,8 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
         or run_name(model_name, hook.layer, config.hook.label, config.sae.tag, expansion),
         "--run-name",
     )
+    output = ensure_writable(config.output.output_root, "--output-root") / name
+    origin = origin_of(config.sae, hook, target, facts.d_model, model_name, output)
     points = batch_checkpoint_name(model_name, hook.layer, expansion) if batch else name
     return CheckedRun(
         name,
@@ -92,7 +98,8 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
         device,
         facts,
         hook,
-        ensure_writable(config.output.output_root, "--output-root") / name,
+        output,
         ensure_writable(config.output.checkpoint_root, "--checkpoint-root") / points,
         target,
+        origin,
     )

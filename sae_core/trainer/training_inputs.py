@@ -9,6 +9,7 @@ from sae_core.activations.store import ActivationSource
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.distributed.process_group import ProcessGroup
 from sae_core.models.language_model import Hook
+from sae_core.pretrained import Origin
 from sae_core.sae.config import SAEConfig, SAESpec
 from sae_core.train_config import DataConfig, EndToEndConfig, RuntimeConfig, TrainingConfig
 from sae_core.trainer.end_to_end import EndToEnd, ModelOrLoad
@@ -50,6 +51,8 @@ class Activations:
     windows: TokenWindows | None = None
     model_files: str | None = None
     """A stamp of the language model's files, where it has no commit."""
+    origin: Origin | None = None
+    """The SAE that the training begins with; None for random weights."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,9 @@ def resolved_spec(activations: Activations, settings: Settings, device: torch.de
     sae, training = settings.sae, settings.training
     metadata = activations.provenance.as_metadata() | asdict(settings.data)
     metadata["training"] = asdict(training)
+    assert (activations.origin is None) == (sae.init_from is None), "see trainer/origin.py"
+    if activations.origin:
+        metadata["init_from"] = activations.origin.as_metadata()
     if settings.end_to_end.use_end_to_end:
         metadata["end_to_end"] = asdict(settings.end_to_end)
     if sae.n_tokens_to_dead:

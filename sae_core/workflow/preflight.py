@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sae_core.data_processing.chapters import find_chapters
+from sae_core.formats.sae_places import hub_place
 from sae_core.models.model_sources import ModelRecord
 from sae_core.utils.errors import SAEError
 from sae_core.workflow.workflow_config import ModelPlan, Plan
@@ -21,10 +22,15 @@ def check_inputs(plan: Plan, record_of: Callable[[str], Path]) -> None:
     _check_chapters(plan)
     for name, model in plan.models.items():
         path = record_of(name)
+        n_layers = None
         if path.is_file():
-            _check_places(model, ModelRecord.load(path), path)
+            record = ModelRecord.load(path)
+            _check_places(model, record, path)
+            n_layers = record.n_layers
         else:
             _check_source(model)
+        if n_layers is not None or not model.needs_depth:
+            _check_origins(model, n_layers)
 
 
 def _check_chapters(plan: Plan) -> None:
@@ -53,6 +59,19 @@ def _check_source(model: ModelPlan) -> None:
         raise SAEError(
             f"{where}: contains no config.json; name a directory in Hugging Face's format"
         )
+
+
+def _check_origins(model: ModelPlan, n_layers: int | None) -> None:
+    """Check that the SAEs that trainings begin with are there, or that the Hub may have them."""
+    for run in model.runs(n_layers):
+        name = run.origin
+        if name is None or model.origin_run(run, n_layers):
+            continue
+        try:
+            if run.origin_sha256 == {}:
+                hub_place(name)
+        except SAEError as error:
+            raise SAEError(f"config: models: {model.name}: init_from: {error}") from error
 
 
 def _check_places(model: ModelPlan, record: ModelRecord, path: Path) -> None:

@@ -13,6 +13,8 @@ import yaml
 
 from sae_core.data_processing.chapters import chapters_in
 from sae_core.data_processing.process_config import ProcessConfig
+from sae_core.data_processing.textbook_process import ProcessConfig
+from sae_core.formats.sae_places import content_hashes, local_folder
 from sae_core.models.model_sources import FetchConfig, SourceConfig
 from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (
@@ -47,6 +49,9 @@ from sae_core.utils.records import Dataclass
 from sae_core.workflow import config_schema
 
 Group = TypeVar("Group", bound=Dataclass)
+
+SAES = "results/saes"
+"""Where the workflow's SAE directories are."""
 
 
 @dataclass(frozen=True)
@@ -107,6 +112,13 @@ class ModelPlan:
                 name = run_name(self.name, layer, self.hook.label, sae.tag, sae.sae_expansion)
                 yield RunPlan(name, self, label, layer, sae)
 
+    def origin_run(self, run: "RunPlan", n_layers: int | None) -> str | None:
+        """The name of the SAE that a training begins with, if this configuration makes it too."""
+        folder, _, name = (run.origin or "").rpartition("/")
+        if folder not in ("", SAES) or name not in {other.name for other in self.runs(n_layers)}:
+            return None
+        return name
+
 
 @dataclass(frozen=True)
 class RunPlan:
@@ -122,6 +134,21 @@ class RunPlan:
     @property
     def hook_spec(self) -> str:
         return hook_spec(self.layer, self.model.hook.hook_name)
+
+    @property
+    def origin(self) -> str | None:
+        """The SAE that the training begins with; None for random weights."""
+        return self.sae.origin(self.layer)
+
+    @property
+    def origin_sha256(self) -> dict[str, str]:
+        """Of the files of an origin that lies on this disk, by name; a change retrains.
+
+        Raises:
+            SAEError: they cannot be read.
+        """
+        folder = local_folder(self.origin) if self.origin else None
+        return content_hashes(folder) if folder else {}
 
 
 @dataclass(frozen=True)
@@ -267,10 +294,10 @@ _Dumper.add_implicit_resolver(
 
 
 def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
-    """Check that no two SAEs of a model share a name.
+    """Check that no two SAEs of a model share a name, and that none begins with itself.
 
     Raises:
-        SAEError: two do.
+        SAEError: two do, or one does.
     """
     seen: set[str] = set()
     for run in model.runs(n_layers):
@@ -281,6 +308,15 @@ def check_run_names(model: ModelPlan, n_layers: int | None) -> None:
                 "sae_expansion of one, or remove one"
             )
         seen.add(run.name)
+    origins = {run.name: model.origin_run(run, n_layers) for run in model.runs(n_layers)}
+    for name in origins:
+        chain = [name]
+        while origin := origins[chain[-1]]:
+            if origin in chain:
+                raise SAEError(
+                    f"config: models: init_from: {name} begins with itself; name another"
+                )
+            chain.append(origin)
 
 
 def _model(entry: dict[str, Any], where: str, config: dict[str, Any]) -> ModelPlan:

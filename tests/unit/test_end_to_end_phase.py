@@ -16,6 +16,7 @@ from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource, StreamingSource
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.pretrained import Origin
 from sae_core.sae.kinds import build
 from sae_core.train_config import EndToEndConfig, TrainingConfig
 from sae_core.trainer.end_to_end import EndToEnd
@@ -48,6 +49,7 @@ class Setting:
         source: Any = None,
         kind: str = "batch_topk",
         observer: Observer | None = None,
+        origin: Origin | None = None,
         **config: Any,
     ) -> Trainer:
         wanted = spec(kind, d_in=WIDTH, d_sae=2 * WIDTH, l1_coefficient=0.01)
@@ -59,7 +61,8 @@ class Setting:
             **{"num_epochs": 4, "lr": 0.01, "early_stopping_patience": 0, **config}
         )
         source = source or self.stream()
-        return Trainer(sae, source, settings, observer or Observer(), end_to_end=phase)
+        observer = observer or Observer()
+        return Trainer(sae, source, settings, observer, end_to_end=phase, origin=origin)
 
     def train(self, *args: Any, **options: Any) -> Trainer:
         trainer = self.trainer(*args, **options)
@@ -185,6 +188,22 @@ def test_phase_lowers_the_kl_of_a_local_training(setting: Setting) -> None:
         for weight in (0.0, 1e-2)
     ]
     assert kl[1]["val_logit_kl"][-1] < 0.9 * kl[0]["val_logit_kl"][-1]
+
+
+def test_a_phase_of_every_step_lowers_the_kl_of_the_sae_that_it_begins_with(
+    setting: Setting, tmp_path: Path
+) -> None:
+    """As in arXiv 2503.17272; the terms pull as hard as the reconstruction from the first step."""
+    local = setting.train(None, num_epochs=8)
+    normalise = local.normalise
+    sae = local.sae.folded(normalise.mean, normalise.scale, torch.float32)
+    origin = Origin(sae, "local", {})
+    phases = [
+        setting.phase(end_to_end_fraction=1.0, logit_kl_weight=weight) for weight in (0.0, 1e-2)
+    ]
+    tuned = [setting.train(phase, num_epochs=2, lr=1e-3, origin=origin).history for phase in phases]
+    assert tuned[1]["val_logit_kl"][-1] < 0.95 * tuned[0]["val_logit_kl"][-1]
+    assert phases[1].weights["logit_kl"] != EndToEndConfig.logit_kl_weight
 
 
 def test_model_stays_as_it_is(setting: Setting) -> None:

@@ -217,6 +217,18 @@ def shards(wildcards):
     )
 
 
+def origin_files(wildcards):
+    """The files of the SAE that a training begins with, if this configuration makes that one too."""
+    run = run_plan(wildcards)
+    origin = run.model.origin_run(run, depth(run.model))
+    return expand(SAE_FILES[:2], run=origin) if origin else []
+
+
+def origin_hashes(wildcards):
+    """The hashes of these files, if they are on this disk and the configuration does not make them."""
+    return "" if origin_files(wildcards) else str(run_plan(wildcards).origin_sha256)
+
+
 def batch_hooks(wildcards):
     """The hooks that a harvest job reads."""
     model = model_plan(wildcards)

@@ -6,6 +6,7 @@ rule train:
         texts=TEXTS,
         record=model_record,
         shards=shards,
+        origin=origin_files,
     output:
         **{Path(path).stem: path for path in SAE_FILES},
     log:
@@ -22,6 +23,7 @@ rule train:
         scripts=SCRIPTS,
         folder=subpath(output.weights, parent=True),
         results=subpath(output.weights, ancestor=3),
+        origin=origin_hashes,
         options=lambda wildcards: PLAN.train_options(run_plan(wildcards)),
         runtime=not_recorded(lambda wildcards: PLAN.train_runtime(model_plan(wildcards))),
         code=code_of_run("scripts/train.py"),
