@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from running import ROOT
 from synthetic import HOOK, KINDS, SparseDirections, SparseMap, made_up, normal, random_sae
 from torch import Tensor
 
@@ -25,6 +26,7 @@ from sae_core.trainer.origin import begin_with, origin_of
 from sae_core.trainer.training_inputs import Activations, Settings
 from sae_core.utils.errors import SAEError
 from sae_core.utils.seeding import generator
+from sae_core.workflow.workflow_config import ModelPlan, load_plan
 
 D, F, K = 16, 32, 4
 MODEL = "made up"
@@ -309,3 +311,41 @@ def test_the_layer_stands_in_the_name() -> None:
     config = SAEConfig(init_from="a/b/x.{layer}.y")
     assert config.origin(7) == "a/b/x.7.y"
     assert config.tag == "btop128sae-ft" and SAEConfig().origin(7) is None
+
+
+# The workflow's configuration
+
+
+def planned(saes: list[dict[str, Any]], **entry: Any) -> ModelPlan:
+    model = {"name": "m", "source": {"path": "x"}, "layers": [1, 3], "saes": saes, **entry}
+    config = {"chapters": {"folders": {"a": "a"}}, "models": [model]}
+    plan = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
+    return plan.models["m"]
+
+
+def test_an_sae_that_begins_with_one_of_the_same_configuration() -> None:
+    name = "m.blocks.{layer}.hook_resid_post.btop8sae.exp4"
+    model = planned([{"topk": 8}, {"topk": 8, "init_from": name}])
+    runs = list(model.runs(None))
+    assert [model.origin_run(run, None) for run in runs] == [
+        None, name.format(layer=1), None, name.format(layer=3)
+    ]  # fmt: skip
+    assert len({run.name for run in runs}) == 4
+
+
+@pytest.mark.parametrize("folder", ["", "results/saes/"])
+def test_an_sae_that_begins_with_itself_is_refused(folder: str) -> None:
+    names = [f"{folder}m.blocks.1.hook_resid_post.btop{k}sae-ft.exp4" for k in (8, 16)]
+    with pytest.raises(SAEError, match="begins with itself"):
+        planned([{"topk": 8, "init_from": names[0]}], layers=[1])
+    with pytest.raises(SAEError, match="begins with itself"):
+        planned([{"topk": 8, "init_from": names[1]}, {"topk": 16, "init_from": names[0]}])
+
+
+def test_a_changed_folder_retrains(tmp_path: Path) -> None:
+    folder = stored(tmp_path / "origin", random_origin("batch_topk"))
+    [run] = planned([{"init_from": str(folder)}], layers=[1]).runs(None)
+    before = run.origin_sha256
+    assert run.origin_sha256 == before != {}
+    stored(folder, random_origin("batch_topk", seed=1))
+    assert run.origin_sha256 != before

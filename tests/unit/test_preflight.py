@@ -182,3 +182,9 @@ def test_a_command_reads_names_as_utf8_whatever_the_locale_is(tmp_path: Path) ->
     latin = [*command[:3], os.fsencode(tmp_path) + b"/\xe9", *command[4:]]
     done = subprocess.run(latin, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1 and "not UTF-8; rename" in done.stderr
+
+
+def test_an_sae_to_begin_with_that_is_nowhere(plan: Callable[..., Plan], tmp_path: Path) -> None:
+    with pytest.raises(SAEError, match="init_from.*'nowhere': no such SAE directory"):
+        check_inputs(plan(saes=[{"init_from": "nowhere"}]), record(tmp_path))
+    check_inputs(plan(saes=[{"init_from": "owner/repository/run@main"}]), record(tmp_path))
