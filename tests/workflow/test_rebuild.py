@@ -94,29 +94,6 @@ def test_changing_one_k_reruns_that_sae_and_the_summary(completed: Project) -> N
     assert dict(jobs.rules) == dict.fromkeys(OF_EACH_SAE, 2) | of_all
 
 
-def begin_with_the_first(config: dict[str, Any]) -> None:
-    """A third SAE a layer, which begins with the first of its layer."""
-    name = "tiny.blocks.{layer}.hook_resid_post.btop4sae.exp2"
-    config["models"][0]["saes"].append({"topk": 4, "init_from": name})
-
-
-@pytest.mark.slow
-def test_an_sae_begins_with_another_and_follows_it(completed_copy: Project) -> None:
-    config = completed_copy.config
-    begin_with_the_first(config)
-    completed_copy.configure(config)
-    assert completed_copy.planned().rules["train"] == 2
-    tuned = "results/saes/tiny.blocks.2.hook_resid_post.btop4sae-ft.exp2"
-    completed_copy.snakemake(f"{tuned}/weights.pt")
-    stored = json.loads((completed_copy.folder / tuned / "config.json").read_text())
-    origin = json.loads((completed_copy.folder / f"results/saes/{RUN}/config.json").read_text())
-    sha256 = stored["metadata"]["init_from"]["sha256"]
-    assert sha256["weights.pt"] == origin["weights_sha256"]
-    config["training"]["num_epochs"] = 1  # the origin is made again, and so is what follows
-    completed_copy.configure(config)
-    assert completed_copy.planned(f"{tuned}/weights.pt").rules["train"] == 2
-
-
 def test_adding_a_layer_harvests_it_once_and_retrains_no_other(completed: Project) -> None:
     def change(config: dict[str, Any]) -> None:
         config["models"][0]["layers"] = [0, 2, 3, "middle"]
