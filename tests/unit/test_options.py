@@ -187,6 +187,19 @@ def test_layers_that_do_not_lie_behind_the_hook_are_named_before_the_model_is_lo
         train(base, tmp_path, *options[:2], "--hook-layer", "3")
 
 
+def test_init_from_begins_with_an_sae(
+    base: list[str], plain: Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = f"--init-from {plain.folder} --num-epochs 1 --lr 1e-5"
+    result = train(base, tmp_path, *f"{options} {ALL}".split())
+    assert ".btop4sae-ft.exp2" in result.folder.name and "logit_kl" in result.history
+    assert (result.sae.W_dec * plain.sae.W_dec).sum(1).min() > 0.999
+    assert result.sae.spec.metadata["init_from"]["name"] == plain.folder.name
+    monkeypatch.delattr("sae_core.models.language_model.LanguageModel.load")
+    with pytest.raises(SAEError, match="--init-from .*: has 64 features.* --sae-expansion 2 or mo"):
+        train(base, tmp_path, *options.split(), "--sae-expansion", "1")
+
+
 @pytest.mark.parametrize("options", ["--batch-size 1", "--activation-batch-size 7"])
 def test_units_of_memory_do_not_change_the_result(
     options: str, base: list[str], tmp_path: Path
