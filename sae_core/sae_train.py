@@ -107,7 +107,7 @@ class SAETrainer:
             end_to_end_phase(activations, settings, group),
             runtime.max_skipped,
             runtime.log_freq,
-            activations.origin,
+            origin=activations.origin,
         )
 
     def train(self) -> None:
