@@ -13,7 +13,6 @@ import yaml
 
 from sae_core.data_processing.chapters import chapters_in
 from sae_core.data_processing.process_config import ProcessConfig
-from sae_core.data_processing.textbook_process import ProcessConfig
 from sae_core.formats.sae_places import content_hashes, local_folder
 from sae_core.models.model_sources import FetchConfig, SourceConfig
 from sae_core.sae.config import SAEConfig
