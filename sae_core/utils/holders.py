@@ -2,7 +2,8 @@
 
 A number says little of a process: another machine and another container have the same numbers, and
 so has this one after a restart. So a holder is also its machine, the machine's start, the set of
-processes (PID namespace) that the number counts in, and the process's own start.
+processes (PID namespace) that the number counts in, and the process's own start. `filelock`
+compares the same for its own soft locks, but offers no function for those of others.
 """
 
 import json

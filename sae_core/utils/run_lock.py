@@ -1,21 +1,20 @@
 """One process at a time for one piece of work.
 
-The lock is the kernel's, on a file next to the work, and ends with the process that holds it,
-however it ends: a killed process leaves a file behind, which locks nobody out. Between the
-nodes of a cluster it works where the shared file system passes locks on, as NFS does, and Lustre
-if it is mounted with `flock`. Where it does not, and the file is of a process of another machine,
-nobody can know whether that process lives: then the lock is refused, until the file is deleted.
+The lock (`filelock`) is the kernel's, on a file next to the work, and ends with the process that
+holds it, however it ends: a killed process leaves a file behind, which locks nobody out. Between
+the nodes of a cluster it works where the shared file system passes locks on, as NFS does, and
+Lustre if it is mounted with `flock`. Where it does not, and the file is of a process of another
+machine, nobody can know whether that process lives: then the lock is refused, until the file is
+deleted.
 """
 
-import fcntl
 import json
-import os
 import re
-import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import TextIO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from sae_core.utils.errors import PassingError, SAEError
 from sae_core.utils.holders import Holder
@@ -60,8 +59,8 @@ def lock(path: Path, work: str, wait: float = 0.0) -> Iterator[None]:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = _acquired(path, time.monotonic() + wait)
-    except BlockingIOError as error:
+        held = _acquired(path, wait)
+    except Timeout as error:
         raise PassingError(
             f"{path.parent}: {_holder(path)} {work}; wait for it, or stop it"
         ) from error
@@ -73,32 +72,22 @@ def lock(path: Path, work: str, wait: float = 0.0) -> Iterator[None]:
         yield
     finally:
         path.unlink(missing_ok=True)
-        file.close()
+        held.release()
 
 
-def _acquired(path: Path, deadline: float) -> TextIO:
-    """The locked file, after checking that the holder before has not deleted it."""
-    while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                if time.monotonic() >= deadline:
-                    raise
-                file.close()
-                time.sleep(POLL)
-                continue
-            if path.exists() and os.path.samestat(path.stat(), os.fstat(file.fileno())):
-                _check_earlier(path)
-                file.truncate(0)
-                file.write(Holder.here().text)
-                file.flush()
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()
+def _acquired(path: Path, wait: float) -> BaseFileLock:
+    """The lock, with a record of this process in its file."""
+    # Where the kernel has no locks, filelock would take the file itself for one, which a killed
+    # process leaves behind.
+    held = FileLock(path, timeout=wait, poll_interval=POLL, fallback_to_soft=False)
+    held.acquire()
+    try:
+        _check_earlier(path)
+        path.write_text(Holder.here().text, encoding="utf-8")
+    except BaseException:
+        held.release()
+        raise
+    return held
 
 
 def _check_earlier(path: Path) -> None:

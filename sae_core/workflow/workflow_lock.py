@@ -1,8 +1,8 @@
 """The lock of a workflow in its folder, and when it may be removed.
 
-Snakemake's own lock names files, not the process that holds it. So each Snakemake puts a record of
-itself next to its lock. Without a record, or with one from another machine or container, nobody can
-know whether the lock's holder is alive.
+The lock is Snakemake's own, so no library of locks can take its place, and it names files, not the
+process that holds it. So each Snakemake puts a record of itself next to its lock. Without a record,
+or with one from another machine or container, nobody can know whether the lock's holder is alive.
 """
 
 import shutil
