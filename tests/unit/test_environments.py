@@ -20,8 +20,8 @@ NAMES = {"markdown_it": "markdown-it-py"}
 """Modules that are called otherwise than their packages."""
 
 TOOLS = {"python", "pip"}
-OPTIONAL = {"bitsandbytes"}
-"""Imported for `load_in_4bit` alone; its users install it."""
+OPTIONAL = {"bitsandbytes", "triton"}
+"""Imported for `load_in_4bit` alone, whose users install it; and where torch brings it along."""
 
 BROUGHT_ALONG = {
     "markupsafe": "jinja2",
