@@ -5,6 +5,7 @@
 #                                                     killed; the result must be the same to the last bit
 # make test-interop  only SAEs to and from other libraries
 # make test-conda    only one environment per rule
+# make gpu           what a machine with an NVIDIA GPU does, and whether results are the same every time
 
 SHELL := /bin/bash
 PYTHON ?= python3
@@ -17,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read: the shipped ones, or a folder with one folder per subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run chaos test test-all test-interop test-conda bench lint fmt docs rulegraph clean
+.PHONY: setup run chaos test test-all test-interop test-conda bench gpu lint fmt docs rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -80,6 +81,11 @@ bench: setup $(PEERS)/.installed
 	python tests/benchmarks/ground_truth.py
 	python tests/benchmarks/shards.py build/bench/shard --chapters $(CHAPTERS)
 	$(PEERS)/bin/python tests/benchmarks/quality.py build/bench/shard
+
+gpu: export PYTHONPATH := $(CURDIR)
+gpu: setup $(PEERS)/.installed
+	$(PEERS)/bin/python tests/benchmarks/gpu.py
+	python -m pytest --numprocesses=0 tests/gpu
 
 fmt: setup
 	ruff check --fix .

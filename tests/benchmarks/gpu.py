@@ -1,0 +1,296 @@
+"""What a machine with an NVIDIA GPU does: its ceilings, a step's waits, operations and time, and
+whether results are the same every time. `make gpu` runs it; it takes a few minutes.
+
+Prints tables as it goes, writes them to build/gpu/*.json, and fails if results differ. Times are
+of the GPU, means over steps in a row; `ordinary` is the code of a CPU.
+"""
+
+import argparse
+import json
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
+
+import step as peers  # noqa: E402
+from machine import DEVICE, describe  # noqa: E402
+from operations import Operations  # noqa: E402
+from step import LR, Shape, dead_features, our_sae  # noqa: E402
+
+from sae_core.sae.normalisation import Normalisation  # noqa: E402
+from sae_core.sae.precision import pick_precision  # noqa: E402
+from sae_core.sae.static.backend import kernels  # noqa: E402
+from sae_core.sae_base import Compute  # noqa: E402
+from sae_core.train_config import TrainingConfig  # noqa: E402
+from sae_core.trainer.ahead import capture  # noqa: E402
+from sae_core.trainer.batches import Batch  # noqa: E402
+from sae_core.trainer.events import Observer  # noqa: E402
+from sae_core.trainer.optimizer import adam  # noqa: E402
+from sae_core.trainer.static_step import StaticStep  # noqa: E402
+from sae_core.training import Trainer  # noqa: E402
+from sae_core.utils.seeding import generator  # noqa: E402
+
+OUTPUT = Path("build/gpu")
+SHAPES = {
+    "A": Shape(576, 9216, 64, 4096),
+    "A'": Shape(576, 9216, 64, 1024),
+    "B": Shape(1024, 4096, 128, 4096),
+    "C": Shape(512, 8192, 32, 4096),
+    "D": Shape(2560, 40960, 128, 8192),
+    "E": Shape(1024, 65536, 64, 8192),
+}
+N_STEPS = 50
+DENSEST = 5
+"""Direction r (from 1) is drawn with weight 1 / (r + this): the first is on half of the tokens."""
+
+Step = Callable[[Tensor], object]
+
+
+def milliseconds(work: Callable[[], object], repeats: int) -> float:
+    """Of the GPU, a call; three calls come before."""
+    for _ in range(3):
+        work()
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    start.record()
+    for _ in range(repeats):
+        work()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / repeats
+
+
+def ceilings() -> dict[str, float]:
+    """(a) TFLOP/s of a large product, and GB/s of a copy (read and written)."""
+    n, found = 8192, {}
+    torch.backends.cuda.matmul.allow_tf32 = False
+    for dtype in (torch.bfloat16, torch.float32):
+        a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
+        found[f"{dtype} product, TFLOP/s"] = 2 * n**3 / milliseconds(lambda: a @ b, 5) / 1e9  # noqa: B023
+    source = torch.empty(2**28, device=DEVICE)
+    target = torch.empty_like(source)
+    ms = milliseconds(lambda: target.copy_(source), 10)
+    return found | {"copy, GB/s": 2 * source.nbytes / ms / 1e6}
+
+
+def directions(shape: Shape) -> Tensor:
+    draw = generator(0, "directions", shape)
+    return F.normalize(torch.randn(2 * shape.width, shape.d, generator=draw), dim=1)
+
+
+def batches(shape: Shape, skewed: bool) -> list[Tensor]:
+    """As those of step.py; if `skewed`, of directions whose frequencies fall as in a real SAE."""
+    if not skewed:
+        return peers.batches(shape)
+    draw, table = generator(0, "skewed", shape), directions(shape)
+    weight = 1 / (torch.arange(len(table)) + 1 + DENSEST)
+    found = []
+    for _ in range(peers.N_BATCHES):
+        which = torch.multinomial(weight, shape.tokens * 32, True, generator=draw).view(-1, 32)
+        strength = torch.rand(which.shape, generator=draw)
+        x = F.embedding_bag(which, table, per_sample_weights=strength, mode="sum")
+        found.append((x / x.pow(2).sum(1).mean().sqrt()).to(DEVICE))
+    return found
+
+
+def static_step(shape: Shape, dead: bool, skewed: bool, dtype: str = "auto") -> StaticStep:
+    """Of an SAE as training begins; if `skewed`, its features are the directions."""
+    sae = our_sae(shape)
+    if skewed:
+        sae.W_dec.data.copy_(directions(shape)[: shape.width])
+        sae.W_enc.data.copy_(sae.encoder_scale * sae.W_dec.data.T)
+    if dead:
+        sae.num_batches_not_active[dead_features(shape)] = 10**6
+        sae.W_enc.data[:, dead_features(shape)] *= 0.1
+    normalise = Normalisation(torch.zeros(shape.d, device=DEVICE), 1.0, 10.0)
+    like = torch.empty(shape.tokens, shape.d, device=DEVICE)
+    precision = pick_precision(dtype, DEVICE)
+    return StaticStep(sae, adam(sae, LR), normalise, 1.0, precision, like, 10 * N_STEPS, kernels())
+
+
+def fed(step: StaticStep, run: Callable[[], None]) -> Step:
+    def take(x: Tensor) -> None:
+        step.feed(x, LR)
+        run()
+
+    return take
+
+
+def graph(shape: Shape, dead: bool, skewed: bool) -> Step:
+    step = static_step(shape, dead, skewed)
+    run = capture(step)
+    step.begin()
+    return fed(step, run)
+
+
+def eager(shape: Shape, dead: bool, skewed: bool) -> Step:
+    step = static_step(shape, dead, skewed)
+    step.begin()
+    return fed(step, step.run)
+
+
+def contenders(shape: Shape, dead: bool, skewed: bool) -> Iterator[tuple[str, Callable[[], Step]]]:
+    """Each is made when it is its turn, as not all of them fit into memory together."""
+    yield "bf16 product", lambda: product(shape)
+    yield "graph", lambda: graph(shape, dead, skewed)
+    yield "eager", lambda: eager(shape, dead, skewed)
+    yield "ordinary", lambda: peers.ours(shape, "auto", dead)
+    yield "sae-lens", lambda: peers.sae_lens(shape, dead)
+    yield "dictionary-learning", lambda: peers.dictionary_learning(shape, dead)
+
+
+def product(shape: Shape) -> Step:
+    W = torch.randn(shape.d, shape.width, device=DEVICE, dtype=torch.bfloat16)
+    return lambda x: x.bfloat16() @ W
+
+
+def steps() -> Iterator[dict[str, Any]]:
+    """(c) Milliseconds of a step at each shape; None where a library or memory is missing."""
+    for name, shape in SHAPES.items():
+        for skewed, dead in ((False, False), (False, True), (True, False), (True, True)):
+            data = batches(shape, skewed)
+            row: dict[str, Any] = {"shape": name, "skewed": skewed, "dead": dead}
+            for who, make in contenders(shape, dead, skewed):
+                row[who] = timed(make, data, 20 if name in "DE" else N_STEPS)
+            yield row
+
+
+def timed(make: Callable[[], Step], data: list[Tensor], repeats: int) -> float | None:
+    try:
+        step, given = make(), cycle(data)
+        ms = milliseconds(lambda: step(next(given)), repeats)
+    except (ImportError, torch.OutOfMemoryError):
+        ms = None
+    torch.cuda.empty_cache()
+    return ms
+
+
+def waits_and_operations() -> dict[str, int]:
+    """(b) Of 20 steps with and without dead features: questions to the device; and of one step:
+    operations."""
+    found, shape = {}, SHAPES["A"]
+    for dtype in ("auto", "float32"):
+        step = static_step(shape, True, False, dtype)
+        x = batches(shape, False)[0].cpu()
+        step.begin()
+        with Operations() as counted:
+            step.run()
+        found[f"operations, {dtype}"] = len(counted.names)
+        run = capture(step)
+        step.begin()
+        take = fed(step, run)
+        torch.cuda.set_sync_debug_mode("warn")
+        with warnings.catch_warnings(record=True) as asked:
+            warnings.simplefilter("always")
+            for _ in range(20):
+                take(x)
+        torch.cuda.set_sync_debug_mode("default")
+        found[f"waits in 20 steps, {dtype}"] = sum("synchroniz" in str(w.message) for w in asked)
+    return found
+
+
+def final_bytes(captured: bool, dtype: str, skewed: bool) -> list[Tensor]:
+    """The weights, moments and figures after 50 steps."""
+    step = static_step(SHAPES["A"], True, skewed, dtype)
+    run = capture(step) if captured else step.run
+    step.begin()
+    for x, _ in zip(cycle(batches(SHAPES["A"], skewed)), range(N_STEPS), strict=False):
+        step.feed(x, LR)
+        run()
+    moments = [tensor for pair in step.moments for tensor in pair]
+    return [step.W_enc, step.b_enc, step.W_dec, step.b_dec, *moments, step.record[:N_STEPS]]
+
+
+def same_bytes() -> Iterator[dict[str, Any]]:
+    """(d) 50 steps, eager and twice as a graph."""
+    for dtype in ("auto", "float32"):
+        for skewed in (False, True):
+            eager_run, *graphs = (final_bytes(c, dtype, skewed) for c in (False, True, True))
+            same = [
+                all(
+                    torch.equal(a.nan_to_num(), b.nan_to_num())
+                    for a, b in zip(eager_run, other, strict=True)
+                )
+                for other in graphs
+            ]
+            taken = int(eager_run[-1][:, -1].sum())
+            yield {
+                "values": dtype, "skewed": skewed, "graph as eager": same[0],
+                "graph again": same[1], "steps taken": taken,
+            }  # fmt: skip
+
+
+def against_ordinary() -> Iterator[dict[str, Any]]:
+    """The loss of the ordinary code's steps and of ours after 50 steps, float32 values."""
+    for dead in (False, True):
+        shape, data = SHAPES["A'"], batches(SHAPES["A'"], False)
+        ours = static_step(shape, dead, False, "float32")
+        sae = static_step(shape, dead, False).sae
+        compute = Compute(precision=pick_precision("float32", DEVICE))
+        trainer = Trainer(
+            sae, peers.NoSource(1, 0, 1, 1, 0), TrainingConfig(), Observer(), compute,
+            stepping="ordinary",
+        )  # fmt: skip
+        ours.begin()
+        for x, _ in zip(cycle(data), range(N_STEPS), strict=False):
+            ours.feed(x, LR)
+            ours.run()
+            terms, _ = trainer.step(Batch(x), LR)
+        figures, right = ours.figures(N_STEPS)[-1], float(terms.loss)
+        taken, loss = bool(figures.taken), float(figures.loss)
+        alike = taken and abs(loss - right) < 1e-3 * right
+        yield {"dead": dead, "static": loss, "ordinary": right, "taken": taken, "alike": alike}
+
+
+def show(name: str, rows: list[dict[str, Any]]) -> None:
+    """Store a table, and print those of its rows that have not been."""
+    OUTPUT.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"machine": describe(), "rows": rows}, indent=1)
+    (OUTPUT / f"{name}.json").write_text(text + "\n")
+    if len(rows) == 1:
+        print(f"\n{name}\n\n| {' | '.join(rows[0])} |\n|---" + "|---" * (len(rows[0]) - 1) + "|")
+    cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in rows[-1].values())
+    print(f"| {' | '.join(cells)} |", flush=True)
+
+
+def table(name: str, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
+    shown: list[dict[str, Any]] = []
+    for row in rows:
+        shown.append(row)
+        show(name, shown)
+    return shown
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=["ceilings", "waits", "bytes", "steps"], help="one part")
+    only = parser.parse_args().only
+    if DEVICE.type != "cuda" or torch.version.cuda is None:
+        print("gpu.py: this machine has no NVIDIA GPU, so there is nothing to measure")
+        return
+    print(describe("triton", "sae-lens", "dictionary-learning"))
+    wrong = []
+    if only in (None, "ceilings"):
+        table("ceilings", iter([ceilings()]))
+    if only in (None, "waits"):
+        [found] = table("waits", iter([waits_and_operations()]))
+        wrong += [name for name, number in found.items() if "waits" in name and number]
+    if only in (None, "bytes"):
+        rows = table("bytes", same_bytes()) + table("ordinary", against_ordinary())
+        checks = "graph as eager", "graph again", "alike"
+        wrong += [str(row) for row in rows if not all(row.get(name, True) for name in checks)]
+    if only in (None, "steps"):
+        table("steps", steps())
+    if wrong:
+        sys.exit("results differ, or the host waits: " + "; ".join(wrong))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""The static step on a real GPU: as a graph and operation by operation, and beside its twin."""
+
+import pytest
+import torch
+
+if not torch.cuda.is_available() or torch.version.cuda is None:
+    pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
+
+from short_training import FEATURES, D, K
+from synthetic import SparseDirections, normal, spec
+
+from sae_core.sae.kinds import build
+from sae_core.sae.precision import Precision
+from sae_core.sae.static.backend import TWIN, kernels
+from sae_core.sae_base import Compute
+from sae_core.train_config import TrainingConfig
+from sae_core.trainer.ahead import Stepping
+from sae_core.trainer.events import Observer
+from sae_core.training import Trainer
+from sae_core.utils.seeding import generator
+
+GPU = torch.device("cuda")
+PRECISIONS = [
+    Precision(torch.bfloat16, torch.bfloat16),
+    Precision(torch.bfloat16, torch.float32),
+]
+
+
+def trained(stepping: Stepping, precision: Precision, log_freq: int = 100) -> Trainer:
+    sae = build(spec(d_in=D, d_sae=FEATURES, top_k=K, n_batches_to_dead=2, aux_penalty=0.5))
+    sae.initialise(generator(0, "weights"))
+    training = Trainer(
+        sae.to(GPU),
+        SparseDirections(),
+        TrainingConfig(num_epochs=6, early_stopping_patience=0, lr=0.01),
+        Observer(),
+        Compute(precision=precision),
+        log_freq=log_freq,
+        stepping=stepping,
+    )
+    for _ in training.train():
+        pass
+    return training
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=["bfloat16", "float32"])
+def test_a_graph_gives_the_bytes_of_its_operations_every_time(precision: Precision) -> None:
+    first = trained("static", precision)
+    for other in (trained("graph", precision), trained("graph", precision, 3)):
+        assert other.history == first.history
+        for name, tensor in first.state().tensors.items():
+            assert torch.equal(other.state().tensors[name], tensor), name
+
+
+def test_a_graph_trains_as_the_ordinary_code() -> None:
+    graph, ordinary = (trained(how, PRECISIONS[1]) for how in ("graph", "ordinary"))  # type: ignore[arg-type]
+    for name in ("loss", "aux_loss", "val_loss"):
+        assert graph.history[name] == pytest.approx(ordinary.history[name], rel=1e-3), name
+
+
+def test_nothing_waits_for_the_host() -> None:
+    training = trained("graph", PRECISIONS[0])
+    assert training.ahead is not None and training.ahead.step is not None
+    raw = training.source.activations[:8].flatten(0, 1)  # type: ignore[attr-defined]
+    training.ahead.step.begin()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            training.ahead.step.feed(raw, 1e-3)
+            training.ahead.run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def test_the_kernels_select_what_the_twin_does() -> None:
+    n, n_features, total = 300, 5000, 300 * 20
+    pre = (normal(n, n_features).float() * 2).bfloat16().to(GPU)
+    rows, columns = (
+        torch.arange(n, device=GPU) % 7 > 0,
+        torch.arange(n_features, device=GPU) % 5 > 0,
+    )
+    wanted = torch.tensor(total, dtype=torch.int32, device=GPU)
+    found = [
+        ops.select(pre, rows, columns, wanted, total, torch.zeros_like(wanted))
+        for ops in (kernels(), TWIN)
+    ]
+    for a, b in zip(*found, strict=True):
+        assert torch.equal(a, b)
