@@ -39,11 +39,11 @@ from sae_core.activations.store import ActivationSource
 from sae_core.distributed.process_group import ProcessGroup
 from sae_core.formats.checkpoint import History
 from sae_core.pretrained import Origin
-from sae_core.sae import losses
 from sae_core.sae.losses import Terms
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.sparse_ops import LowerBound
-from sae_core.sae.static.backend import TWIN, has_kernels, kernels
+from sae_core.sae.static.backend import backend_for
+from sae_core.sae.static.facts import Figures
 from sae_core.sae_base import PLAIN, AuxiliaryLoss, Compute, Reconstruction, SparseAutoencoder
 from sae_core.train_config import RuntimeConfig, TrainingConfig
 from sae_core.trainer.ahead import Ahead, Stepping, Waiting, picked
@@ -51,10 +51,11 @@ from sae_core.trainer.batches import Batch, Batches, not_finite
 from sae_core.trainer.early_stopping import EarlyStopping
 from sae_core.trainer.end_to_end import EndToEnd
 from sae_core.trainer.events import EpochRecord, Observer
+from sae_core.trainer.objective import Objective
 from sae_core.trainer.optimizer import adam, clip_gradients, hand_over_gradients, set_learning_rate
 from sae_core.trainer.origin import begin_with
 from sae_core.trainer.schedule import learning_rate, peak_learning_rate
-from sae_core.trainer.static_step import AUXILIARY_STRIDE, Figures, StaticStep
+from sae_core.trainer.static_step import StaticStep
 from sae_core.trainer.training_state import Means, Progress, TrainingState, learned, put_back
 from sae_core.utils.memory import Microbatch, Result
 
@@ -108,6 +109,9 @@ class Trainer:
         self.origin = origin
         self.batches = Batches(
             sae.spec, sae.b_dec.device, source, config.num_epochs, end_to_end, compute.group
+        )
+        self.objective = Objective(
+            sae.spec, config.recon_weight, self.batches, end_to_end, compute.group
         )
         patience = config.early_stopping_patience if source.n_validation else 0
         stopping = EarlyStopping(patience, config.early_stopping_min_delta)
@@ -245,14 +249,14 @@ class Trainer:
         share = len(part.x) / len(batch.x)
         sae.zero_grad()
         made = sae.reconstruct(part.x, part.target, compute)
-        aux = self._auxiliary_loss(sae, part, made, compute)
-        terms = self._terms(part, made, aux)
+        aux = self.objective.auxiliary_loss(sae, part, made, compute)
+        terms = self.objective.terms(part, made, aux)
         (share * terms.loss).backward()
         aux.add_gradient(sae)
         self.group.all_reduce_(hand_over_gradients(sae, self.optimizer))
         sae.project_decoder_gradient()
         norm = clip_gradients(self.optimizer)
-        terms, made = self._over_processes(terms, made, share)
+        terms, made = self.objective.over_processes(terms, made, share)
         if not math.isfinite(float(terms.loss) + norm):
             raise NotFinite
         return terms, made, aux
@@ -363,13 +367,10 @@ class Trainer:
             raise not_finite(self.sae.spec, what, progress.skipped_in_a_row)
 
     def _static_step(self, like: Tensor, n_steps: int) -> StaticStep:
-        sae, precision = self.sae, self.compute.precision
-        assert precision is not None
-        ops = kernels() if has_kernels(sae.b_dec.device) else TWIN
-        weight = self.config.recon_weight
-        return StaticStep(
-            sae, self.optimizer, self.normalise, weight, precision, like, n_steps, ops
-        )
+        """For batches like this one, with room for the figures of so many steps."""
+        weight, ops = self.config.recon_weight, backend_for(self.sae.b_dec.device)
+        how = self.compute.precision or self.sae.weights.precision()
+        return StaticStep(self.sae, self.optimizer, self.normalise, weight, how, like, n_steps, ops)
 
     def _tell(self, batch: Waiting, figures: Figures) -> None:
         """Record a static step as the ordinary code would."""
@@ -406,37 +407,6 @@ class Trainer:
             return self.microbatch.retry(with_rows)
         return with_rows(self.microbatch.size)
 
-    def _auxiliary_loss(
-        self, sae: SparseAutoencoder, part: Batch, made: Reconstruction, compute: Compute
-    ) -> AuxiliaryLoss:
-        """On one in `AUXILIARY_STRIDE` of the whole batch's tokens."""
-        some = slice(-(part.shard.start or 0) % AUXILIARY_STRIDE, None, AUXILIARY_STRIDE)
-        return sae.auxiliary_loss(part.x[some], made.x_hat[some], part.wanted[some], compute)
-
-    def _terms(self, part: Batch, made: Reconstruction, aux: AuxiliaryLoss) -> Terms:
-        """Of a process's own tokens."""
-        spec, recon = self.sae.spec, losses.reconstruction_loss(part.wanted, made.x_hat)
-        recon_part = self.config.recon_weight * recon
-        l1_part = spec.l1_coefficient * made.l1
-        loss = recon_part + l1_part + spec.aux_penalty * aux.loss + made.kind_loss
-        figures: dict[str, Tensor] = {}
-        if self.end_to_end is not None and part.passes:
-            added, figures = self.end_to_end.loss(part.passes, self.normalise.raw(made.x_hat))
-            loss = loss + added
-        return Terms(loss, recon, made.l1, recon_part, l1_part, aux.loss, made.kind_loss, figures)
-
-    def _over_processes(
-        self, terms: Terms, made: Reconstruction, share: float
-    ) -> tuple[Terms, Reconstruction]:
-        """The terms and figures of the whole batch, from those of this process's share of it."""
-        group = self.group
-        if group.is_single:
-            return terms.mapped(Tensor.detach), made
-        terms = terms.mapped(lambda term: group.all_reduce(share * term.detach()))
-        l0 = float(group.all_reduce(torch.tensor(share * made.l0)))
-        fired = group.all_reduce(made.fired.int()) > 0
-        return terms, made._replace(l0=l0, fired=fired)
-
     def _begin_phase(self, batch: Batch) -> None:
         """Forget the best epoch, and balance the end-to-end terms on the phase's first batch."""
         self.progress.in_phase = True
@@ -460,9 +430,9 @@ class Trainer:
         def measure(compute: Compute) -> tuple[Terms, Reconstruction, AuxiliaryLoss]:
             compute = compute._replace(aux_lower_bound=aux_bound.value)
             made = sae.reconstruct_at_inference(part.x, part.target, compute)
-            aux = self._auxiliary_loss(sae, part, made, compute)
-            terms, made = self._over_processes(
-                self._terms(part, made, aux), made, len(part.x) / len(batch.x)
+            aux = self.objective.auxiliary_loss(sae, part, made, compute)
+            terms, made = self.objective.over_processes(
+                self.objective.terms(part, made, aux), made, len(part.x) / len(batch.x)
             )
             return terms, made, aux
 

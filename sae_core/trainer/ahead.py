@@ -18,8 +18,9 @@ from torch import Tensor
 
 from sae_core.sae.kinds.batch_topk import BatchTopKSAE
 from sae_core.sae.static.backend import has_kernels
+from sae_core.sae.static.facts import Figures
 from sae_core.sae_base import Compute, SparseAutoencoder
-from sae_core.trainer.static_step import Figures, StaticStep
+from sae_core.trainer.static_step import StaticStep
 from sae_core.utils.errors import SAEError, is_out_of_memory
 
 Stepping = Literal["auto", "ordinary", "static", "graph"]

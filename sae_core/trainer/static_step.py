@@ -24,7 +24,6 @@ kept. Then nothing changes, in this step and in all after it, until the host loo
 takes that batch by the ordinary code. So the order of events is that of the ordinary loop.
 """
 
-from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -34,42 +33,14 @@ from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
 from sae_core.sae.sparse_ops import ROUNDING
 from sae_core.sae.static.backend import Backend
-from sae_core.sae.static.moments import BETA1, BETA2
+from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
 from sae_core.sae.static.pairs import Codes, Gradients, Slots, refine
 from sae_core.sae_base import SparseAutoencoder
+from sae_core.trainer.objective import AUXILIARY_STRIDE
 from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, stored_moments
-
-AUXILIARY_STRIDE = 4
-"""The auxiliary loss looks at one in so many tokens: dead features learn from what all lack."""
 
 CANDIDATES = 2
 """Candidates for each pair with a float32 value."""
-
-
-class Figures(NamedTuple):
-    """What the host reads of a step: () float32 each, on the device or not."""
-
-    loss: Tensor
-    recon_loss: Tensor
-    l1_loss: Tensor
-    recon_contribution: Tensor
-    l1_contribution: Tensor
-    aux_loss: Tensor
-    kind_loss: Tensor
-    pairs: Tensor
-    tokens: Tensor
-    least: Tensor
-    aux_least: Tensor
-    """NaN without dead features."""
-    taken: Tensor
-    """1 if the step was taken."""
-
-    def terms(self) -> dict[str, Tensor]:
-        """Those that the history has, by these names."""
-        return dict(islice(self._asdict().items(), N_TERMS))
-
-
-N_TERMS = 7
 
 
 class Rows(NamedTuple):
@@ -121,8 +92,9 @@ class StaticStep:
         n_steps: int,
         ops: Backend,
     ) -> None:
-        self.sae, self.normalise, self.recon_weight = sae, normalise, recon_weight
+        self.sae, self.normalise = sae, normalise
         self.precision, self.ops, spec = precision, ops, sae.spec
+        self.weighting = Weighting(recon_weight, spec.l1_coefficient, spec.aux_penalty)
         self.n_pairs = len(like) * spec.top_k
         n_some, n_dead = -(-len(like) // AUXILIARY_STRIDE), min(spec.top_k_aux, spec.d_sae)
         self.n_aux = n_some * n_dead
@@ -134,7 +106,7 @@ class StaticStep:
         self.lr = torch.zeros((), dtype=torch.float64, device=device)
         self.halted = torch.zeros((), dtype=torch.bool, device=device)
         self.at = torch.zeros((), dtype=torch.int64, device=device)
-        self.record = torch.zeros(n_steps, len(Figures._fields), device=device)
+        self.record = torch.zeros(n_steps, FIGURES, device=device)
         self.floors = torch.zeros(2, dtype=torch.int32, device=device)
         self.factors = torch.zeros_like(self.W_enc, dtype=torch.bfloat16)
         self.norms = torch.zeros_like(self.b_enc)
@@ -169,13 +141,10 @@ class StaticStep:
         rows = self._rows()
         choice = self._encode(rows)
         codes = Codes.of(choice.main, choice.aux)
-        figures, G = self._losses(rows, choice, codes)
-        gradients = self._gradients(rows, codes, G)
+        figures, G, by_l1 = self._losses(rows, choice, codes)
+        gradients = self._gradients(rows, codes, G, by_l1)
         taken = self._update(rows, choice, figures, gradients, G)
         self._note_activity(choice.main, taken)
-        row = torch.stack(figures._replace(taken=taken.float()))
-        self.record.index_copy_(0, self.at[None], row[None])
-        self.at += 1
 
     def _rows(self) -> Rows:
         """Centre and scale the batch, and mask its outliers."""
@@ -237,78 +206,55 @@ class StaticStep:
         most = found.least * (1 + 2**-7)  # that an entry which is no candidate can be
         return code, (total == 0) | (found.least == 0) | (code.least > most)
 
-    def _losses(self, rows: Rows, choice: Choice, codes: Codes) -> tuple[Figures, Tensor]:
-        """The loss, and (2 N, D) its gradient to the reconstructions of both codes."""
-        spec, n = self.sae.spec, rows.n.clamp(min=1)
+    def _losses(self, rows: Rows, choice: Choice, codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
+        """The figures, (2 N, D) the loss's gradient to the reconstructions of both codes, and ()
+        what the L1 norm adds to that of each value."""
         by_main, by_aux = self.ops.decode(codes, self.W_dec).chunk(2)
         error = torch.where(rows.kept[:, None], by_main + self.b_dec - rows.wanted, 0.0)
-        residual = torch.where(rows.some[:, None], -error, 0.0)
-        off_mean = residual - residual.sum(0) / rows.n_some.clamp(min=1)
-        variance = torch.where(rows.some[:, None], off_mean, 0.0).square().sum()
+        residual = -error * rows.some[:, None]
+        mean = residual.sum(0) / rows.n_some.clamp(min=1)
+        off_mean = residual - mean * rows.some[:, None]
         aux_error = by_aux - residual
-        is_aux = (variance > 0) & (choice.aux_total > 0)
-        variance = variance.clamp(min=1e-30)
-        recon = error.square().sum() / n
-        aux = torch.where(is_aux, aux_error.square().sum() / variance, 0.0)
-        l1 = choice.main.value.sum() / n
-        recon_part, l1_part = self.recon_weight * recon, spec.l1_coefficient * l1
-        loss = recon_part + l1_part + spec.aux_penalty * aux
-        G = torch.cat(
-            [
-                (2 * self.recon_weight / n) * error,
-                torch.where(is_aux, 2 * spec.aux_penalty / variance, 0.0) * aux_error,
-            ]
+        errors = torch.stack([error, off_mean, aux_error])
+        sums = errors.square().sum(2).sum(1)
+        figures, scales = self.ops.terms(
+            sums, choice.main, choice.aux, choice.aux_total, rows.n, self.weighting
         )
-        none = torch.zeros_like(loss)
-        aux_least = torch.where(choice.aux_total > 0, choice.aux.least, torch.nan)
-        terms = loss, recon, l1, recon_part, l1_part, aux, none
-        counts = choice.main.n_pairs.float(), rows.n.float()
-        return Figures(*terms, *counts, choice.main.least, aux_least, none), G
+        G = torch.cat([error * scales[0], aux_error * scales[1]])
+        return figures, G, scales[2]
 
-    def _gradients(self, rows: Rows, codes: Codes, G: Tensor) -> Gradients:
+    def _gradients(self, rows: Rows, codes: Codes, G: Tensor, by_l1: Tensor) -> Gradients:
         """To the rows of the weights; not projected."""
-        l1 = self.sae.spec.l1_coefficient
         d_value = self.ops.sampled(codes, G, self.W_dec)
-        if l1:
-            d_value[: self.n_pairs] += l1 / rows.n.clamp(min=1)
+        if self.weighting.l1:
+            d_value[: self.n_pairs] += by_l1
         return self.ops.gradients(codes, d_value, G, rows.x, self.sae.spec.d_sae)
 
     def _update(
-        self, rows: Rows, choice: Choice, figures: Figures, gradients: Gradients, G: Tensor
+        self, rows: Rows, choice: Choice, figures: Tensor, gradients: Gradients, G: Tensor
     ) -> Tensor:
-        """Clip, and move the weights if everything is finite; gives whether they were moved."""
+        """Clip, and move the weights if everything is finite; gives 1 if they were moved."""
         W_dec, W_enc, b = gradients
         b_enc, b_dec = b.sum(0), G.chunk(2)[0].sum(0)
         if not self.sae.spec.target_hook_name:
             b_dec = b_dec - self.W_enc.T @ b[0]
         along, squares = self.ops.squares(W_dec, self.W_dec, W_enc)
-        length = torch.cat([squares, b_enc.square(), b_dec.square()]).sum().sqrt()
-        taken = (figures.loss + length).isfinite() & rows.finite & (rows.n > 0) & choice.sure
-        taken = taken & ~self.halted
-        self.halted.copy_(~taken)
-        scalars = self._scalars(length, taken)
+        squared = torch.cat([squares, b_enc.square(), b_dec.square()]).sum()
+        own = self.lr, self.halted, self.counts, self.at, self.record
+        facts = Facts(rows.finite, choice.sure, *own, MAX_GRADIENT_NORM)
+        scalars = self.ops.decide(figures, squared, facts)
         first, second, third, fourth = self.moments
         self.ops.move_encoder(self.W_enc, W_enc, first, scalars, self.factors, self.norms)
         self.ops.move_vector(self.b_enc, b_enc, second, scalars)
         self.ops.move_decoder(self.W_dec, W_dec, third, along, scalars, DECODER_LR_SCALE)
         self.ops.move_vector(self.b_dec, b_dec, fourth, scalars)
-        return taken
-
-    def _scalars(self, length: Tensor, taken: Tensor) -> Tensor:
-        """(4,) what the update takes: rate, root, clipping, and whether the step is taken."""
-        for count in self.counts:
-            count += taken
-        step = self.counts[0].double().clamp(min=1)
-        rate = self.lr / (1 - BETA1**step)
-        root = (1 - BETA2**step).sqrt()
-        clip = torch.where(length > MAX_GRADIENT_NORM, MAX_GRADIENT_NORM / (length + 1e-6), 1.0)
-        return torch.stack([rate.float(), root.float(), clip, taken.float()])
+        return scalars[3]
 
     def _note_activity(self, main: Slots, taken: Tensor) -> None:
-        """Count one more batch, as `record_activity` does."""
+        """Count one more batch, as `record_activity` does, if the step was taken."""
         sae = self.sae
         fired = torch.zeros(sae.spec.d_sae + 1, dtype=torch.bool, device=taken.device)
-        fired = fired.index_fill_(0, main.column.long(), True)[:-1] & taken
+        fired = fired.index_fill_(0, main.column.long(), True)[:-1] & (taken > 0)
         sae.ever_fired |= fired
-        silent = torch.where(fired, 0, sae.num_batches_not_active + taken)
-        sae.num_batches_not_active.copy_(silent)
+        sae.num_batches_not_active += taken.long()
+        sae.num_batches_not_active *= ~fired

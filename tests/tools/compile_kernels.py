@@ -19,7 +19,12 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from sae_core.sae.static import pair_kernels, select_kernels, update_kernels  # noqa: E402
+from sae_core.sae.static import (  # noqa: E402
+    pair_kernels,
+    scalar_kernels,
+    select_kernels,
+    update_kernels,
+)
 
 TARGET = GPUTarget("cuda", 90, 32)
 INT, FLOAT = "i32", "fp32"
@@ -27,15 +32,20 @@ INTS, SHORTS, LONGS, FLOATS, HALVES, BOOLS = "*i32", "*i16", "*i64", "*fp32", "*
 
 TYPES = {
     **dict.fromkeys("N D F FIRST ASIDE".split(), INT),
-    **dict.fromkeys("scale beta1 beta2 eps".split(), FLOAT),
-    **dict.fromkeys("rows columns".split(), BOOLS),
+    **dict.fromkeys(
+        "scale beta1 beta2 eps recon_weight l1_weight aux_weight log_beta1 log_beta2 "
+        "max_length".split(),
+        FLOAT,
+    ),
+    **dict.fromkeys("rows columns finite sure halted".split(), BOOLS),
     **dict.fromkeys(
         "total floor seen count limits above at row_of column_of start column begin first_segment "
-        "feature_of aside_of row".split(),
+        "feature_of aside_of row n n_pairs aux_total".split(),
         INTS,
     ),
     "pre": SHORTS,
     "order": LONGS,
+    "lr": "*fp64",
     "copy": HALVES,
 }
 """Of arguments by name; all others are pointers to float32."""
@@ -47,6 +57,8 @@ def compiled(kernel: Any, warps: int, constants: dict[str, Any]) -> dict[str, in
     signature = {
         name: "constexpr" if name in constants else TYPES.get(name, FLOATS) for name in names
     }
+    if "record" in names:
+        signature["at"] = LONGS  # the line that comes next
     aligned = [name for name in names if signature[name].startswith("*") or name == "D"]
     source = ASTSource(
         fn=kernel,
@@ -90,6 +102,8 @@ def kernels_of(d: int) -> dict[str, tuple[Any, int, dict[str, Any]]]:
         "squares": (update_kernels._squares, warps, {"BLOCK": whole}),
         "decoder": (update_kernels._move_rows, warps, {"DECODER": True, "BLOCK": whole}),
         "encoder": (update_kernels._move_rows, warps, {"DECODER": False, "BLOCK": whole}),
+        "terms": (scalar_kernels._terms, 1, {}),
+        "decide": (scalar_kernels._decide, 1, {"FIGURES": scalar_kernels.FIGURES}),
         "bias": (update_kernels._move_vector, 4, {"BLOCK": 1024}),
     }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_core.sae.static import backend, select_kernels
 from sae_core.sae.static.backend import TWIN, Backend
+from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
 from sae_core.sae.static.moments import Moments
 from sae_core.sae.static.pairs import Codes, Slots, refine
 
@@ -225,8 +226,58 @@ def test_a_step_of_a_bias(ops: Backend) -> None:
 def test_the_kernels_compile_for_a_gpu() -> None:
     """For the width of Qwen3-32B, without a GPU; the threshold's one program may use its stack."""
     found = json.loads(run_python("tests/tools/compile_kernels.py", "5120").stdout)
-    assert len(found) == 13
+    assert len(found) == 15
     for name, used in found.items():
         assert used["registers"] < 255 and used["stack"] <= (128 if "threshold" in name else 0), (
             name
         )
+
+
+FACTS = {
+    "taken": {},
+    "halted": {"halted": True},
+    "an activation that is not finite": {"finite": False},
+    "a pair that may be missed": {"sure": False},
+    "a loss that is not finite": {"loss": float("nan")},
+    "no token": {"tokens": 0.0},
+}
+
+
+@pytest.mark.parametrize("case", FACTS.values(), ids=FACTS)
+def test_whether_and_how_far_a_step_goes(case: dict[str, float], ops: Backend) -> None:
+    """The third step, of gradients of length 4 that may have length 1."""
+    given = {"halted": False, "finite": True, "sure": True, "loss": 0.5, "tokens": 7.0} | case
+    figures = torch.arange(FIGURES).float()
+    figures[0], figures[8] = given["loss"], given["tokens"]
+    finite, sure, halted = (torch.tensor(given[k]) for k in ("finite", "sure", "halted"))
+    counts, at, record = [torch.tensor(2.0) for _ in range(4)], torch.tensor(1), torch.ones(3, 12)
+    lr = torch.tensor(0.01, dtype=torch.float64)
+    scalars = ops.decide(
+        figures, torch.tensor(16.0), Facts(finite, sure, lr, halted, counts, at, record, 1.0)
+    )
+    taken = not case
+    assert scalars[3] == taken and halted == (not taken) and at == 2
+    assert counts == [2.0 + taken] * 4
+    step = 2 + taken
+    right = 0.01 / (1 - 0.9**step), (1 - 0.999**step) ** 0.5, 0.25
+    torch.testing.assert_close(scalars[:3], torch.tensor(right), **CLOSE)
+    figures[-1] = float(taken)
+    torch.testing.assert_close(record[1], figures, equal_nan=True)
+    assert (record[[0, 2]] == 1).all()
+
+
+@pytest.mark.parametrize("n_dead", [0, 3])
+def test_the_figures_of_a_batch(n_dead: int, ops: Backend) -> None:
+    pre, rows = skewed(), torch.ones(N, dtype=torch.bool)
+    code = TWIN.select(pre, rows, rows.new_ones(FEATURES), int32(N * K), N * K, int32(0).clone())
+    sums, weights = torch.tensor([6.0, 2.0, 3.0]), Weighting(2.0, 0.5, 0.25)
+    figures, scales = ops.terms(sums, code, code, int32(n_dead), int32(N), weights)
+    found, l1 = Figures(*figures), float(code.value.sum()) / N
+    aux = 1.5 if n_dead else 0.0
+    assert float(found.loss) == pytest.approx(12 / N + 0.5 * l1 + 0.25 * aux)
+    assert [float(x) for x in found.terms().values()][1:] == pytest.approx(
+        [6 / N, l1, 12 / N, 0.5 * l1, aux, 0.0]
+    )
+    assert (found.pairs, found.tokens, found.least) == (N * K, N, code.least)
+    assert bool(found.aux_least.isnan()) == (not n_dead)
+    assert scales.tolist() == pytest.approx([4 / N, 0.25 if n_dead else 0.0, 0.5 / N])

@@ -219,9 +219,10 @@ def operations(precision: Precision) -> list[str]:
     return counting.names
 
 
-@pytest.mark.parametrize(("precision", "most"), [(ROUNDED, 210), (EXACT, 320)])
+@pytest.mark.parametrize(("precision", "most"), [(ROUNDED, 140), (EXACT, 255)])
 def test_a_step_asks_nothing_and_launches_little(precision: Precision, most: int) -> None:
-    """With dead features or without."""
+    """With dead features or without. The ordinary step launches 131 operations and waits 16 times;
+    with dead features 212 and 23, and both more for normalising the batch."""
     names = operations(precision)
     print(len(names), Counter(names))
     assert len(names) <= most

@@ -18,6 +18,8 @@ class Backend(NamedTuple):
     decode: Callable[..., Tensor]
     sampled: Callable[..., Tensor]
     gradients: Callable[..., Gradients]
+    terms: Callable[..., tuple[Tensor, Tensor]]
+    decide: Callable[..., Tensor]
     squares: Callable[..., tuple[Tensor, Tensor]]
     move_decoder: Callable[..., None]
     move_encoder: Callable[..., None]
@@ -29,13 +31,20 @@ TWIN = Backend(*(getattr(twin, name) for name in Backend._fields))
 
 def kernels() -> Backend:
     """Those in Triton, which comes with PyTorch for CUDA."""
-    from sae_core.sae.static import pair_kernels, select_kernels, update_kernels
+    from sae_core.sae.static import (
+        pair_kernels,
+        scalar_kernels,
+        select_kernels,
+        update_kernels,
+    )
 
     return Backend(
         select_kernels.select,
         pair_kernels.decode,
         pair_kernels.sampled,
         pair_kernels.gradients,
+        scalar_kernels.terms,
+        scalar_kernels.decide,
         update_kernels.squares,
         update_kernels.move_decoder,
         update_kernels.move_encoder,
@@ -51,3 +60,8 @@ def has_kernels(device: torch.device) -> bool:
         and importlib.util.find_spec("triton") is not None
         and torch.cuda.get_device_capability(device)[0] >= 8
     )
+
+
+def backend_for(device: torch.device) -> Backend:
+    """The kernels where they can run, and their twins elsewhere."""
+    return kernels() if has_kernels(device) else TWIN

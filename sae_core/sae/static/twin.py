@@ -4,6 +4,7 @@ to compare with. The sizes are fixed here too. Arguments and results are those o
 import torch
 from torch import Tensor
 
+from sae_core.sae.static.facts import Facts, Weighting
 from sae_core.sae.static.moments import BETA1, BETA2, EPS, Moments
 from sae_core.sae.static.pairs import Codes, Gradients, Slots
 
@@ -65,6 +66,41 @@ def gradients(codes: Codes, d_value: Tensor, G: Tensor, X: Tensor, n_features: i
     b_enc[0].index_add_(0, column[:first], d_value[:first])
     b_enc[1].index_add_(0, column[first:], d_value[first:])
     return Gradients(W_dec[:-1], W_enc[:-1], b_enc[:, :-1])
+
+
+def terms(
+    sums: Tensor, main: Slots, aux: Slots, aux_total: Tensor, n: Tensor, weights: Weighting
+) -> tuple[Tensor, Tensor]:
+    """See `scalar_kernels`."""
+    tokens, (error, variance, aux_error) = n.clamp(min=1).float(), sums.unbind()
+    is_aux, variance = (variance > 0) & (aux_total > 0), variance.clamp(min=1e-30)
+    recon, l1 = error / tokens, main.value.sum() / tokens
+    aux_loss = torch.where(is_aux, aux_error / variance, 0.0)
+    parts = weights.recon * recon, weights.l1 * l1
+    loss = parts[0] + parts[1] + weights.aux * aux_loss
+    none, aux_least = torch.zeros_like(loss), torch.where(aux_total > 0, aux.least, torch.nan)
+    counts = main.n_pairs.float(), n.float()
+    figures = loss, recon, l1, *parts, aux_loss, none, *counts, main.least, aux_least, none
+    by_aux = torch.where(is_aux, 2 * weights.aux / variance, 0.0)
+    scales = 2 * weights.recon / tokens, by_aux, weights.l1 / tokens
+    return torch.stack(figures), torch.stack(scales)
+
+
+def decide(figures: Tensor, squared: Tensor, facts: Facts) -> Tensor:
+    """See `scalar_kernels`."""
+    length = squared.sqrt()
+    taken = (figures[0] + length).isfinite() & (figures[8] > 0) & facts.finite & facts.sure
+    taken = taken & ~facts.halted
+    facts.halted.copy_(~taken)
+    for count in facts.counts:
+        count += taken
+    step = facts.counts[0].double().clamp(min=1)
+    rate, root = facts.lr / (1 - BETA1**step), (1 - BETA2**step).sqrt()
+    clip = torch.where(length > facts.max_length, facts.max_length / (length + 1e-6), 1.0)
+    row = torch.cat([figures[:-1], taken[None].float()])
+    facts.record.index_copy_(0, facts.at[None], row[None])
+    facts.at.add_(1)
+    return torch.stack([rate.float(), root.float(), clip, taken.float()])
 
 
 def squares(g_dec: Tensor, W_dec: Tensor, g_enc: Tensor) -> tuple[Tensor, Tensor]:

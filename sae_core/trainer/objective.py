@@ -1,0 +1,70 @@
+"""What a step minimises: the terms of a batch's loss, of one process or of all."""
+
+import torch
+from torch import Tensor
+
+from sae_core.distributed.process_group import ProcessGroup
+from sae_core.sae import losses
+from sae_core.sae.config import SAESpec
+from sae_core.sae.losses import Terms
+from sae_core.sae_base import AuxiliaryLoss, Compute, Reconstruction, SparseAutoencoder
+from sae_core.trainer.batches import Batch, Batches
+from sae_core.trainer.end_to_end import EndToEnd
+
+AUXILIARY_STRIDE = 4
+"""The auxiliary loss looks at one in so many tokens: dead features learn from what all lack."""
+
+
+class Objective:
+    """The loss of an SAE that `spec` describes.
+
+    Args:
+        recon_weight: of the reconstruction error.
+        batches: know how the activations were scaled.
+        end_to_end: adds the terms of its phase; None trains without one.
+        group: the processes that share a batch.
+    """
+
+    def __init__(
+        self,
+        spec: SAESpec,
+        recon_weight: float,
+        batches: Batches,
+        end_to_end: EndToEnd | None,
+        group: ProcessGroup,
+    ) -> None:
+        self.spec, self.recon_weight, self.batches = spec, recon_weight, batches
+        self.end_to_end, self.group = end_to_end, group
+
+    def auxiliary_loss(
+        self, sae: SparseAutoencoder, part: Batch, made: Reconstruction, compute: Compute
+    ) -> AuxiliaryLoss:
+        """On one in `AUXILIARY_STRIDE` of the whole batch's tokens."""
+        some = slice(-(part.shard.start or 0) % AUXILIARY_STRIDE, None, AUXILIARY_STRIDE)
+        return sae.auxiliary_loss(part.x[some], made.x_hat[some], part.wanted[some], compute)
+
+    def terms(self, part: Batch, made: Reconstruction, aux: AuxiliaryLoss) -> Terms:
+        """Of a process's own tokens."""
+        spec, recon = self.spec, losses.reconstruction_loss(part.wanted, made.x_hat)
+        recon_part = self.recon_weight * recon
+        l1_part = spec.l1_coefficient * made.l1
+        loss = recon_part + l1_part + spec.aux_penalty * aux.loss + made.kind_loss
+        figures: dict[str, Tensor] = {}
+        if self.end_to_end is not None and part.passes:
+            added, figures = self.end_to_end.loss(
+                part.passes, self.batches.normalise.raw(made.x_hat)
+            )
+            loss = loss + added
+        return Terms(loss, recon, made.l1, recon_part, l1_part, aux.loss, made.kind_loss, figures)
+
+    def over_processes(
+        self, terms: Terms, made: Reconstruction, share: float
+    ) -> tuple[Terms, Reconstruction]:
+        """The terms and figures of the whole batch, from those of this process's share of it."""
+        group = self.group
+        if group.is_single:
+            return terms.mapped(Tensor.detach), made
+        terms = terms.mapped(lambda term: group.all_reduce(share * term.detach()))
+        l0 = float(group.all_reduce(torch.tensor(share * made.l0)))
+        fired = group.all_reduce(made.fired.int()) > 0
+        return terms, made._replace(l0=l0, fired=fired)
