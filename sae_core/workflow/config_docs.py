@@ -1,6 +1,7 @@
-"""The schema of the configuration and the tables of config/README.md, made from the settings.
+"""The schema of the configuration and the tables of config/README.md, made from the settings, and
+the table of docs/cluster.md, made by the planner.
 
-`make docs` writes both; sae_core.workflow.config_sections says which settings stand where.
+`make docs` writes them; sae_core.workflow.config_sections says which settings stand where.
 """
 
 import json
@@ -15,10 +16,12 @@ import yaml
 
 from sae_core.utils.files import write_file
 from sae_core.utils.limits import Filled, InConfiguration, Limits, Pattern
+from sae_core.workflow import fitting
 from sae_core.workflow.config_schema import allowed
 from sae_core.workflow.config_sections import MODELS, SECTIONS, Key, keys
 
 ROOT = Path(__file__).resolve().parents[2]
+CLUSTER = ROOT / "docs/cluster.md"
 SCHEMA, README = ROOT / "workflow/schemas/config.schema.yaml", ROOT / "config/README.md"
 
 HEADER = "# Made by `make docs` from the settings named in config_sections.py.\n"
@@ -35,6 +38,7 @@ Schema = dict[str, Any]
 
 def write() -> None:
     """Write the schema and the tables."""
+    write_file(CLUSTER, fitting.with_table(CLUSTER.read_text(encoding="utf-8")))
     write_file(SCHEMA, schema_text())
     write_file(README, with_tables(README.read_text(encoding="utf-8")))
 

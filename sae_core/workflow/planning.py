@@ -49,9 +49,9 @@ BACKWARD = 5
 LOGIT_BYTES = 80
 """Memory traffic of a logit: itself, in float32, its log-softmax, and what is made of that."""
 
-STATE_BYTES = 28
-"""Memory a parameter of an SAE in training: weights, gradient, two moments, three copies while a
-checkpoint is written."""
+STATE_BYTES, COPIED_BYTES, HALF_BYTES = 16, 12, 2
+"""Memory a parameter of an SAE in training: weights, gradient and two moments; on a CPU the copy of
+these that is written; on a GPU the weights in bfloat16."""
 
 SHUFFLE_TOKENS = 2**18
 """As in `activations/store.py`, which needs torch."""
@@ -134,6 +134,10 @@ class ModelShape:
     def parameters(self) -> int:
         """All of them, norms left out."""
         return self.n_layers * self.block + self.unembedding * (1 if self.tied else 2)
+
+    def up_to(self, layer: int) -> int:
+        """Of them, those of a model without the blocks after a layer."""
+        return self.parameters - (self.n_layers - layer - 1) * self.block
 
     def flops(self, blocks: int, length: int, logits: int = 0) -> float:
         """Operations per token through so many blocks, in windows of `length`, and through the
@@ -303,11 +307,12 @@ class Planner:
         self.n_evaluation = min(held_out // 2, plan.evaluation.max_windows)
         self.model_bytes = MODEL_BYTES * shape.parameters
         self.loaded_bytes = self._weight_bytes() * shape.parameters
-        self.loading_bytes = self.loaded_bytes
-        if self.loaded_bytes > self.model_bytes:  # files are in memory while they are converted
-            self.loading_bytes += self.model_bytes
+        self.loading_bytes = self._loading(shape.parameters)
         self.sites = 2 if model.hook.target_hook_name else 1
         """Activations stored per token and layer: a transcoder's target is one more."""
+
+    def _state_bytes(self) -> int:
+        return STATE_BYTES + (COPIED_BYTES if self.machine.is_cpu else HALF_BYTES)
 
     def _weight_bytes(self) -> int:
         """A parameter of the loaded model. `auto` is float32 on a CPU that is slow at bfloat16."""
@@ -315,9 +320,22 @@ class Planner:
         in_full = dtype == "float32" or dtype == "auto" and self.machine.is_cpu
         return 4 if in_full else 2
 
+    def _loading(self, parameters: float) -> float:
+        """Memory while so many parameters are loaded: a CPU that converts them has their files in
+        memory, too."""
+        loaded = self._weight_bytes() * parameters
+        is_converted = self._weight_bytes() > MODEL_BYTES and self.machine.is_cpu
+        return loaded + (MODEL_BYTES * parameters if is_converted else 0)
+
     def _logits(self, rows: int, copies: int) -> float:
         """Memory of the logits of so many tokens."""
         return copies * 4 * rows * self.shape.vocab_size
+
+    def _graph(self, tokens: int, blocks: int) -> float:
+        """Memory of what a backward pass through some blocks needs of the forward one, for so many
+        tokens: per block six vectors of the model's width and three of its MLP's."""
+        numbers = tokens * blocks * (6 * self.shape.d_model + 3 * self.shape.d_mlp)
+        return self._weight_bytes() * numbers
 
     def costs(self) -> Iterator[Cost]:
         """The jobs, in the order in which they can run."""
@@ -350,7 +368,8 @@ class Planner:
                 model_flops=tokens * self.shape.flops(max(layers) + 1, self.length),
                 disk=stored,
                 read=self.model_bytes + stored,
-                memory=self.loading_bytes + batch * (4 * len(layers) + 16),
+                memory=self._loading(self.shape.up_to(max(layers)))
+                + batch * (4 * len(layers) + 16),
             )
 
     def training(self, run: RunPlan) -> Cost:
@@ -373,7 +392,10 @@ class Planner:
             model_flops += checked * self.shape.flops(n_layers + behind, length, logits=2)
             n_logits = 2 * (trained + checked) * self.shape.vocab_size
             memory = max(
-                self.loading_bytes, self.loaded_bytes + self._logits(TRAINED_ROWS, LOGIT_GRADIENTS)
+                self.loading_bytes,
+                self.loaded_bytes
+                + self._logits(TRAINED_ROWS, LOGIT_GRADIENTS)
+                + self._graph(length, behind),
             )
         parameters = 2 * d * width
         read = training.num_epochs * (self.n_train + self.n_validation) * positions * d
@@ -389,7 +411,8 @@ class Planner:
             traffic=steps * parameters * OPTIMIZER_BYTES + n_logits * LOGIT_BYTES,
             disk=4 * parameters * 4,
             read=read * MODEL_BYTES * self.sites + (self.model_bytes if model_flops else 0),
-            memory=memory + parameters * STATE_BYTES + 3 * shuffled,
+            # The model is loaded when activations are no longer shuffled.
+            memory=max(memory, 3 * shuffled) + parameters * self._state_bytes(),
         )
 
     def evaluation(self, run: RunPlan) -> Cost:

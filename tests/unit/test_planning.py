@@ -13,7 +13,7 @@ from tiny_model import configuration
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_core.utils.code_hash import ROOT
-from sae_core.workflow import plan_jobs
+from sae_core.workflow import fitting, plan_jobs
 from sae_core.workflow.planning import (
     Machine,
     ModelShape,
@@ -309,3 +309,29 @@ def test_weights_in_memory() -> None:
         for dtype in ("auto", "float32", "bfloat16")
     }
     assert list(loaded.values()) == [4, 4, 2, 2, 4, 2]
+
+
+def test_what_fits_is_in_the_documentation() -> None:
+    text = (ROOT / "docs/cluster.md").read_text(encoding="utf-8")
+    assert text == fitting.with_table(text) and text.count("| Qwen/Qwen3-") == 18
+
+
+def test_what_a_job_needs_on_a_gpu() -> None:
+    """The model, its blocks up to the middle one, and an SAE in training, from closed forms."""
+    shape = TABLES.shapes["Qwen/Qwen3-32B"]
+    needed = {e: list(fitting.memory(TABLES, "Qwen/Qwen3-32B", e)) for e in fitting.EXPANSIONS}
+    half, whole = 2 * (shape.parameters - 32 * shape.block), 2 * shape.parameters
+    for harvest, training, evaluation, features in needed.values():
+        assert half / 1e9 < harvest < half / 1e9 + 3 < 0.6 * whole / 1e9
+        assert min(training, evaluation, features) > whole / 1e9
+    step = needed[16][1] - needed[8][1]
+    assert step == pytest.approx(18 * 2 * 8 * shape.d_model**2 / 1e9)
+
+
+def test_a_training_without_an_end_to_end_phase_needs_no_model() -> None:
+    def memory(**config: Any) -> float:
+        given = {"models": [{"name": "m", "layers": [1]}], "end_to_end": config}
+        plan = planner(given, 1e6, TABLES.shapes["Qwen/Qwen3-4B"], TABLES.machines["h100"])
+        return plan.training(next(plan.model.runs(36))).memory / 1e9
+
+    assert memory() > 8 > 6 > memory(use_end_to_end=False)
