@@ -48,7 +48,8 @@ def read_record(kind: type[Record], path: Path, what: str, advice: str) -> Recor
 
 
 def fits(value: Any, kind: Any) -> bool:
-    """Whether a value read from JSON is of a type; an integer counts as a float."""
+    """Whether a value read from JSON is of a type; an integer counts as a float. pydantic's strict
+    mode agrees, but every job would import it for these few lines."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
         return any(fits(value, option) for option in args)

@@ -3,7 +3,8 @@
 Snakemake says which rule feeds which (`--rulegraph`, for config/demo.yaml). The layout is made
 here: a column for each step away from the sources; edges that pass over a column go through slots
 of their own in it; the order within columns is one with few crossings. The picture is
-transparent and every box brings its own background, for light and dark pages alike.
+transparent and every box brings its own background, for light and dark pages alike. Graphviz would
+need its program `dot`, which pip does not install, and each version of it draws something else.
 """
 
 import random

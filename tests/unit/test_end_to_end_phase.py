@@ -168,6 +168,7 @@ def test_loss_is_the_sum_of_its_contributions(fraction: float, kind: str, settin
             )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("term", "name"), [("use_logit_kl", "logit_kl"), ("use_block_mse", MSE[0])]
 )
@@ -253,14 +254,14 @@ def test_outliers_are_left_out_and_counted(setting: Setting, monkeypatch: Any) -
 
 @pytest.mark.usefixtures("as_on_a_gpu")
 def test_batch_size_changes_nothing(setting: Setting) -> None:
+    options = {"use_block_mse": True, "end_to_end_fraction": 0.5}
     histories = [
-        setting.train(setting.phase(size, use_block_mse=True, end_to_end_fraction=0.5)).history
-        for size in (1, 3, 100)
+        setting.train(setting.phase(size, **options), num_epochs=2).history for size in (1, 3, 100)
     ]
     for other in histories[1:]:
         for name, column in histories[0].items():
             if not name.startswith("dead"):
-                assert other[name][-2:] == pytest.approx(column[-2:], rel=1e-3), name
+                assert other[name][-1] == pytest.approx(column[-1], rel=1e-3), name
 
 
 @pytest.mark.parametrize("passes", [1, 4])
@@ -287,7 +288,9 @@ def test_no_validation_windows(setting: Setting) -> None:
     assert not any(name.startswith("val_") for name in history)
 
 
-@pytest.mark.parametrize("tokens_per_step", [5, 23, 60, 10**6])
+@pytest.mark.parametrize(
+    "tokens_per_step", [pytest.param(5, marks=pytest.mark.slow), 23, 60, 10**6]
+)
 def test_any_step_size(tokens_per_step: int, setting: Setting) -> None:
     source = setting.stream(tokens_per_step=tokens_per_step)
     trainer = setting.train(setting.phase(end_to_end_fraction=0.5), source=source, num_epochs=1)
