@@ -4,9 +4,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from sae_core.data_processing.chapters import EVERYWHERE, HERE
 from sae_core.train_config import DEFAULT_DATA_PATH
 from sae_core.utils.errors import SAEError
-from sae_core.utils.limits import NaturalInt, PositiveInt, check_limits
+from sae_core.utils.limits import NaturalInt, PositiveInt, Text, check_limits
 
 RAW_DATA = Path("sae_core/data/raw_data")
 
@@ -23,11 +24,16 @@ class ProcessConfig:
         RAW_DATA / "chemistry_chapters",
         RAW_DATA / "biology_chapters",
     )
-    """Folders of chapters, one per subject; the *.md files of each are read in alphabetical
-    order."""
+    """Folders of chapters, one per subject; the *.md and *.markdown files of each are read in
+    alphabetical order."""
 
     subjects: tuple[str, ...] = ()
     """Name of each folder's subject; by default the folder's name without `_chapters`."""
+
+    pattern: Text = HERE
+    """Which files of a folder are looked at, as a glob pattern: `*` those in the folder itself,
+    `**/*` those in its subfolders too, `part_*/*` those in some subfolders. Of these, *.md and
+    *.markdown files in any case are chapters; the log names the others."""
 
     output: Path = DEFAULT_DATA_PATH
     """JSON file to write, a list of texts. `<name>.sources.json` next to it says which chapter and
@@ -67,6 +73,11 @@ class ProcessConfig:
                 f"{len(self.folders)} folders; give one for each, in the same order, or none"
             )
         check_limits(self)
+        if Path(self.pattern).is_absolute() or ".." in Path(self.pattern).parts:
+            raise SAEError(
+                f"--pattern {self.pattern}: looks outside the folders; give one relative to each, "
+                f'such as "{EVERYWHERE}"'
+            )
         if self.chunk_overlap >= self.chunk_size:
             raise SAEError(
                 f"--chunk-overlap {self.chunk_overlap}: must be below --chunk-size "

@@ -17,7 +17,7 @@ if not __package__:  # started as a file: Python then looks for packages here, n
     sys.path[0] = str(Path(__file__).resolve().parents[2])
 
 from sae_core.data_processing import sources  # noqa: E402
-from sae_core.data_processing.chapters import find_chapters  # noqa: E402
+from sae_core.data_processing.chapters import find_chapters, passed_over  # noqa: E402
 from sae_core.data_processing.characters import (  # noqa: E402
     UNSPACED,
     count_long_words,
@@ -31,6 +31,9 @@ from sae_core.data_processing.sources import Sources  # noqa: E402
 from sae_core.data_processing.texts import read_texts, write_texts  # noqa: E402
 from sae_core.utils import cli  # noqa: E402
 from sae_core.utils.errors import SAEError  # noqa: E402
+
+NAMED = 20
+"""How many files that were passed over are named."""
 
 SENTENCE_END = re.compile(
     r"(?<![.!?…।؟۔])[.!?…।؟۔]+[\"'”’)\]]*\s+(?=[“\"'‘(\[]*[^\W_a-z]|\([a-z]\)\s)"
@@ -91,19 +94,19 @@ def process(config: ProcessConfig) -> Report:
     One chapter at a time is in memory; of earlier texts only hashes, to detect duplicates.
     """
     found = [
-        (config.subject_of(index), file)
+        (config.subject_of(index), folder, file)
         for index, folder in enumerate(config.folders)
-        for file in find_chapters(folder, f"--folders {folder}")
+        for file in find_chapters(folder, f"--folders {folder}", config.pattern)
     ]
     totals, chapters = _Totals(), []
     seen: set[bytes] = set()
 
     def texts() -> Iterator[str]:
-        for subject, file in found:
+        for subject, folder, file in found:
             counts = Counts()
             own = list(_texts_of(_read(file), config, counts, seen))
             totals.add(counts)
-            name = f"{file.parent.name}/{file.name}"
+            name = f"{folder.name}/{file.relative_to(folder).as_posix()}"
             chapters.append(sources.Chapter(subject, name, len(own), sum(map(count_words, own))))
             yield from own
         if not any(chapter.texts for chapter in chapters):
@@ -115,7 +118,7 @@ def process(config: ProcessConfig) -> Report:
     write_texts(config.output, texts())
     origin = Sources(tuple(chapters), totals.dropped(), dict(sorted(totals.repaired.items())))
     origin.save(config.output)
-    return Report([file for _, file in found], config.output, origin)
+    return Report([file for *_, file in found], config.output, origin)
 
 
 def _texts_of(
@@ -224,6 +227,21 @@ def _run(config: ProcessConfig) -> None:
         print("put right")
     for what, count in report.sources.repaired.items():
         print(f"  {what:<26}{count:>10,}")
+    _print_passed_over(config)
+
+
+def _print_passed_over(config: ProcessConfig) -> None:
+    files = [
+        (folder / path, why)
+        for folder in config.folders
+        for path, why in passed_over(folder, config.pattern).items()
+    ]
+    if files:
+        print(f"{'passed over':<20}{len(files):>10,}")
+    for path, why in files[:NAMED]:
+        print(f"  {path}: {why}")
+    if len(files) > NAMED:
+        print(f"  and {len(files) - NAMED:,} more")
 
 
 if __name__ == "__main__":

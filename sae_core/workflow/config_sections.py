@@ -36,8 +36,8 @@ class ChapterKeys:
     """Markdown chapters, and how they become texts."""
 
     folders: Annotated[dict[str, Text], Filled()]
-    """A folder of `*.md` files for each subject. The subject's name is shown on the pages. Folders
-    are read in the order given, files in alphabetical order."""
+    """A folder of `*.md` or `*.markdown` files for each subject. The subject's name is shown on the
+    pages. Folders are read in the order given, files in alphabetical order."""
 
 
 @dataclass(frozen=True)

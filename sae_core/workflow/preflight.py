@@ -38,7 +38,7 @@ def _check_chapters(plan: Plan) -> None:
     for index, folder in enumerate(plan.process.folders):
         subject = plan.process.subject_of(index)
         where = f"config: chapters.folders.{subject}: {folder}"
-        for path in find_chapters(folder, where):
+        for path in find_chapters(folder, where, plan.process.pattern):
             if set("{}") & set(str(path)):
                 raise SAEError(
                     f"{where}: Snakemake takes the braces in {path} as a pattern; rename it"

@@ -179,7 +179,8 @@ class Plan:
 
     def chapters(self) -> list[Path]:
         """The existing chapters, in the order in which they are processed."""
-        return [path for folder in self.process.folders for path in chapters_in(folder)]
+        process = self.process
+        return [path for f in process.folders for path in chapters_in(f, process.pattern)]
 
     def process_options(self) -> str:
         """The command line of the processing."""

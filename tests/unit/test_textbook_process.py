@@ -266,6 +266,36 @@ def test_order_of_folders_and_files(tmp_path: Path) -> None:
     assert read_texts(config.output) == report.texts
 
 
+def test_names_in_any_case_and_nested_folders_by_a_pattern(tmp_path: Path) -> None:
+    for place in ("b.MD", "a.Markdown", "x.txt", "~a.md", "part/c.md", "part/.git/d.md", "e.mdx"):
+        file = tmp_path / "in" / place
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(f"The text of {place} is here.")
+
+    def read(pattern: str) -> list[str]:
+        config = ProcessConfig((tmp_path / "in",), output=tmp_path / "t.json", pattern=pattern)
+        return [chapter.file for chapter in process(config).sources.chapters]
+
+    assert read("*") == ["in/a.Markdown", "in/b.MD"]
+    assert read("**/*") == ["in/a.Markdown", "in/b.MD", "in/part/c.md"]
+    assert read("p*/*") == ["in/part/c.md"]
+    done = command(AS_FILE, "--folders", tmp_path / "in", "--output", tmp_path / "t.json")
+    _, _, says = done.stdout.partition("passed over")
+    assert says.split()[0] == "4"
+    assert [line.partition(": ")[0].split("/in/")[1] for line in says.splitlines()[1:]] == [
+        "e.mdx",
+        "part",
+        "x.txt",
+        "~a.md",
+    ]
+
+
+@pytest.mark.parametrize("pattern", ["/etc/*", "../*", ""])
+def test_a_pattern_stays_in_the_folder(tmp_path: Path, pattern: str) -> None:
+    with pytest.raises(SAEError, match="^--pattern"):
+        ProcessConfig((tmp_path,), pattern=pattern)
+
+
 def test_method_lines(tmp_path: Path) -> None:
     chapter = (
         "# INTRODUCTION TO IT Learn\nthese:\n• stars\n• moons and\nrings\n\nIt\nshines.\n"
