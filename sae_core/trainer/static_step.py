@@ -109,7 +109,6 @@ class StaticStep:
         self.record = torch.zeros(n_steps, FIGURES, device=device)
         self.floors = torch.zeros(2, dtype=torch.int32, device=device)
         self.factors = torch.zeros_like(self.W_enc, dtype=torch.bfloat16)
-        self.norms = torch.zeros_like(self.b_enc)
         self.all_features = torch.ones(spec.d_sae, dtype=torch.bool, device=device)
 
     @torch.no_grad()
@@ -122,7 +121,6 @@ class StaticStep:
         self.halted.fill_(halted)
         self.at.zero_()
         self.factors.copy_(self.W_enc)
-        self.norms.copy_(self.W_enc.norm(dim=1))
 
     def feed(self, raw: Tensor, lr: float) -> None:
         """Give the next step its batch and learning rate, without waiting for the device."""
@@ -169,7 +167,7 @@ class StaticStep:
         bias, x = self.b_enc, rows.x.bfloat16()
         if exact:
             length = torch.where(rows.kept, rows.x.norm(dim=1), 0.0).amax()
-            bias = bias + ROUNDING * length * self.norms
+            bias = bias + ROUNDING * length * self.W_enc.norm(dim=1)
             bias = bias + ROUNDING * bias.abs()
         pre = torch.addmm(bias.bfloat16(), x, self.factors.T)
         dead = self.sae.dead_features
@@ -244,7 +242,7 @@ class StaticStep:
         facts = Facts(rows.finite, choice.sure, *own, MAX_GRADIENT_NORM)
         scalars = self.ops.decide(figures, squared, facts)
         first, second, third, fourth = self.moments
-        self.ops.move_encoder(self.W_enc, W_enc, first, scalars, self.factors, self.norms)
+        self.ops.move_encoder(self.W_enc, W_enc, first, scalars, self.factors)
         self.ops.move_vector(self.b_enc, b_enc, second, scalars)
         self.ops.move_decoder(self.W_dec, W_dec, third, along, scalars, DECODER_LR_SCALE)
         self.ops.move_vector(self.b_dec, b_dec, fourth, scalars)

@@ -192,6 +192,7 @@ def pretend() -> None:
     nn.Module.to = _move_module
     nn.Module.cpu = lambda module: _move_module(module, torch.device("cpu"))
     torch.cuda.is_available = lambda: True
+    torch.version.cuda = None  # no kernel can run there
     torch.cuda.device_count = lambda: 1
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.cuda.empty_cache = lambda: None

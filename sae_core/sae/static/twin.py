@@ -133,14 +133,11 @@ def move_decoder(
     _put(scalars, [W, *moments], [new, *others])
 
 
-def move_encoder(
-    W: Tensor, G: Tensor, moments: Moments, scalars: Tensor, copy: Tensor, norm: Tensor
-) -> None:
+def move_encoder(W: Tensor, G: Tensor, moments: Moments, scalars: Tensor, copy: Tensor) -> None:
     """See `update_kernels`."""
     new = _adam(W, G * scalars[2], moments, scalars[0], scalars)
     _put(scalars, [W, *moments], new)
     copy.copy_(W)
-    norm.copy_(W.norm(dim=1))
 
 
 def move_vector(W: Tensor, G: Tensor, moments: Moments, scalars: Tensor) -> None:

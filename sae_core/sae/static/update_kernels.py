@@ -7,7 +7,7 @@ For a feature's decoder row w of unit norm with gradient g, and its encoder row:
 
 and when the length is known, Adam (Kingma, Ba, arXiv 1412.6980) on the clipped gradients, the
 decoder's row then back to unit norm. Weights, moments and gradients are read once and written once,
-and with them what the next product needs: the encoder in bfloat16, and the norms of its rows.
+and with them what the next product needs, the encoder in bfloat16.
 
 `scalars` (4,) float32 come from the device: the learning rate over the first moment's correction,
 the root of the second's, the factor of the clipping, and whether the step is taken (0: nothing is
@@ -48,10 +48,10 @@ def _adam(w, g, m, v, rate, root, beta1, beta2, eps):
 
 @triton.jit
 def _move_rows(
-    W, G, M, V, along, scalars, copy, norm, D, scale, beta1, beta2, eps,
+    W, G, M, V, along, scalars, copy, D, scale, beta1, beta2, eps,
     DECODER: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row of the decoder or the encoder; the latter leaves its copy and norm."""
+    """One row of the decoder or the encoder; the latter leaves its copy."""
     if tl.load(scalars + 3) != 0:
         feature = tl.program_id(0).to(tl.int64)
         d = tl.arange(0, BLOCK)
@@ -65,12 +65,11 @@ def _move_rows(
         g *= tl.load(scalars + 2)
         rate, root = scale * tl.load(scalars), tl.load(scalars + 1)
         w, m, v = _adam(w, g, m, v, rate, root, beta1, beta2, eps)
-        length = tl.sqrt(tl.sum(tl.where(inside, w * w, 0.0), 0))
         if DECODER:
+            length = tl.sqrt(tl.sum(tl.where(inside, w * w, 0.0), 0))
             w = w / tl.maximum(length, 1e-12)
         else:
             tl.store(copy + at, w.to(tl.bfloat16), mask=inside)
-            tl.store(norm + feature, length)
         tl.store(W + at, w, mask=inside)
         tl.store(M + at, m, mask=inside)
         tl.store(V + at, v, mask=inside)
@@ -112,14 +111,12 @@ def move_decoder(
     W: Tensor, G: Tensor, moments: Moments, along: Tensor, scalars: Tensor, scale: float
 ) -> None:
     """A step of the decoder (F, D), at `scale` times the learning rate; G is not projected yet."""
-    _rows(W, G, moments, along, scalars, W, along, scale, True)
+    _rows(W, G, moments, along, scalars, W, scale, True)
 
 
-def move_encoder(
-    W: Tensor, G: Tensor, moments: Moments, scalars: Tensor, copy: Tensor, norm: Tensor
-) -> None:
-    """A step of the encoder (F, D), its copy (F, D) in bfloat16 and the norms of its rows (F,)."""
-    _rows(W, G, moments, norm, scalars, copy, norm, 1.0, False)
+def move_encoder(W: Tensor, G: Tensor, moments: Moments, scalars: Tensor, copy: Tensor) -> None:
+    """A step of the encoder (F, D) and its copy (F, D) in bfloat16."""
+    _rows(W, G, moments, W, scalars, copy, 1.0, False)
 
 
 def _rows(
@@ -129,12 +126,11 @@ def _rows(
     along: Tensor,
     scalars: Tensor,
     copy: Tensor,
-    norm: Tensor,
     scale: float,
     decoder: bool,
 ) -> None:
     n_features, d = W.shape
-    given = W, G, *moments, along, scalars, copy, norm, d, scale, BETA1, BETA2, EPS
+    given = W, G, *moments, along, scalars, copy, d, scale, BETA1, BETA2, EPS
     block = triton.next_power_of_2(d)
     constants = {"DECODER": decoder, "BLOCK": block, "num_warps": _warps(d)}
     launching.launch(_move_rows, (n_features,), *given, **constants)
