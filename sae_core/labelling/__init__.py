@@ -1,0 +1,1 @@
+"""What features mean, said by a language model, and how well each label tells their texts apart."""

@@ -1,0 +1,61 @@
+"""`results/labels/<run>.jsonl`: a JSON object a line, for each feature that was to be labelled."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from sae_core.labelling.labels import Label
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import write_file
+from sae_core.utils.records import fits
+
+SCORES = ("detection", "fuzzing")
+
+
+def write_labels(path: Path, labels: Sequence[Label]) -> None:
+    """Write the file."""
+    lines = [json.dumps(label._asdict(), ensure_ascii=False) for label in labels]
+    write_file(path, "".join(f"{line}\n" for line in lines))
+
+
+def read_labels(path: Path) -> dict[int, Label]:
+    """The labels by feature.
+
+    Raises:
+        SAEError: the file is missing, or a line is not a label.
+    """
+    hints = get_type_hints(Label)
+    del hints["status"]
+    found = {}
+    try:
+        for line in path.read_bytes().split(b"\n"):
+            if line:
+                values = json.loads(line)
+                if not all(fits(values[name], kind) for name, kind in hints.items()):
+                    raise ValueError("a value of the wrong type")
+                label = Label(**{name: values[name] for name in Label._fields})
+                found[label.feature] = label
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SAEError(f"{path}: not readable labels ({error}); create them again") from error
+    return found
+
+
+def label_figures(labels: Sequence[Label]) -> dict[str, Any]:
+    """How many features have a label, and the mean of each score over those that have it."""
+    figures: dict[str, Any] = {"labelled": sum(label.status == "ok" for label in labels)}
+    for name in SCORES:
+        values = [value for label in labels if (value := getattr(label, name)) is not None]
+        figures[name] = sum(values) / len(values) if values else None
+    return figures
+
+
+def in_words(labels: Sequence[Label]) -> str:
+    """The figures, and why features have no label, as one line."""
+    figures = label_figures(labels)
+    parts = [f"{figures['labelled']} of {len(labels)} features are labelled"]
+    parts += [f"mean {name} {figures[name]:.2f}" for name in SCORES if figures[name] is not None]
+    reasons = Counter(label.status for label in labels if label.status != "ok")
+    parts += [f"{count} {status}" for status, count in reasons.items()]
+    return "; ".join(parts)
