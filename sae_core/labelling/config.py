@@ -39,8 +39,8 @@ class LabellerConfig:
     """Score each label by detection and fuzzing, on windows that the labeller has not seen."""
 
     labelled_features: PositiveInt | None = 200
-    """How many features are labelled: the first in the file of features, where those chosen as
-    interesting come first. Null takes all active ones."""
+    """How many features are labelled: the first in the file of features, which begins with those
+    whose default label says most. Null takes all active ones."""
 
     scored_at_once: PositiveInt = 5
     """Windows that a scorer judges in one request."""
@@ -147,6 +147,16 @@ def check_asking(config: LabellerConfig, asking: AskingConfig) -> None:
             "--labeller: no endpoint is given that it can be asked at; set OPENAI_BASE_URL (or "
             "--endpoint), or use --labeller-backend local"
         )
+
+
+def check_labelling(config: LabellingConfig, asking: AskingConfig) -> None:
+    """`check_asking`, if labels are wanted.
+
+    Raises:
+        SAEError: there is nothing to ask.
+    """
+    if config.label_features:
+        check_asking(config, asking)
 
 
 def api_key() -> str | None:

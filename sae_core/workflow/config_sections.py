@@ -10,6 +10,7 @@ from functools import cache
 from typing import Annotated, Any, Literal
 
 from sae_core.data_processing.process_config import ProcessConfig
+from sae_core.labelling.config import AskingConfig, LabellingConfig
 from sae_core.models.model_sources import SourceConfig
 from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (
@@ -97,6 +98,11 @@ SECTIONS: dict[str, Section] = {
     "harvest": Section((HarvestConfig,), "`harvest` and what follows, for all models"),
     "evaluation": Section((EvaluationConfig,), "`evaluate` and what follows"),
     "features": Section((FeaturesConfig,), "`features` and what follows"),
+    "labelling": Section(
+        (LabellingConfig, AskingConfig),
+        "`label` and `browse`",
+        exceptions={f.name: "nothing" for f in fields(AskingConfig)},
+    ),
     "runtime": Section((RuntimeConfig,), "nothing"),
     "tracking": Section((TrackingConfig,), "nothing"),
     "publishing": Section((PublishingConfig,), "only `upload`"),

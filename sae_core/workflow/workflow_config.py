@@ -14,6 +14,7 @@ import yaml
 from sae_core.data_processing.chapters import chapters_in
 from sae_core.data_processing.process_config import ProcessConfig
 from sae_core.formats.sae_places import content_hashes, local_folder
+from sae_core.labelling.config import AskingConfig, LabellerConfig, LabellingConfig
 from sae_core.models.model_sources import FetchConfig, SourceConfig
 from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (
@@ -160,6 +161,8 @@ class Plan:
     harvest: HarvestConfig
     evaluation: EvaluationConfig
     features: FeaturesConfig
+    labelling: LabellingConfig
+    asking: AskingConfig
     runtime: RuntimeConfig
     tracking: TrackingConfig
     publishing: PublishingConfig
@@ -200,6 +203,15 @@ class Plan:
     def features_options(self, model: ModelPlan) -> str:
         """The settings for the analysis of the features of a model's SAEs."""
         return _joined(options(part_of(LoadConfig, model.model)), options(self.features))
+
+    def label_options(self) -> str:
+        """Who labels features, and what is asked."""
+        return options(part_of(LabellerConfig, self.labelling))
+
+    def label_runtime(self, model: ModelPlan) -> str:
+        """How the labeller is asked, and where it runs if it is local."""
+        device = ComputeConfig(device=model.runtime.device)
+        return _joined(options(self.asking), options(device))
 
     def harvest_options(self, model: ModelPlan) -> str:
         """The settings that determine a model's activations, except the hooks."""
@@ -261,6 +273,8 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
         harvest=_group(HarvestConfig, "harvest", section("harvest", {})),
         evaluation=_group(EvaluationConfig, "evaluation", section("evaluation", {})),
         features=_group(FeaturesConfig, "features", section("features", {})),
+        labelling=_part(LabellingConfig, "labelling", section("labelling", {})),
+        asking=_part(AskingConfig, "labelling", section("labelling", {})),
         runtime=_group(RuntimeConfig, "runtime", section("runtime", {})),
         tracking=_group(TrackingConfig, "tracking", section("tracking", {})),
         publishing=_group(PublishingConfig, "publishing", section("publishing", {})),
@@ -358,6 +372,12 @@ def _group(kind: Callable[..., Group], where: str, values: dict[str, Any]) -> Gr
     except SAEError as error:
         message = re.sub(r"--([a-z0-9-]+)", lambda m: m[1].replace("-", "_"), str(error))
         raise SAEError(f"config: {where}: {message}") from error
+
+
+def _part(kind: type[Group], where: str, values: dict[str, Any]) -> Group:
+    """The same for one of several groups that share a section."""
+    known = {f.name for f in fields(kind)}
+    return _group(kind, where, {key: value for key, value in values.items() if key in known})
 
 
 def _plain(value: Any) -> Any:

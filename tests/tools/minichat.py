@@ -11,7 +11,6 @@ them. A fault is a status, such as 429, or one of the words in `Handler.fault`.
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -37,12 +36,13 @@ class MiniChat(LoopbackServer):
         self.retry_after: str | None = None
         """Sent with a 429 or 503."""
         self.usage: dict[str, Any] | None = {"prompt_tokens": 100, "completion_tokens": 10}
-        self.delay = 0.0
+        self.gathers = 0
+        """No request is answered before this many have waited at a time."""
         self.requests: list[dict[str, Any]] = []
         self.keys: set[str] = set()
         """Those that were sent."""
         self.at_once = self.most_at_once = 0
-        self.lock = threading.Lock()
+        self.lock = threading.Condition()
         self.bind(Handler, "chat")
 
     @property
@@ -71,8 +71,9 @@ class Handler(QuietHandler):
             fault = server.faults.pop(0) if server.faults else server.always
             server.at_once += 1
             server.most_at_once = max(server.most_at_once, server.at_once)
+            server.lock.notify_all()
+            server.lock.wait_for(lambda: server.most_at_once >= server.gathers, SILENCE)
         try:
-            time.sleep(server.delay)
             if self.path != "/v1/chat/completions":
                 self.error(404, "no such path")
             elif fault is None:

@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 from sae_core.utils.attempts import forget_failures
 from sae_core.utils.code_hash import code_hash
+from sae_core.labelling.config import check_labelling
 from sae_core.workflow.config_files import read_config
 from sae_core.data_processing.sources import sources_path
 from sae_core.utils.errors import SAEError
@@ -48,7 +49,10 @@ MODEL = "results/models/{model_id}.json"
 CONFIG = "results/config.yaml"
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
-FEATURES = [f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html", "files")]
+LABELS = ["results/labels/{run}.jsonl"] if PLAN.labelling.label_features else []
+FEATURES = [
+    f"results/features/{{run}}.{kind}" for kind in ("jsonl", "csv", "json", "html", "files")
+]
 PLOTS = ["results/plots/{run}.loss_curves.svg", "results/plots/{run}.density.svg"]
 
 job_lines = None  # turns Snakemake's console into one line per job, from `begin` on
@@ -133,6 +137,7 @@ def begin():
             share_gpus(workflow.global_resources["gpu"].value)
         # Check that W&B and the Hub will accept what the jobs send.
         check_services(PLAN.tracking, PLAN.publishing)
+        check_labelling(PLAN.labelling, PLAN.asking)
         if workflow.executor_plugin.name == "slurm":
             # Wait for jobs that a killed Snakemake left behind and that write the same files.
             wait_for_jobs(Path.cwd(), rules_to_run())

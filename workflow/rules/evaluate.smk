@@ -76,6 +76,7 @@ rule browse:
     input:
         entries="results/features/{run}.jsonl",
         corpus="results/features/{run}.json",
+        labels=LABELS,
     output:
         page="results/features/{run}.html",
         # Next to the page, which loads it: Snakemake's own report would hold the page alone.
@@ -90,9 +91,13 @@ rule browse:
         attempt=attempt_number,
     params:
         scripts=SCRIPTS,
+        labels="--labels" if LABELS else "",
         code=code_hash("scripts/browse.py"),
     shell:
-        job("browse.py --entries {input.entries} --corpus {input.corpus}" " --page {output.page}")
+        job(
+            "browse.py --entries {input.entries} --corpus {input.corpus}"
+            " {params.labels} {input.labels} --page {output.page}"
+        )
 
 
 rule plot:
