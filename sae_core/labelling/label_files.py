@@ -9,7 +9,7 @@ from typing import Any, get_type_hints
 from sae_core.labelling.labels import Label
 from sae_core.utils.errors import SAEError
 from sae_core.utils.files import write_file
-from sae_core.utils.records import fits
+from sae_core.utils.records import fits, read_json_lines
 
 SCORES = ("detection", "fuzzing")
 
@@ -26,19 +26,17 @@ def read_labels(path: Path) -> dict[int, Label]:
     Raises:
         SAEError: the file is missing, or a line is not a label.
     """
-    hints = get_type_hints(Label)
-    del hints["status"]
+    hints = get_type_hints(Label) | {"status": str}
     found = {}
-    try:
-        for line in path.read_bytes().split(b"\n"):
-            if line:
-                values = json.loads(line)
-                if not all(fits(values[name], kind) for name, kind in hints.items()):
-                    raise ValueError("a value of the wrong type")
-                label = Label(**{name: values[name] for name in Label._fields})
-                found[label.feature] = label
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise SAEError(f"{path}: not readable labels ({error}); create them again") from error
+    for values in read_json_lines(path):
+        if not (
+            isinstance(values, dict)
+            and set(hints) <= set(values)
+            and all(fits(values[name], kind) for name, kind in hints.items())
+        ):
+            raise SAEError(f"{path}: not a readable label; create the labels again")
+        label = Label(**{name: values[name] for name in Label._fields})
+        found[label.feature] = label
     return found
 
 

@@ -8,14 +8,10 @@ out, and so is text that overlaps its own windows. Of what remains a share is wr
 `1 - (1 - density)^tokens`: little for all but dense features.
 """
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
-
-from sae_core.utils.errors import SAEError
 
 Entry = dict[str, Any]
 """A line of `results/features/<run>.jsonl`, as `evaluation/feature_files.py` writes it."""
@@ -132,17 +128,3 @@ class Pool:
 def own_windows(entry: Entry) -> list[Window]:
     """A feature's windows, the strongest first."""
     return [Window.of(entry["feature"], found) for found in entry["top"] + entry["quantiles"]]
-
-
-def read_entries(path: Path) -> Iterator[Entry]:
-    """The lines of the file of features, one at a time.
-
-    Raises:
-        SAEError: it is missing, or a line is not JSON.
-    """
-    try:
-        with path.open("rb") as file:
-            for line in file:
-                yield json.loads(line)
-    except (OSError, ValueError) as error:
-        raise SAEError(f"{path}: not readable JSON lines ({error}); create them again") from error

@@ -1,15 +1,13 @@
 """The feature browser: a page about all features of an SAE, from the files of their analysis."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from sae_core.reporting.feature_data import Entry, data_folder, write_data
 from sae_core.reporting.html import embedded, render
 from sae_core.reporting.summary import check_keys, read_object
-from sae_core.utils.errors import SAEError
 from sae_core.utils.files import write_file
+from sae_core.utils.records import read_json_lines
 
 CORPUS_KEYS = (
     "run_name", "model_name", "hook_spec", "d_sae", "active", "n_tokens", "n_texts", "l0",
@@ -21,22 +19,6 @@ LABEL_KEYS = ("feature", "label", "description", "confidence", "detection", "fuz
 
 SHOWN_PAIRS = 8
 """Number of pairs of features active together that the page shows."""
-
-
-def read_entries(path: Path) -> Iterator[Entry]:
-    """Read JSON lines, one at a time.
-
-    Raises:
-        SAEError: the file is missing, or a line is not JSON.
-    """
-    try:
-        # Bytes: JSON leaves U+2028 and other line breaks of Unicode as they are.
-        with path.open("rb") as lines:
-            for line in lines:
-                if line.strip():
-                    yield json.loads(line)
-    except (OSError, ValueError) as error:
-        raise SAEError(f"{path}: not readable JSON lines ({error}); create them again") from error
 
 
 def read_corpus(path: Path) -> dict[str, Any]:
@@ -55,7 +37,7 @@ def read_labels(path: Path) -> dict[int, Entry]:
         SAEError: the file is missing, a line is not JSON, or lacks a key.
     """
     found = {}
-    for label in read_entries(path):
+    for label in read_json_lines(path):
         check_keys(path, label, "label", LABEL_KEYS)
         found[label["feature"]] = label
     return found
@@ -78,7 +60,7 @@ def write_page(
     """
     figures, by_llm = read_corpus(corpus), read_labels(labels) if labels else {}
     folder = data_folder(page)
-    n = write_data(folder, read_entries(entries), figures["subjects"], by_llm)
+    n = write_data(folder, read_json_lines(entries), figures["subjects"], by_llm)
     write_file(page, feature_page(figures, folder.name, report, labelled=bool(by_llm)))
     return n
 

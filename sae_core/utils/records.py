@@ -2,6 +2,7 @@
 
 import json
 import types
+from collections.abc import Iterator
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -28,6 +29,24 @@ def read_json(path: Path, what: str, advice: str) -> Any:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
         raise SAEError(f"{path}: not a readable {what} ({one_line(error)}); {advice}") from error
+
+
+def read_json_lines(path: Path) -> Iterator[Any]:
+    """The values of a file of JSON lines, one at a time.
+
+    Raises:
+        SAEError: it is missing, or a line is not JSON.
+    """
+    try:
+        # Bytes: JSON leaves U+2028 and other line breaks of Unicode as they are.
+        with path.open("rb") as lines:
+            for line in lines:
+                if line.strip():
+                    yield json.loads(line)
+    except (OSError, ValueError, RecursionError) as error:
+        raise SAEError(
+            f"{path}: not readable JSON lines ({one_line(error)}); create them again"
+        ) from error
 
 
 def read_record(kind: type[Record], path: Path, what: str, advice: str) -> Record:

@@ -24,8 +24,9 @@ from sae_core.labelling.label_files import read_labels
 from sae_core.labelling.labeller import Labeller
 from sae_core.labelling.labels import Label
 from sae_core.labelling.ledger import Ledger
-from sae_core.labelling.windows import Pool, read_entries
+from sae_core.labelling.windows import Pool
 from sae_core.utils.errors import PassingError, SAEError
+from sae_core.utils.records import read_json_lines
 
 SCRIPT = ROOT / "scripts/label.py"
 N = 6
@@ -56,7 +57,7 @@ class Run:
 
     def labels(self, **config: Any) -> list[Label]:
         settings = LabellerConfig(labeller="m", **config)
-        entries = list(read_entries(self.entries))
+        entries = list(read_json_lines(self.entries))
 
         async def run() -> list[Label]:
             chat = Endpoint(settings, self.asking)

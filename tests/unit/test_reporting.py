@@ -34,7 +34,6 @@ from sae_core.reporting.feature_data import CHUNK
 from sae_core.reporting.feature_page import (
     feature_page,
     read_corpus,
-    read_entries,
     read_labels,
 )
 from sae_core.reporting.page import read_run, report_page
@@ -51,6 +50,7 @@ from sae_core.reporting.summary import (
 )
 from sae_core.utils.errors import SAEError
 from sae_core.utils.files import write_file
+from sae_core.utils.records import read_json_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -524,14 +524,14 @@ def test_a_line_break_of_unicode_in_a_text_ends_no_line(character: str, tmp_path
     path = tmp_path / "features.jsonl"
     lines = [json.dumps(entry, ensure_ascii=False) + "\n" for entry in entries]
     write_file(path, "".join(lines))
-    assert list(read_entries(path)) == entries
+    assert list(read_json_lines(path)) == entries
 
 
 def test_damaged_features_are_named(tmp_path):
     path = tmp_path / "features.jsonl"
     path.write_text(json.dumps(an_entry(7)) + '\n{"feature": ')
     with pytest.raises(SAEError, match="features.jsonl: not readable JSON lines"):
-        list(read_entries(path))
+        list(read_json_lines(path))
     path.write_text("{}")
     with pytest.raises(SAEError, match="not a complete analysis of features, it lacks run_name"):
         read_corpus(path)
