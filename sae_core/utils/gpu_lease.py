@@ -6,15 +6,14 @@ is earliest. So jobs get a GPU each while there are enough, and share them evenl
 not; none waits. The folder belongs to the user and the machine, so all workflows there share it.
 """
 
-import fcntl
 import os
 import re
 import tempfile
 from collections.abc import Sequence
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
-from typing import BinaryIO
+
+from filelock import BaseFileLock, FileLock, Timeout
 
 from sae_core.utils.errors import SAEError
 from sae_core.utils.ranks import local_rank
@@ -27,8 +26,8 @@ POOL = "SAE_CORE_GPU_POOL"
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
-_held: list[BinaryIO] = []
-"""Open files whose locks are this process's leases."""
+_held: list[BaseFileLock] = []
+"""This process's leases."""
 
 
 def share_gpus(pool: int) -> None:
@@ -82,13 +81,13 @@ def lease(gpus: Sequence[str], n: int) -> list[str]:
 
 def _lock(folder: Path, gpu: str, place: int) -> bool:
     """Lock a place in a GPU's row, if nobody has it."""
-    file = (folder / f"{re.sub(r'[^0-9A-Za-z-]', '_', gpu)}.{place}").open("ab")
-    with suppress(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _held.append(file)
-        return True
-    file.close()
-    return False
+    held = FileLock(folder / f"{re.sub(r'[^0-9A-Za-z-]', '_', gpu)}.{place}")
+    try:
+        held.acquire(blocking=False)
+    except Timeout:
+        return False
+    _held.append(held)
+    return True
 
 
 def _folder() -> Path:

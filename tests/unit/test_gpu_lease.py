@@ -87,8 +87,8 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.
     monkeypatch.setenv("SAE_CORE_GPUS", "1")
     monkeypatch.setenv("SAE_CORE_GPU_POOL", "4")
     yield monkeypatch
-    for file in gpu_lease._held:
-        file.close()
+    for held in gpu_lease._held:
+        held.release()
 
 
 def test_a_job_sees_the_gpus_that_it_took(machine: pytest.MonkeyPatch, job: Callable) -> None:
