@@ -39,7 +39,6 @@ def fitting_table(tables: Tables, sizes: tuple[float, ...] = (24, 48, 80, 141)) 
                 (f"{size:g} GB" for size in sizes if size >= MARGIN * largest), "none of them"
             )
             figures = [f"{gigabytes:.1f}" for gigabytes in needed]
-            fits = next(enough, "none of them")
             lines.append(" | ".join([model, str(expansion), *figures, fits]))
     return "".join(f"|{line}|\n" if "--" in line[:4] else f"| {line} |\n" for line in lines)
 
