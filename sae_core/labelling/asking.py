@@ -17,6 +17,10 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 60.0
 MOST_ASKED = 300.0
 """Seconds that an endpoint may ask to wait; longer than that, it is better to start again later."""
 
+PAUSES = 5
+"""How many times as often a request is sent that the endpoint asks to send later: it works, and
+others may come first."""
+
 ATTEMPTS = 2
 """How often a question is asked whose answer is not in the schema."""
 
@@ -34,7 +38,7 @@ class Asker:
     """Asks one language model.
 
     Args:
-        tries: how often a request is sent, at most.
+        tries: how often a request is sent that fails, at most.
         sleep: how it waits.
     """
 
@@ -75,25 +79,25 @@ class Asker:
         return None
 
     async def _patiently(self, question: Question) -> Reply:
-        wait = FIRST_WAIT
-        for attempt in range(self.tries):
+        n_failed = n_paused = 0
+        while True:
             await self._pause()
             try:
                 self.n_sent += 1
                 return await self.chat.ask(question)
             except Busy as busy:
-                reason = str(busy)
+                reason, asked = str(busy), busy.wait
                 if busy.was_read:
                     self.ledger.add(estimated_tokens(question.n_bytes), 0)
-                if attempt + 1 == self.tries:
-                    break
-                if busy.wait is not None:
-                    self._begin_pause(busy.wait, reason)
-                else:
-                    _say_wait(wait, reason)
-                    await self.sleep(wait)
-            wait = min(2 * wait, LONGEST_WAIT)
-        raise NoAnswer(reason)
+            n_failed, n_paused = n_failed + (not asked), n_paused + bool(asked)
+            if n_failed == self.tries or n_paused == PAUSES * self.tries:
+                raise NoAnswer(reason)
+            if asked:
+                self._begin_pause(asked, reason)
+            else:
+                seconds = min(FIRST_WAIT * 2 ** (n_failed - 1), LONGEST_WAIT)
+                _say_wait(seconds, reason)
+                await self.sleep(seconds)
 
     def _begin_pause(self, seconds: float, reason: str) -> None:
         """Let no request start for a time, whichever of them was told to wait."""

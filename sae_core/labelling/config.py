@@ -100,7 +100,8 @@ class AskingConfig:
     """Seconds that one request may take altogether."""
 
     request_tries: PositiveInt = 5
-    """How often a request is sent, at most, while the endpoint fails or is busy."""
+    """How often a request is sent, at most, while it fails; five times as often while the endpoint
+    asks to wait (`Retry-After`)."""
 
     price_in: NaturalFloat = 0.0
     """Price of a million tokens of requests, for the estimate of a dry run."""

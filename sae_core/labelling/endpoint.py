@@ -72,7 +72,7 @@ class Endpoint:
             was_read = not isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout))
             reason = f"{type(cause).__name__}: {self._said(cause)}"
             raise Busy(reason, was_read=was_read) from None
-        except ValueError:
+        except (ValueError, RecursionError):
             raise Busy("the answer is not JSON", was_read=True) from None
         return self._reply(found, question)
 
@@ -99,7 +99,7 @@ class Endpoint:
         try:
             choice = found.choices[0]
             text = choice.message.content or getattr(choice.message, "refusal", None) or ""
-        except (AttributeError, IndexError, TypeError):
+        except (AttributeError, LookupError, TypeError):
             text = None
         if not isinstance(text, str):
             raise Busy("the answer is not a chat completion", was_read=True)
@@ -108,7 +108,7 @@ class Endpoint:
             self._without_key(text),
             _count(usage, "prompt_tokens", question.n_bytes),
             _count(usage, "completion_tokens", len(text.encode(errors="replace"))),
-            choice.finish_reason == "length",
+            getattr(choice, "finish_reason", None) == "length",
         )
 
     def _failure(self, error: openai.APIStatusError) -> Exception:

@@ -67,16 +67,18 @@ class Marker:
         return read_record(cls, path, "upload marker", "delete it and upload again")
 
 
-def upload(folder: Path, evaluation: Path | None, repo: RepoConfig) -> Marker:
-    """Upload an SAE directory, its evaluation and its model card to the repository's folder of
-    that name, and add its line to the card at the root. All of it is one commit, or none if the
-    repository already has exactly this. Nothing that is sent contains a path of this machine.
+def upload(
+    folder: Path, evaluation: Path | None, repo: RepoConfig, labels: Path | None = None
+) -> Marker:
+    """Upload an SAE directory, its evaluation, the labels of its features and its model card to the
+    repository's folder of that name, and add its line to the card at the root. All of it is one
+    commit, or none if the repository already has exactly this. Nothing that is sent contains a path of this machine.
 
     Raises:
         SAEError: it cannot be done; what was there before is still there.
     """
     repo_id, api = str(repo.hf_repo_id), connect()
-    facts = SAEFacts.read(folder, evaluation, repo)
+    facts = SAEFacts.read(folder, evaluation, repo, labels)
     run_files(folder, evaluation, facts)  # what is missing is said before a repository is made
     if facts.run_name != folder.name:
         print(f"{folder}: its name contains a local path; published as {facts.run_name}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
+from sae_core.labelling.label_files import in_words, read_labels
 from sae_core.reporting.summary import COLUMNS, SPLICED_COLUMNS, reading_order, show
 from sae_core.sae.config import SAESpec
 from sae_core.train_config import RepoConfig
@@ -18,6 +19,7 @@ from sae_core.utils.errors import SAEError, one_line
 from sae_core.utils.files import file_sha256
 from sae_core.utils.naming import (
     EXPORT_FILES,
+    LABELS_FILE,
     LOCAL_PATH,
     REPO_ID,
     local_name,
@@ -52,11 +54,15 @@ class SAEFacts:
     renamed: Mapping[str, str]
     """What others read in place of a name that was made of a path."""
     files: Mapping[str, Path]
-    """The directory's files by name, whether they are there or not."""
+    """The directory's files by name, whether they are there or not, and the labels."""
+    labelled: str = ""
+    """How many features have a label by a language model, and how good the labels are."""
 
     @classmethod
-    def read(cls, folder: Path, evaluation: Path | None, repo: RepoConfig) -> "SAEFacts":
-        """The facts of a final SAE directory and, if there is one, of its evaluation.
+    def read(
+        cls, folder: Path, evaluation: Path | None, repo: RepoConfig, labels: Path | None = None
+    ) -> "SAEFacts":
+        """The facts of a final SAE directory and, if there are any, of its evaluation and labels.
 
         A directory from before models had names of their own may be called after a path; it gets
         the name that it would have now. A directory in the older form needs only weights and
@@ -79,7 +85,10 @@ class SAEFacts:
         files = {name: folder / name for name in EXPORT_FILES}
         if spec.is_older_form:
             files = {name: path for name, path in files.items() if path.exists()}
-        facts = cls(name, spec, None, repo, file_sha256(weights), renamed, files)
+        labelled = ""
+        if labels is not None:
+            files[LABELS_FILE], labelled = labels, in_words(list(read_labels(labels).values()))
+        facts = cls(name, spec, None, repo, file_sha256(weights), renamed, files, labelled)
         if evaluation is None:
             return facts
         figures = facts.public(evaluation)

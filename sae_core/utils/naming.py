@@ -35,6 +35,7 @@ WANDB_NOTE = "wandb.json"
 """The W&B run of a training, next to its checkpoints."""
 
 EVALUATION_FILE = "evaluation.json"
+LABELS_FILE = "labels.jsonl"
 """An SAE's evaluation, in its folder on the Hub and next to the checkpoints of a run by hand."""
 
 UPLOAD_MARKER = "upload.json"

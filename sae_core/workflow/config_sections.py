@@ -100,7 +100,7 @@ SECTIONS: dict[str, Section] = {
     "features": Section((FeaturesConfig,), "`features` and what follows"),
     "labelling": Section(
         (LabellingConfig, AskingConfig),
-        "`label` and `browse`",
+        "`label`, `browse` and `upload`",
         exceptions={f.name: "nothing" for f in fields(AskingConfig)},
     ),
     "runtime": Section((RuntimeConfig,), "nothing"),

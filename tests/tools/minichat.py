@@ -105,6 +105,8 @@ class Handler(QuietHandler):
             self.send(b"<html>Welcome</html>", "text/html")
         elif fault == "no choices":
             self.send(b'{"choices": null}', "application/json")
+        elif fault == "nested":
+            self.send(b"[" * 100_000, "application/json")
         elif fault == "null content":
             self.reply(None)
         elif fault == "redirect":

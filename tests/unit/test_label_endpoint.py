@@ -139,7 +139,9 @@ def test_usage_that_is_missing_is_estimated(run: Run, server: MiniChat) -> None:
 # Faults that pass
 
 
-@pytest.mark.parametrize("fault", [500, 503, 408, "cut", "not JSON", "HTML", "no choices"])
+@pytest.mark.parametrize(
+    "fault", [500, 503, 408, "cut", "not JSON", "HTML", "no choices", "nested"]
+)
 def test_a_fault_that_passes(fault: Fault, server: MiniChat, tmp_path: Path) -> None:
     server.faults = [None, fault, None, fault, fault]  # type: ignore[list-item]
     run = Run(tmp_path, requests_at_once=1)
@@ -209,6 +211,14 @@ def test_a_service_that_never_answers_ends_the_job(
     with pytest.raises(PassingError, match="gives no answer.*run it again later"):
         run.labels()
     assert run.waits == [1, 2, 4] and len(server.requests) == 4
+
+
+def test_a_service_that_is_always_busy_ends_the_job(server: MiniChat, tmp_path: Path) -> None:
+    server.always, server.retry_after = 429, "30"
+    run = Run(tmp_path, requests_at_once=1, request_tries=2)
+    with pytest.raises(PassingError, match="gives no answer"):
+        run.labels()
+    assert len(server.requests) == 10, "five times as often as one that fails"
 
 
 def test_no_service_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ rule upload:
     input:
         **{Path(path).stem: path for path in SAE_FILES},
         evaluation="results/evaluations/{run}.json",
+        labels=LABELS,
     output:
         marker="results/uploads/{run}.json",
     log:
@@ -22,11 +23,12 @@ rule upload:
         folder=subpath(input.weights, parent=True),
         results=subpath(input.weights, ancestor=3),
         options=lambda wildcards: PLAN.upload_options(model_plan(wildcards)),
+        labels="--labels" if LABELS else "",
         tracking=not_recorded(lambda wildcards: PLAN.tracking_options()),
         code=code_of_run("scripts/upload.py"),
     shell:
         job(
             "upload.py --sae {params.folder} --evaluation {input.evaluation}"
-            " {params.options} {params.tracking}"
+            " {params.labels} {input.labels} {params.options} {params.tracking}"
             " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker}"
         )
