@@ -72,7 +72,8 @@ def upload(
 ) -> Marker:
     """Upload an SAE directory, its evaluation, the labels of its features and its model card to the
     repository's folder of that name, and add its line to the card at the root. All of it is one
-    commit, or none if the repository already has exactly this. Nothing that is sent contains a path of this machine.
+    commit, or none if the repository already has exactly this. Nothing that is sent contains a path
+    of this machine.
 
     Raises:
         SAEError: it cannot be done; what was there before is still there.

@@ -8,6 +8,9 @@ import yaml
 from published import FIGURES, METADATA, make_sae_directory
 from synthetic import KINDS
 
+from sae_core.labelling.label_files import write_labels
+from sae_core.labelling.labels import Label
+from sae_core.publishing.hub import run_files
 from sae_core.publishing.model_card import BEGIN, END, SAEFacts, repo_card, sae_card
 from sae_core.train_config import RepoConfig
 from sae_core.utils.errors import SAEError
@@ -82,6 +85,18 @@ def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
     assert "It has not been evaluated." in card and "give the same SAE" not in card
     named = replace(about, repo=replace(repo, hf_base_model="Qwen/Qwen3-0.6B"))
     assert metadata(sae_card(named))["base_model"] == "Qwen/Qwen3-0.6B"
+
+
+def test_labels_are_sent_and_the_card_says_how_good_they_are(tmp_path: Path) -> None:
+    made = make_sae_directory(tmp_path / NAME)
+    labels = tmp_path / "labels.jsonl"
+    write_labels(labels, [Label(7, "a", "b", 0.5, 0.75, 1.0), Label(8, status="refused")])
+    about = SAEFacts.read(made.folder, made.evaluation, REPO, labels)
+    assert run_files(made.folder, made.evaluation, about)[f"{NAME}/labels.jsonl"] == labels
+    words = "1 of 2 features are labelled; mean detection 0.75; mean fuzzing 1.00; 1 refused."
+    assert words in sae_card(about)
+    without = SAEFacts.read(made.folder, made.evaluation, REPO)
+    assert "numbered from 0 and have no names." in sae_card(without)
 
 
 def test_the_repository_s_card_lists_every_sae_once(tmp_path: Path) -> None:
