@@ -8,7 +8,10 @@ folded SAEs are stored.
 
 import copy
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
+from importlib import import_module
+from types import ModuleType
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -100,6 +103,11 @@ class AuxiliaryLoss(NamedTuple):
         for gradient, rows in zip(gradients, self.copies, strict=True):
             assert gradient is not None and rows.grad is not None
             gradient.index_add_(0, self.dead, rows.grad)
+
+
+def _splice() -> ModuleType:
+    """A room below this one, found when it is asked for: no training depends on it."""
+    return import_module("sae_core.steering.splice")
 
 
 def as_rows(activations: Tensor | Iterable[Tensor], like: Tensor) -> Tensor:
@@ -220,6 +228,21 @@ class SparseAutoencoder(nn.Module, ABC):
     def forward(self, x: Tensor) -> Tensor:
         """(..., D) -> (..., D) reconstruction at inference."""
         return self.decode(self.encode(x))
+
+    # Inside a language model
+
+    def spliced_into(
+        self,
+        model: Any,
+        replace: Callable[[Tensor], Tensor] | None = None,
+        keep_error: bool = False,
+    ) -> AbstractContextManager[Any]:
+        """`steering.splice.spliced`: while it is open, the model has the reconstruction."""
+        return _splice().spliced(self, model, replace, keep_error)
+
+    def steer(self, model: Any, strengths: Mapping[int, float]) -> AbstractContextManager[None]:
+        """`steering.splice.steered`: while it is open, features are added, each by its strength."""
+        return _splice().steered(self, model, strengths)
 
     # Training
 

@@ -61,7 +61,7 @@ class Hook(NamedTuple):
         return cls(int(found[1]), found[2])
 
 
-class _Site(NamedTuple):
+class Site(NamedTuple):
     """Where a hook sits: the input or the output of a module."""
 
     module: nn.Module
@@ -208,7 +208,7 @@ class LanguageModel:
                 stack.enter_context(self._skipping(hook.layer + 1, value))
             else:
                 stack.enter_context(self._skipping(hook.layer, residual))
-                stack.enter_context(self._replacing(self._site(hook), value))
+                stack.enter_context(self._replacing(self.site(hook), value))
                 if hook.hook_name == "hook_resid_mid":
                     stack.enter_context(self._replacing_skip_path(hook, value))
             stack.enter_context(self._recording(hooks, found, stop=False))
@@ -262,19 +262,18 @@ class LanguageModel:
     def _note_block_output(self, _: Any, args: tuple, output: Any) -> None:
         self._blocks_give_tuples = isinstance(output, tuple | list)
 
-    def _site(self, hook: Hook) -> _Site:
+    def site(self, hook: Hook) -> Site:
+        """Where a hook sits.
+
+        Raises:
+            SAEError: the model has no such hook.
+        """
         if hook.hook_name not in BLOCK_ENDS and hook.hook_name not in self.hook_names:
             raise self._not_given(hook)
-        component = self._component
         try:
-            *parts, side = hook_paths(component)[hook.hook_name].split(".")
-            module = self._blocks[hook.layer]
-            for part in parts:
-                component = component.submodules[part]
-                module = module.get_submodule(component.name)
+            return find_site(self._blocks, self._component, hook)
         except (KeyError, AttributeError, TypeError, IndexError) as error:
             raise self._not_given(hook) from error
-        return _Site(module, side == "hook_in")
 
     def _not_given(self, hook: Hook) -> SAEError:
         return SAEError(
@@ -293,28 +292,28 @@ class LanguageModel:
 
         with ExitStack() as stack:
             for hook in set(hooks):
-                site = self._site(hook)
+                site = self.site(hook)
                 if site.is_input:
                     handle = site.module.register_forward_pre_hook(
-                        lambda _, args, kwargs, hook=hook: record(hook, _input(args, kwargs)),
+                        lambda _, args, kwargs, hook=hook: record(hook, input_of(args, kwargs)),
                         with_kwargs=True,
                     )
                 else:
                     handle = site.module.register_forward_hook(
-                        lambda _, args, output, hook=hook: record(hook, _output(output))
+                        lambda _, args, output, hook=hook: record(hook, output_of(output))
                     )
                 stack.callback(handle.remove)
             yield
 
     @contextmanager
-    def _replacing(self, site: _Site, value: Tensor) -> Iterator[None]:
+    def _replacing(self, site: Site, value: Tensor) -> Iterator[None]:
         def new_input(_: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
             if args:
-                return (_own_copy(value, args[0]), *args[1:]), kwargs
-            return args, {**kwargs, "hidden_states": _own_copy(value, kwargs["hidden_states"])}
+                return (own_copy(value, args[0]), *args[1:]), kwargs
+            return args, {**kwargs, "hidden_states": own_copy(value, kwargs["hidden_states"])}
 
         def new_output(_: Any, args: tuple, output: Any) -> Any:
-            return _with_output(output, _own_copy(value, _output(output)))
+            return with_output(output, own_copy(value, output_of(output)))
 
         if site.is_input:
             handle = site.module.register_forward_pre_hook(new_input, with_kwargs=True)
@@ -330,16 +329,16 @@ class LanguageModel:
         """The residual in mid-block also goes past the MLP: replace it in the block's sum."""
         block = self._blocks[hook.layer]
         clean: dict[str, Tensor] = {}
-        before = self._site(hook).module.register_forward_pre_hook(
-            lambda _, args, kwargs: clean.update(mid=_input(args, kwargs).clone()),
+        before = self.site(hook).module.register_forward_pre_hook(
+            lambda _, args, kwargs: clean.update(mid=input_of(args, kwargs).clone()),
             prepend=True,
             with_kwargs=True,
         )
 
         def correct(_: Any, args: tuple, output: Any) -> Any:
             difference = value.to(clean["mid"].device) - clean["mid"]
-            total = _output(output) + difference.to(_output(output).dtype)
-            return _with_output(output, total)
+            total = output_of(output) + difference.to(output_of(output).dtype)
+            return with_output(output, total)
 
         after = block.register_forward_hook(correct, prepend=True)
         try:
@@ -357,20 +356,31 @@ class LanguageModel:
             yield
 
 
+def find_site(blocks: nn.ModuleList, component: Any, hook: Hook) -> Site:
+    """Where a hook sits, by the names that TransformerLens's `component` has for the parts of a
+    block; an error of a lookup if it is nowhere."""
+    *parts, side = hook_paths(component)[hook.hook_name].split(".")
+    module = blocks[hook.layer]
+    for part in parts:
+        component = component.submodules[part]
+        module = module.get_submodule(component.name)
+    return Site(module, side == "hook_in")
+
+
 def resume_point(hook: Hook) -> Hook:
     """What the clean pass has to record so that `LanguageModel.resume` can start at `hook`."""
     return hook._replace(hook_name="hook_resid_pre")
 
 
-def _input(args: tuple, kwargs: dict) -> Tensor:
+def input_of(args: tuple, kwargs: dict) -> Tensor:
     return args[0] if args else kwargs["hidden_states"]
 
 
-def _output(output: Any) -> Tensor:
+def output_of(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple | list) else output
 
 
-def _with_output(output: Any, value: Tensor) -> Any:
+def with_output(output: Any, value: Tensor) -> Any:
     """A module's output, with `value` in place of its tensor."""
     if not isinstance(output, tuple | list):
         return value
@@ -378,7 +388,7 @@ def _with_output(output: Any, value: Tensor) -> Any:
     return list(replaced) if isinstance(output, list) else replaced
 
 
-def _own_copy(value: Tensor, like: Tensor) -> Tensor:
+def own_copy(value: Tensor, like: Tensor) -> Tensor:
     """`value` as the model is given it: some blocks add to what they get in place, and a value
     that is the same for all tokens may be one place in memory."""
     return value.to(like).clone(memory_format=torch.contiguous_format)

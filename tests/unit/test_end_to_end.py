@@ -103,7 +103,7 @@ def make_case(family: str = "qwen3", hook: Hook = POST) -> Case:
 
 def plain(case: Case, x_hat: Tensor, layers: list[int]) -> tuple[Tensor, dict[int, Tensor]]:
     """The KL and the layers' errors from two whole passes with forward hooks."""
-    site, blocks = case.model._site(case.hook), case.model._blocks
+    site, blocks = case.model.site(case.hook), case.model._blocks
     start = Hook(case.hook.layer, case.hook.hook_name)
     x = case.model.activations(case.windows, [start])[start]
     kept = x.norm(dim=-1) <= case.max_norm

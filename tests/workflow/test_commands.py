@@ -38,6 +38,11 @@ def sends(command: str) -> bool:
     return bool({"--wandb", "--upload-to-hf"} & words) and "offline" not in words
 
 
+def needs_an_sae(command: str) -> bool:
+    words = ("eval_sae", "--init-from smoke_test_sae", "--sae smoke_test_sae")
+    return any(word in command for word in words)
+
+
 @pytest.fixture(scope="session")
 def hub_home(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     """A Hugging Face home whose cache holds a tiny model under each large one's name."""
@@ -103,7 +108,7 @@ def test_the_page_has_the_commands() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands() if not sends(c) and "eval_sae" not in c])
+@pytest.mark.parametrize("command", [c for c in commands() if not (sends(c) or needs_an_sae(c))])
 def test_command_runs_as_written(command: str, in_checkout, checkout: Path) -> None:
     done = in_checkout(command)
     saes = list((checkout / "sae_core/pretrained_models").glob("*"))
@@ -147,6 +152,15 @@ def test_side_by_side_evaluation_and_module_form(in_checkout, checkout: Path) ->
     )  # fmt: skip
     table = in_checkout(evaluation, start=run_python).stdout
     assert "smoke_test_sae" in table and "best_model.pt" in table
+    tuning, reading, steering = (
+        next(c for c in commands() if word in c)
+        for word in ("--init-from", "inspect_text.py", "steer.py")
+    )
+    assert "smoke_test_sae" in in_checkout(f"{tuning} --val-fraction 0.3").stdout
+    shutil.copytree(ROOT / "scripts", checkout / "scripts")
+    in_checkout(reading)
+    assert "absorbed" in (checkout / "light.html").read_text()
+    assert "== strength 40" in in_checkout(steering).stdout
     heading = next(line for line in table.splitlines() if line.startswith("SAE"))
     assert heading.split()[:4] == ["SAE", "MSE", "FVU", "L0"]
     *_, last = table.splitlines()

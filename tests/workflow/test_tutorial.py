@@ -44,5 +44,9 @@ def test_the_notebook_runs(
     assert 0 < names["fvu"] < 1.5 and math.isfinite(names["recovered"])
     spliced = names["spliced"](names["x"])
     torch.testing.assert_close(spliced, names["logits"], msg="what was there changes nothing")
+    torch.testing.assert_close(
+        names["again"], names["spliced"](names["x_hat"]), atol=1e-3, rtol=1e-3
+    )
+    assert len(names["steered"]) == 3
     assert names["change"][names["where"]].mean() > 0
     (completed.folder / "docs").rmdir()

@@ -1,0 +1,1 @@
+"""An SAE at work inside its language model: spliced in, steering, reading a text."""

@@ -1,0 +1,86 @@
+"""Which features each token of a text has."""
+
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from sae_core.evaluation.words import Pieces
+from sae_core.models.language_model import LanguageModel
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.steering.splice import hooks_of
+from sae_core.utils.errors import SAEError
+
+
+class TokenFeatures(NamedTuple):
+    """A token, and its strongest features."""
+
+    token: str
+    features: list[tuple[int, float]]
+    """Number and activation, the strongest first."""
+    n_active: int
+
+
+@torch.no_grad()
+def read_text(
+    model: LanguageModel, sae: SparseAutoencoder, text: str, most: int
+) -> list[TokenFeatures]:
+    """The `most` strongest features of every token of a text.
+
+    The model reads the token that begins its texts first, as in the windows of a training: no SAE
+    is trained on the first position.
+
+    Raises:
+        SAEError: the text is empty, or longer than the model reads.
+    """
+    tokens = model.tokenizer(text, add_special_tokens=False).input_ids
+    if not tokens:
+        raise SAEError("the text is empty; give a sentence")
+    first = _first_token(model, sae)
+    most_tokens = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    if most_tokens is not None and len(tokens) >= most_tokens:
+        raise SAEError(
+            f"the text has {len(tokens)} tokens, and the model reads {most_tokens - 1}; give less"
+        )
+    hook, _ = hooks_of(sae)
+    x = model.activations(torch.tensor([[first, *tokens]]), [hook])[hook]
+    features = sae.encode(x[0, 1:].float())
+    pieces = Pieces(model.tokenizer).of(tokens)
+    return [_strongest(piece, row, most) for piece, row in zip(pieces, features, strict=True)]
+
+
+def _first_token(model: LanguageModel, sae: SparseAutoencoder) -> int:
+    """The beginning-of-text token if the SAE's windows had one, else the one between texts."""
+    tokenizer = model.tokenizer
+    bos = sae.spec.metadata.get("prepend_bos") and tokenizer.bos_token_id is not None
+    token = tokenizer.bos_token_id if bos else tokenizer.eos_token_id
+    return 0 if token is None else int(token)
+
+
+def _strongest(token: str, features: Tensor, most: int) -> TokenFeatures:
+    """(F,) features of one token."""
+    values, numbers = features.topk(min(most, len(features)))
+    active = [
+        (number, value)
+        for number, value in zip(numbers.tolist(), values.tolist(), strict=True)
+        if value > 0
+    ]
+    return TokenFeatures(token, active, int((features > 0).sum()))
+
+
+def read_labels(path: Path) -> dict[int, str]:
+    """The labels in `results/features/<run>.jsonl`, by feature; none if there is no such file.
+
+    Raises:
+        SAEError: it is not such a file.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with path.open(encoding="utf-8") as file:
+            entries = [json.loads(line) for line in file]
+        return {int(entry["feature"]): str(entry.get("label", "")) for entry in entries}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SAEError(f"{path}: not the lines of features.py; run it again") from error

@@ -1,0 +1,145 @@
+"""An SAE inside its language model: its reconstruction in place of the activation, or a feature's
+direction added to it.
+
+A text's first token keeps its activation, as in the evaluation: no SAE is trained on that position.
+Nothing else is changed in the model, and nothing at all once a context is closed.
+
+Shapes: B texts, L positions, D activation width, F features.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_core.models.editing import editing
+from sae_core.models.language_model import Hook
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.utils.errors import SAEError
+
+Replace = Callable[[Tensor], Tensor]
+"""(B, L, F) features -> those that are decoded in their place."""
+
+
+@dataclass
+class Splice:
+    """What the last forward pass had at the SAE."""
+
+    x: Tensor | None = None
+    """(B, L, D) what the SAE read."""
+    features: Tensor | None = None
+    """(B, L, F), before they were replaced. Where gradients are recorded, `features.grad` has that
+    of what is differentiated afterwards."""
+    x_hat: Tensor | None = None
+    """(B, L, D) what they are decoded to, also at a first token, which keeps its activation."""
+
+
+def hooks_of(sae: SparseAutoencoder) -> tuple[Hook, Hook]:
+    """Where an SAE reads, and where its output belongs."""
+    hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)
+    return hook, hook.target(sae.spec.target_hook_name) or hook
+
+
+@contextmanager
+def spliced(
+    sae: SparseAutoencoder, model: Any, replace: Replace | None = None, keep_error: bool = False
+) -> Iterator[Splice]:
+    """While it is open, forward passes have the SAE's reconstruction in place of the activation; a
+    transcoder's in place of its target. Gradients flow through it.
+
+    Args:
+        sae: it is moved to the model's device.
+        model: a `LanguageModel`, or a causal language model of transformers.
+        replace: changes the features that are decoded.
+        keep_error: add what the features do not reconstruct, so that only `replace` has an effect.
+
+    Raises:
+        SAEError: the SAE is for a model of another shape.
+    """
+    hook, target = hooks_of(sae)
+    _prepare(sae, model)
+    seen = Splice()
+
+    def read(x: Tensor, position: int) -> Tensor:
+        if x.shape[-1] != sae.spec.d_in:
+            raise SAEError(
+                f"the SAE is for {hook.spec} of width {sae.spec.d_in}, and the model has width "
+                f"{x.shape[-1]} there; give the SAE's own model"
+            )
+        seen.x = x
+        seen.features = _with_gradient(sae.encode(x.float()))
+        return x
+
+    def put(y: Tensor, position: int) -> Tensor:
+        features = seen.features
+        assert features is not None
+        decoded = features if replace is None else replace(features)
+        seen.x_hat = sae.decode(decoded).float()
+        value = seen.x_hat
+        if keep_error:
+            value = value + (y.float() - sae.decode(features).float()).detach()
+        return torch.where(_is_first(y, position), y.float(), value)
+
+    with ExitStack() as stack:
+        if hook == target:
+            both = lambda x, position: put(read(x, position), position)  # noqa: E731
+            stack.enter_context(editing(model, hook, both))
+        else:
+            stack.enter_context(editing(model, hook, read))
+            stack.enter_context(editing(model, target, put))
+        yield seen
+
+
+@contextmanager
+def steered(sae: SparseAutoencoder, model: Any, strengths: Mapping[int, float]) -> Iterator[None]:
+    """While it is open, forward passes have each feature's decoder row, times its strength, added
+    to the activation of every token but a text's first.
+
+    A strength is in the units of the feature's activation. Rows have length 1, so an activation
+    moves by the strength along the row.
+
+    Raises:
+        SAEError: no such feature, or a strength that is no finite number.
+    """
+    for feature, strength in strengths.items():
+        if not 0 <= feature < sae.spec.d_sae:
+            raise SAEError(f"feature {feature}: the SAE's features are 0 to {sae.spec.d_sae - 1}")
+        if not math.isfinite(strength):
+            raise SAEError(f"strength {strength} of feature {feature}: not a finite number")
+    _prepare(sae, model)
+    rows = sae.W_dec[list(strengths)].float()
+    scales = rows.new_tensor(list(strengths.values()))
+    shift = scales @ rows
+
+    def add(x: Tensor, position: int) -> Tensor:
+        return torch.where(_is_first(x, position), x.float(), x.float() + shift)
+
+    with editing(model, hooks_of(sae)[1], add):
+        yield
+
+
+def _prepare(sae: SparseAutoencoder, model: Any) -> None:
+    sae.known_threshold  # noqa: B018  an SAE without one cannot encode
+    sae.to(model.device)
+
+
+def _is_first(x: Tensor, position: int) -> Tensor:
+    """(L, 1) bool: the first token of a text."""
+    is_first = torch.zeros(x.shape[1], 1, dtype=torch.bool, device=x.device)
+    if position == 0:
+        is_first[0] = True
+    return is_first
+
+
+def _with_gradient(features: Tensor) -> Tensor:
+    """The features as a tensor whose gradient is kept, where gradients are recorded."""
+    if torch.is_grad_enabled():
+        if features.requires_grad:
+            features.retain_grad()
+        else:
+            features.requires_grad_()
+    return features

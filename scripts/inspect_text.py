@@ -1,0 +1,74 @@
+"""The strongest features of each token of a text, in the terminal and as a page."""
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
+
+import tyro
+
+from sae_core.train_config import ComputeConfig, LoadConfig
+from sae_core.utils import cli
+from sae_core.utils.limits import PositiveInt, check_limits
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to read."""
+
+    text: Annotated[str, tyro.conf.Positional]
+    """A sentence, or a longer text."""
+
+    sae: str
+    """SAE directory, run name, or owner/repository/run_name on the Hub."""
+
+    most: PositiveInt = 5
+    """Features shown per token."""
+
+    features: Path | None = None
+    """JSON lines with the labels; by default results/features/<run>.jsonl, if it is there."""
+
+    page: Path | None = None
+    """HTML file to write, too."""
+
+    model_name: str | None = None
+    """Hub id or local directory of the language model; by default the Hub id that the SAE records.
+    The path of a local directory is never recorded, so give it here."""
+
+    device: Literal["auto", "cuda", "mps", "cpu"] = ComputeConfig.device
+    """Where to compute."""
+
+    load: LoadConfig = field(default_factory=LoadConfig)
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+
+def inspect(options: Options) -> None:
+    """Print a line for each feature of each token, and write the page."""
+    from sae_core.reporting.text_page import text_page, visible
+    from sae_core.steering.loading import load_pair
+    from sae_core.steering.reading import read_labels, read_text
+    from sae_core.utils.errors import SAEError
+    from sae_core.utils.files import write_file
+
+    run = Path(options.sae.partition("@")[0]).name
+    path = options.features or Path("results/features") / f"{run}.jsonl"
+    if options.features and not path.is_file():
+        raise SAEError(f"--features {path}: no such file; leave it out, or run features.py")
+    labels = read_labels(path)
+    sae, model = load_pair(options.sae, options.model_name, options.load, options.device)
+    readings = read_text(model, sae, options.text, options.most)
+    for token, found, n_active in readings:
+        print(f"{visible(token)}  ({n_active} active)")
+        for number, value in found:
+            print(f"  {number:>6} {value:9.3f}  {labels.get(number, '')}".rstrip())
+    if options.page:
+        write_file(options.page, text_page(run, readings, labels))
+        print(f"page: {options.page}")
+
+
+if __name__ == "__main__":
+    cli.run(inspect, Options, __doc__)

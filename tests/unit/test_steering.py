@@ -1,0 +1,283 @@
+"""An SAE at work in its model: spliced in, steering, reading a text; and the two commands."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from running import ROOT, run_here
+from synthetic import random_sae
+from tiny_model import WIDTH
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from sae_core.activations.token_windows import TokenWindows
+from sae_core.evaluation.metrics import evaluate
+from sae_core.formats.checkpoint import save_sae
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.steering.continuation import Sampling, continuation, steered_continuations
+from sae_core.steering.reading import read_labels, read_text
+from sae_core.utils.errors import SAEError
+
+FEATURES = 64
+SITES = (
+    "hook_resid_pre",
+    "hook_attn_out",
+    "hook_resid_mid",
+    "mlp.hook_in",
+    "hook_mlp_out",
+    "hook_resid_post",
+)
+PROMPT = "The energy of a particle"
+
+
+def an_sae(**changes: Any) -> SparseAutoencoder:
+    """An SAE of the tiny model, active on every token."""
+    own = {"d_in": WIDTH, "d_sae": FEATURES, "hook_layer": 1, "hook_name": "hook_resid_post"}
+    sae = random_sae("batch_topk", torch.float32, **{**own, **changes})
+    return sae.requires_grad_(False)
+
+
+@pytest.fixture(scope="module")
+def tokens(windows: TokenWindows) -> Tensor:
+    """(B, L)"""
+    return windows.train(0, torch.arange(3))
+
+
+def logits(model: Any, tokens: Tensor) -> Tensor:
+    inner = model.model if isinstance(model, LanguageModel) else model
+    return inner(tokens, use_cache=False).logits
+
+
+def ce(model: LanguageModel, tokens: Tensor) -> float:
+    with torch.no_grad():
+        found = logits(model, tokens)[:, :-1].flatten(0, 1).float()
+    return float(F.cross_entropy(found, tokens[:, 1:].flatten()))
+
+
+@pytest.mark.parametrize("target", ["", "hook_mlp_out"])
+def test_a_splice_has_the_cross_entropy_of_the_evaluation(
+    target: str, language_model: LanguageModel, tokens: Tensor
+) -> None:
+    sae = an_sae(hook_name="mlp.hook_in" if target else "hook_resid_post", target_hook_name=target)
+    clean = ce(language_model, tokens)
+    with sae.spliced_into(language_model) as seen:
+        spliced = ce(language_model, tokens)
+    figures = evaluate(language_model, sae, tokens, 3)
+    assert spliced == pytest.approx(figures["ce_sae"], rel=1e-5)
+    assert abs(spliced - clean) > 1e-3
+    assert ce(language_model, tokens) == clean
+    hook = Hook(1, sae.spec.hook_name)
+    x = language_model.activations(tokens, [hook])[hook]
+    torch.testing.assert_close(seen.x, x)
+    torch.testing.assert_close(seen.features, sae.encode(x))
+
+
+@pytest.mark.parametrize("hook_name", SITES)
+def test_a_splice_is_what_resume_makes_of_the_reconstruction(
+    hook_name: str, language_model: LanguageModel, tokens: Tensor
+) -> None:
+    sae, hook = an_sae(hook_name=hook_name), Hook(1, hook_name)
+    before = hook._replace(hook_name="hook_resid_pre")
+    _, found = language_model.logits(tokens, [hook, before])
+    value = torch.cat([found[hook][:, :1], sae(found[hook])[:, 1:]], 1)
+    wanted, _ = language_model.resume(tokens, found[before], hook, value)
+    with sae.spliced_into(language_model), torch.no_grad():
+        torch.testing.assert_close(logits(language_model, tokens), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_features_can_be_replaced_and_the_error_kept(
+    language_model: LanguageModel, tokens: Tensor
+) -> None:
+    sae = an_sae()
+    with torch.no_grad():
+        clean = logits(language_model, tokens)
+        with sae.spliced_into(language_model, keep_error=True):
+            same = logits(language_model, tokens)
+        with sae.spliced_into(language_model, replace=torch.zeros_like) as seen:
+            logits(language_model, tokens)
+    torch.testing.assert_close(same, clean, rtol=1e-4, atol=1e-4)
+    assert seen.x_hat is not None
+    torch.testing.assert_close(seen.x_hat, sae.b_dec.expand_as(seen.x_hat))
+
+
+@pytest.mark.parametrize("keep_error", [False, True])
+def test_gradients_flow_to_features_and_weights(
+    keep_error: bool, language_model: LanguageModel, tokens: Tensor
+) -> None:
+    sae = an_sae()
+    with sae.spliced_into(language_model, keep_error=keep_error) as seen:
+        logits(language_model, tokens)[0, -1, 3].backward()
+    assert seen.features is not None and seen.features.grad is not None
+    assert seen.features.grad[0, 1:].any() and not seen.features.grad[:, 0].any()
+    step, at = 1e-2, (0, 5, int(seen.features[0, 5].argmax()))
+
+    def nudged(by: float) -> float:
+        def add(features: Tensor) -> Tensor:
+            features = features.clone()
+            features[at] += by
+            return features
+
+        with sae.spliced_into(language_model, add, keep_error), torch.no_grad():
+            return float(logits(language_model, tokens)[0, -1, 3])
+
+    slope = (nudged(step) - nudged(-step)) / (2 * step)
+    assert float(seen.features.grad[at]) == pytest.approx(slope, rel=0.05, abs=2e-4)
+    trained = an_sae().requires_grad_()
+    with trained.spliced_into(language_model):
+        logits(language_model, tokens)[0, -1, 3].backward()
+    assert trained.W_dec.grad is not None and trained.W_dec.grad.any()
+
+
+# Steering
+
+
+def test_strength_0_changes_nothing(language_model: LanguageModel, tokens: Tensor) -> None:
+    with torch.no_grad():
+        clean = logits(language_model, tokens)
+        with an_sae().steer(language_model, {3: 0.0, 9: 0.0}):
+            assert torch.equal(logits(language_model, tokens), clean)
+        with an_sae().steer(language_model, {3: 4.0}):
+            assert not torch.equal(logits(language_model, tokens), clean)
+        assert torch.equal(logits(language_model, tokens), clean)
+
+
+@pytest.mark.parametrize("hook_name", ["hook_resid_post", "hook_resid_mid", "hook_mlp_out"])
+def test_the_projection_on_a_row_moves_by_the_strength(
+    hook_name: str, language_model: LanguageModel, tokens: Tensor
+) -> None:
+    sae, hook, strengths = an_sae(hook_name=hook_name), Hook(1, hook_name), {3: 4.0, 9: -2.5}
+    clean = language_model.activations(tokens, [hook])[hook]
+    with sae.steer(language_model, strengths):
+        moved = language_model.activations(tokens, [hook])[hook] - clean
+    row = sae.W_dec[3]
+    wanted = 4.0 - 2.5 * float(sae.W_dec[9] @ row)
+    torch.testing.assert_close((moved @ row)[:, 1:], torch.full((3, tokens.shape[1] - 1), wanted),
+                               rtol=1e-4, atol=1e-4)  # fmt: skip
+    assert not moved[:, 0].any()
+
+
+def test_a_residual_in_mid_block_is_moved_past_the_mlp_too(
+    language_model: LanguageModel, tokens: Tensor
+) -> None:
+    hook = Hook(1, "hook_resid_mid")
+    before = hook._replace(hook_name="hook_resid_pre")
+    sae = an_sae(hook_name=hook.hook_name)
+    _, found = language_model.logits(tokens, [hook, before])
+    value = found[hook].clone()
+    value[:, 1:] += 6 * sae.W_dec[5]
+    wanted, _ = language_model.resume(tokens, found[before], hook, value)
+    with sae.steer(language_model, {5: 6.0}), torch.no_grad():
+        torch.testing.assert_close(logits(language_model, tokens), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_a_cache_changes_nothing(language_model: LanguageModel, tokens: Tensor) -> None:
+    """Only a text's first token is left alone, not the first of each pass."""
+    with an_sae().steer(language_model, {3: 8.0}), torch.no_grad():
+        whole = logits(language_model, tokens)[:, -1]
+        begun = language_model.model(tokens[:, :-1], use_cache=True)
+        rest = language_model.model(tokens[:, -1:], past_key_values=begun.past_key_values)
+    torch.testing.assert_close(rest.logits[:, -1], whole, rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_of_transformers(
+    tiny_model: Path, language_model: LanguageModel, tokens: Tensor
+) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    with an_sae().steer(language_model, {3: 8.0}), torch.no_grad():
+        wanted = logits(language_model, tokens)
+    with an_sae().steer(plain, {3: 8.0}), torch.no_grad():
+        torch.testing.assert_close(logits(plain, tokens), wanted)
+    assert all(parameter.requires_grad for parameter in plain.parameters())
+
+
+def test_the_same_seed_gives_the_same_continuations(language_model: LanguageModel) -> None:
+    def written(seed: int) -> list[tuple[float, str]]:
+        sampling = Sampling(n_tokens=12, temperature=1.0, seed=seed)
+        return list(
+            steered_continuations(an_sae(), language_model, PROMPT, [3], [0.0, 40.0], sampling)
+        )
+
+    state = torch.random.get_rng_state()
+    first = written(1)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert written(1) == first != written(2)
+    assert first[0] == first[1] and first[0][1] != first[2][1]
+    likely = Sampling(n_tokens=12, temperature=0.0, seed=1)
+    unseeded = likely._replace(seed=2)
+    assert continuation(language_model, PROMPT, likely) == continuation(
+        language_model, PROMPT, unseeded
+    )
+
+
+@pytest.mark.parametrize(
+    ("sae", "strengths", "words"),
+    [
+        ({}, {FEATURES: 1.0}, f"0 to {FEATURES - 1}"),
+        ({}, {-1: 1.0}, "feature -1"),
+        ({}, {1: float("nan")}, "strength nan"),
+        ({"hook_layer": 9}, {1: 1.0}, "layers are 0 to 3"),
+        ({"hook_name": "hook_nowhere"}, {1: 1.0}, "hook_nowhere"),
+    ],
+)
+def test_what_cannot_be_steered(
+    sae: dict[str, Any], strengths: dict[int, float], words: str, language_model: LanguageModel
+) -> None:
+    with pytest.raises(SAEError, match=words), an_sae(**sae).steer(language_model, strengths):
+        pass
+
+
+# Reading
+
+
+def test_each_token_has_its_strongest_features(language_model: LanguageModel) -> None:
+    sae, hook = an_sae(), Hook(1, "hook_resid_post")
+    readings = read_text(language_model, sae, PROMPT, 3)
+    ids = language_model.tokenizer(PROMPT).input_ids
+    end = language_model.tokenizer.eos_token_id
+    x = language_model.activations(torch.tensor([[end, *ids]]), [hook])[hook][0, 1:]
+    features = sae.encode(x)
+    assert "".join(reading.token for reading in readings) == PROMPT
+    for reading, row in zip(readings, features, strict=True):
+        values, numbers = row.topk(3)
+        assert [n for n, _ in reading.features] == numbers.tolist()
+        assert [v for _, v in reading.features] == pytest.approx(values.tolist())
+        assert reading.n_active == (row > 0).sum()
+    with pytest.raises(SAEError, match="empty"):
+        read_text(language_model, sae, "", 3)
+
+
+def test_labels_that_are_there_or_not(tmp_path: Path) -> None:
+    path = tmp_path / "run.jsonl"
+    assert read_labels(path) == {}
+    path.write_text('{"feature": 3, "label": "light"}\n{"feature": 5, "label": ""}\n')
+    assert read_labels(path) == {3: "light", 5: ""}
+    path.write_text("[]\n")
+    with pytest.raises(SAEError, match=r"run\.jsonl"):
+        read_labels(path)
+
+
+def test_the_commands(tmp_path: Path, tiny_model: Path) -> None:
+    save_sae(tmp_path / "results/saes/run", an_sae(), {})
+    labels = tmp_path / "results/features/run.jsonl"
+    labels.parent.mkdir()
+    lines = [json.dumps({"feature": n, "label": f"<label {n}>"}) for n in range(FEATURES)]
+    labels.write_text("\n".join(lines) + "\n")
+    model = ("--sae", "run", "--model-name", tiny_model, "--device", "cpu")
+    read = run_here(
+        ROOT / "scripts/inspect_text.py", PROMPT, *model, "--page", "out.html", cwd=tmp_path
+    ).stdout
+    assert "<label " in read and "␣" in read
+    page = (tmp_path / "out.html").read_text()
+    assert "&lt;label " in page and "<label " not in page and str(tmp_path) not in page
+    steer = (ROOT / "scripts/steer.py", PROMPT, *model, "--features", "3", "--n-tokens", "5")
+    written = run_here(*steer, "--strengths", "-40", "40", cwd=tmp_path).stdout
+    assert [f"== strength {n}" in written for n in ("0", "-40", "40", "5")] == [
+        True, True, True, False
+    ]  # fmt: skip
+    assert run_here(*steer, "--strengths", "-40", "40", cwd=tmp_path).stdout == written
+    refused = run_here(*steer, "--features", "64", cwd=tmp_path, ok=False)
+    assert "0 to 63" in refused.stderr
