@@ -27,8 +27,9 @@ class Options:
     most: PositiveInt = 5
     """Features shown per token."""
 
-    features: Path | None = None
-    """JSON lines with the labels; by default results/features/<run>.jsonl, if it is there."""
+    labels: tuple[Path, ...] = ()
+    """JSON lines with the features' labels; by default results/features/<run>.jsonl and, of an LLM,
+    results/labels/<run>.jsonl, if they are there."""
 
     page: Path | None = None
     """HTML file to write, too."""
@@ -51,14 +52,11 @@ def inspect(options: Options) -> None:
     from sae_core.reporting.text_page import text_page, visible
     from sae_core.steering.loading import load_pair
     from sae_core.steering.reading import read_labels, read_text
-    from sae_core.utils.errors import SAEError
     from sae_core.utils.files import write_file
 
     run = Path(options.sae.partition("@")[0]).name
-    path = options.features or Path("results/features") / f"{run}.jsonl"
-    if options.features and not path.is_file():
-        raise SAEError(f"--features {path}: no such file; leave it out, or run features.py")
-    labels = read_labels(path)
+    usual = [Path(f"results/{folder}/{run}.jsonl") for folder in ("features", "labels")]
+    labels = read_labels(options.labels or filter(Path.is_file, usual))
     sae, model = load_pair(options.sae, options.model_name, options.load, options.device)
     readings = read_text(model, sae, options.text, options.most)
     for token, found, n_active in readings:

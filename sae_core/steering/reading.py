@@ -1,6 +1,6 @@
 """Which features each token of a text has."""
 
-import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from sae_core.models.language_model import LanguageModel
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.steering.splice import hooks_of
 from sae_core.utils.errors import SAEError
+from sae_core.utils.records import read_json_lines
 
 
 class TokenFeatures(NamedTuple):
@@ -70,17 +71,16 @@ def _strongest(token: str, features: Tensor, most: int) -> TokenFeatures:
     return TokenFeatures(token, active, int((features > 0).sum()))
 
 
-def read_labels(path: Path) -> dict[int, str]:
-    """The labels in `results/features/<run>.jsonl`, by feature; none if there is no such file.
+def read_labels(paths: Iterable[Path]) -> dict[int, str]:
+    """The labels in files of JSON lines, by feature; of two labels of a feature, the later one.
 
     Raises:
-        SAEError: it is not such a file.
+        SAEError: a file is missing or holds something else.
     """
-    if not path.is_file():
-        return {}
-    try:
-        with path.open(encoding="utf-8") as file:
-            entries = [json.loads(line) for line in file]
-        return {int(entry["feature"]): str(entry.get("label", "")) for entry in entries}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise SAEError(f"{path}: not the lines of features.py; run it again") from error
+    labels: dict[int, str] = {}
+    for path in paths:
+        try:
+            labels |= {int(e["feature"]): e["label"] for e in read_json_lines(path) if e["label"]}
+        except (ValueError, KeyError, TypeError) as error:
+            raise SAEError(f"{path}: not lines with a feature and its label") from error
+    return labels

@@ -35,7 +35,9 @@ def fitting_table(tables: Tables, sizes: tuple[float, ...] = (24, 48, 80, 141)) 
         for expansion in EXPANSIONS:
             needed = list(memory(tables, model, expansion))
             largest = max(needed)
-            fits = next((f"{size:g} GB" for size in sizes if size >= MARGIN * largest), "none of them")
+            fits = next(
+                (f"{size:g} GB" for size in sizes if size >= MARGIN * largest), "none of them"
+            )
             figures = [f"{gigabytes:.1f}" for gigabytes in needed]
             lines.append(" | ".join([model, str(expansion), *figures, fits]))
     return "".join(f"|{line}|\n" if "--" in line[:4] else f"| {line} |\n" for line in lines)

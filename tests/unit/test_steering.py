@@ -250,14 +250,14 @@ def test_each_token_has_its_strongest_features(language_model: LanguageModel) ->
         read_text(language_model, sae, "", 3)
 
 
-def test_labels_that_are_there_or_not(tmp_path: Path) -> None:
-    path = tmp_path / "run.jsonl"
-    assert read_labels(path) == {}
+def test_the_later_label_of_a_feature(tmp_path: Path) -> None:
+    path, other = tmp_path / "run.jsonl", tmp_path / "other.jsonl"
     path.write_text('{"feature": 3, "label": "light"}\n{"feature": 5, "label": ""}\n')
-    assert read_labels(path) == {3: "light", 5: ""}
+    other.write_text('{"feature": 5, "label": "heat"}\n{"feature": 3, "label": null}\n')
+    assert read_labels([path, other]) == {3: "light", 5: "heat"}
     path.write_text("[]\n")
     with pytest.raises(SAEError, match=r"run\.jsonl"):
-        read_labels(path)
+        read_labels([path])
 
 
 def test_the_commands(tmp_path: Path, tiny_model: Path) -> None:
