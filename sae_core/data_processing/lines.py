@@ -87,6 +87,7 @@ class _Lines:
         self._in_heading = False  # of HTML
         self._hiding = ""  # the tag whose content is hidden
         self._tables = 0  # that are open
+        self._in_markdown_table = False
         self._ends_with_block = False  # whether the open table is never closed
         self._cells: list[list[str]] = []
         self._marks: list[str] = []  # what the open emphasis and links end with
@@ -214,10 +215,10 @@ class _Lines:
             if id(token) in self._closed and not closing:
                 self._counts.dropped[HIDDEN].append(tag)
                 self._hiding = name
-        elif name == "table":
+        elif name == "table" and not self._in_markdown_table:
             self._read_table_tag(closing, id(token) in self._closed)
         elif self._tables:
-            if name in ("td", "th", "tr"):
+            if name in ("td", "th", "tr", "table"):
                 self._cells.append([])
             elif name == "br" or name in html_tags.BLOCKS:
                 self._put(" ")
@@ -249,9 +250,11 @@ class _Lines:
 
     def _read_table(self, block: Block) -> None:
         self._tables += 1
+        self._in_markdown_table = True
         for cell in block.cells:
             self._cells.append([])
             self._read_tokens(cell)
+        self._in_markdown_table = False
         self._tables -= 1
         if not self._tables:
             self._end_table()

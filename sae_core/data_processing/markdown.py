@@ -28,6 +28,9 @@ from sae_core.data_processing.formulas import ENDS, formulas
 DEFINITION = re.compile(
     r" {0,3}\[[^\]^\n]+\]: +(?:<|https?:|mailto:|[./#]|\S+\.(?:html?|md|png|jpe?g|pdf)\b)"
 )
+SPECIAL = re.compile(r"[\\`*_\[<&$~\n]")
+"""What can begin something else than text in a paragraph."""
+
 HIDDEN = [
     (re.compile(opening, re.IGNORECASE), re.compile(closing, re.IGNORECASE))
     for opening, closing in (
@@ -39,6 +42,9 @@ HIDDEN = [
         (r"<!\[CDATA\[", r"\]\]>"),
     )
 ]
+
+DEEPEST = 100
+"""Quotations within one another; what is in deeper ones is lost."""
 
 Environment = MutableMapping[str, Any]
 """What the parser knows of a chapter: its links' definitions, and what it looked for in vain."""
@@ -55,7 +61,7 @@ class _Parser(MarkdownIt):
 
 
 def _parser() -> MarkdownIt:
-    parser = _Parser("commonmark").enable(["table", "strikethrough"])
+    parser = _Parser("commonmark", {"maxNesting": DEEPEST}).enable(["table", "strikethrough"])
     parser.use(footnote_plugin, inline=False, move_to_end=False).use(formulas)
     parser.disable(["code", "list", "html_block", "footnote_ref"])
     parser.core.ruler.disable(["inline", "text_join"])  # see `inline_tokens`
@@ -73,6 +79,8 @@ def blocks_of(text: str) -> tuple[list[Token], Environment]:
 
 def inline_tokens(content: str, known: Environment) -> list[Token]:
     """The tokens of a paragraph's content."""
+    if not SPECIAL.search(content):
+        return [Token("text", "", 0, content=content)]  # as the parser would, in less time
     tokens: list[Token] = []
     PARSER.inline.parse(content, PARSER, {"references": known.get("references", {})}, tokens)
     return tokens

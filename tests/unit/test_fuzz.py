@@ -22,6 +22,9 @@ from synthetic import random_sae
 from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource
 from sae_core.activations.token_windows import TokenWindows
+from sae_core.data_processing.cleaning import clean
+from sae_core.data_processing.counts import Counts
+from sae_core.data_processing.lines import Settings
 from sae_core.data_processing.texts import read_texts
 from sae_core.formats.checkpoint import load_history, load_sae, save_sae
 from sae_core.models.language_model import Hook, LanguageModel
@@ -388,3 +391,62 @@ def test_a_shards_length(part: str, size: float, shard: Path, tmp_path: Path) ->
     path.write_bytes((content + b"\0" * 4)[:length])
     with pytest.raises(SAEError, match=f"bin: {length} bytes, expected {whole}; harvest again"):
         open_shard(folder)
+
+
+MARKDOWN = [
+    *(
+        "[",
+        "![",
+        "]",
+        "*",
+        "**",
+        "`",
+        "```",
+        "\n```\n",
+        "~~~",
+        "<!-- ",
+        "-->",
+        "<a ",
+        "<b>",
+        "&#",
+        "$",
+    ),
+    *("$$", "\n$$\n", "\\", "\\(", "\\)", "[a](", "b)", "[^a]", "\n[^a]: ", "\n[a]: /b\n", "\n> "),
+    *(
+        "\n",
+        "\n\n",
+        "a ",
+        "B ",
+        "1",
+        "|",
+        "\n| a | b |\n|--|--|\n",
+        "\n---\n",
+        "<table>",
+        "</table>",
+    ),
+    *(
+        "<td>",
+        "<h1>",
+        "<br>",
+        "<pre>",
+        "</pre>",
+        "<script>",
+        "</script>",
+        "\n# ",
+        ".# A",
+        " • ",
+        "-\n",
+    ),
+    *("FIGURE 1 ", "    ", "  \n", "```{note}\n", "细", "---\na: b\n", "\\begin{align}", "- ", "é"),
+]
+
+
+@fuzz
+@given(
+    st.lists(st.sampled_from(MARKDOWN), max_size=60).map("".join),
+    st.sampled_from([Settings(), Settings(code="placeholder", latex="drop")]),
+)
+def test_any_markdown_is_cleaned(chapter: str, how: Settings) -> None:
+    paragraphs = clean(chapter, Counts(), how)
+    assert all(line.strip() for lines in paragraphs for line in lines)
+    assert all(lines for lines in paragraphs)

@@ -63,6 +63,10 @@ CONSTRUCTS = {
         ["It shines. It sets.", "By day.", "By night.", "Often.", "So it is."],
     ),
     "table without words under it": ("a | b\n--|--\n1 | 2\nSo it is.", ["So it is."]),
+    "table of HTML in a cell": (
+        "It is\n\n| <table>a | </table>b |\n|---|---|\n| <td>1 | 2 |\n\nso.",
+        ["It is so."],
+    ),
     "table of uneven rows": ("| a | b |\n|---|---|---|\n| 1 | 2 |\n\nSo it is.", ["So it is."]),
     "fence in a list": (
         "- one\n\n  ```\n  a  = 1\n    b\n  ```\n- two",
@@ -92,6 +96,7 @@ CONSTRUCTS = {
         "> 5 kg is much.\n\n> It weighs\n> 5 kg.",
         ["> 5 kg is much.", "It weighs 5 kg."],
     ),
+    "quotations in quotations": (">" * 60 + " It shines.", ["It shines."]),
     "tasks": ("- [x] one\n- [ ] two", ["one|two"]),
     "numbers of sources": ("so [1] and [2](#b)\n\n[1]: http://x.y", ["so [1] and [2]"]),
     "heading of HTML in a paragraph": (
