@@ -34,7 +34,7 @@ from sae_core.sae.precision import Precision
 from sae_core.sae.sparse_ops import ROUNDING
 from sae_core.sae.static.backend import Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
-from sae_core.sae.static.pairs import Codes, Gradients, Slots, refine
+from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots, refine
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.objective import AUXILIARY_STRIDE
 from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, stored_moments
@@ -44,22 +44,17 @@ CANDIDATES = 2
 
 
 class Rows(NamedTuple):
-    """A batch as it enters the SAE."""
+    """A batch as it enters the SAE, and how many of its rows count."""
 
-    x: Tensor
-    """(N, D) centred on the input's bias."""
-    wanted: Tensor
-    """(N, D) what is to be reconstructed."""
-    kept: Tensor
-    """(N,) bool"""
+    made: Prepared
     some: Tensor
-    """(N,) bool: those of the auxiliary loss."""
+    """(N,) bool: the rows of the auxiliary loss."""
     n: Tensor
-    """() int32: how many are kept."""
+    """() int32: rows that are kept."""
     n_some: Tensor
     """() int32"""
     finite: Tensor
-    """() bool"""
+    """() bool: all of them are."""
 
 
 class Choice(NamedTuple):
@@ -145,36 +140,26 @@ class StaticStep:
         self._note_activity(choice.main, taken)
 
     def _rows(self) -> Rows:
-        """Centre and scale the batch, and mask its outliers."""
-        sites, d = self.normalise.sites, self.sae.spec.d_in
-        parts = self.raw.float().split(d, dim=1)
-        norms = torch.stack([part.norm(dim=1) for part in parts])
-        within = [norm <= site.max_norm for norm, site in zip(norms, sites, strict=True)]
-        kept = within[0] & within[-1]
-        scaled = [
-            torch.where(kept[:, None], site.scaled(part), 0.0)
-            for part, site in zip(parts, sites, strict=True)
-        ]
-        number = kept.cumsum(0, dtype=torch.int32)
-        some = kept & ((number - 1) % AUXILIARY_STRIDE == 0)
-        x = scaled[0] - self.sae.input_bias
-        n_some = some.sum(dtype=torch.int32)
-        return Rows(x, scaled[-1], kept, some, number[-1], n_some, norms.isfinite().all())
+        """Centre and scale the batch, mask its outliers, and count."""
+        made = self.ops.prepare(self.raw, self.normalise.sites, self.sae.input_bias)
+        number = made.kept.cumsum(0, dtype=torch.int32)
+        some = made.kept & ((number - 1) % AUXILIARY_STRIDE == 0)
+        return Rows(made, some, number[-1], some.sum(dtype=torch.int32), made.finite.all())
 
     def _encode(self, rows: Rows) -> Choice:
         """The pairs of both codes, from one product."""
         spec, exact = self.sae.spec, self.precision.value_dtype == torch.float32
-        bias, x = self.b_enc, rows.x.bfloat16()
+        bias, made = self.b_enc, rows.made
         if exact:
-            length = torch.where(rows.kept, rows.x.norm(dim=1), 0.0).amax()
+            length = torch.where(made.kept, made.x.norm(dim=1), 0.0).amax()
             bias = bias + ROUNDING * length * self.W_enc.norm(dim=1)
             bias = bias + ROUNDING * bias.abs()
-        pre = torch.addmm(bias.bfloat16(), x, self.factors.T)
+        pre = torch.addmm(bias.bfloat16(), made.half, self.factors.T)
         dead = self.sae.dead_features
         total = rows.n * spec.top_k
         aux_total = rows.n_some * dead.sum(dtype=torch.int32).clamp(max=spec.top_k_aux)
         wanted = (
-            (rows.kept, self.all_features, total, self.n_pairs, self.floors[0]),
+            (made.kept, self.all_features, total, self.n_pairs, self.floors[0]),
             (rows.some, dead, aux_total, self.n_aux, self.floors[1]),
         )
         if not exact:
@@ -198,7 +183,7 @@ class StaticStep:
         found = self.ops.select(
             bound, chosen, features, CANDIDATES * total, CANDIDATES * n_slots, floor
         )
-        product = self.ops.sampled(Codes.of(found), rows.x, self.W_enc)
+        product = self.ops.sampled(Codes.of(found), rows.made.x, self.W_enc)
         bias = torch.cat([self.b_enc, self.b_enc.new_zeros(1)])[found.column.long()]
         code = refine(found, (product + bias).clamp(min=0.0), total, n_slots, n_features)
         most = found.least * (1 + 2**-7)  # that an entry which is no candidate can be
@@ -207,18 +192,16 @@ class StaticStep:
     def _losses(self, rows: Rows, choice: Choice, codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
         """The figures, (2 N, D) the loss's gradient to the reconstructions of both codes, and ()
         what the L1 norm adds to that of each value."""
-        by_main, by_aux = self.ops.decode(codes, self.W_dec).chunk(2)
-        error = torch.where(rows.kept[:, None], by_main + self.b_dec - rows.wanted, 0.0)
-        residual = -error * rows.some[:, None]
-        mean = residual.sum(0) / rows.n_some.clamp(min=1)
-        off_mean = residual - mean * rows.some[:, None]
-        aux_error = by_aux - residual
-        errors = torch.stack([error, off_mean, aux_error])
-        sums = errors.square().sum(2).sum(1)
-        figures, scales = self.ops.terms(
-            sums, choice.main, choice.aux, choice.aux_total, rows.n, self.weighting
+        made, decoded = rows.made, self.ops.decode(codes, self.W_dec)
+        G, residual, squares = self.ops.errors(
+            decoded, self.b_dec, made.wanted, made.kept, rows.some
         )
-        G = torch.cat([error * scales[0], aux_error * scales[1]])
+        mean = residual.sum(0) / rows.n_some.clamp(min=1)
+        self.ops.spread(residual, mean, rows.some, squares)
+        figures, scales = self.ops.terms(
+            squares.sum(1), choice.main, choice.aux, choice.aux_total, rows.n, self.weighting
+        )
+        G.view(2, -1).mul_(scales[:2, None])
         return figures, G, scales[2]
 
     def _gradients(self, rows: Rows, codes: Codes, G: Tensor, by_l1: Tensor) -> Gradients:
@@ -226,7 +209,7 @@ class StaticStep:
         d_value = self.ops.sampled(codes, G, self.W_dec)
         if self.weighting.l1:
             d_value[: self.n_pairs] += by_l1
-        return self.ops.gradients(codes, d_value, G, rows.x, self.sae.spec.d_sae)
+        return self.ops.gradients(codes, d_value, G, rows.made.x, self.sae.spec.d_sae)
 
     def _update(
         self, rows: Rows, choice: Choice, figures: Tensor, gradients: Gradients, G: Tensor

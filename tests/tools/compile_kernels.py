@@ -21,6 +21,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from sae_core.sae.static import (  # noqa: E402
     pair_kernels,
+    row_kernels,
     scalar_kernels,
     select_kernels,
     update_kernels,
@@ -33,11 +34,11 @@ INTS, SHORTS, LONGS, FLOATS, HALVES, BOOLS = "*i32", "*i16", "*i64", "*fp32", "*
 TYPES = {
     **dict.fromkeys("N D F FIRST ASIDE".split(), INT),
     **dict.fromkeys(
-        "scale beta1 beta2 eps recon_weight l1_weight aux_weight log_beta1 log_beta2 "
-        "max_length".split(),
+        "scale max_norm target_scale target_max_norm beta1 beta2 eps log_beta1 log_beta2 "
+        "recon_weight l1_weight aux_weight max_length".split(),
         FLOAT,
     ),
-    **dict.fromkeys("rows columns finite sure halted".split(), BOOLS),
+    **dict.fromkeys("rows columns kept some finite sure halted".split(), BOOLS),
     **dict.fromkeys(
         "total floor seen count limits above at row_of column_of start column begin first_segment "
         "feature_of aside_of row n n_pairs aux_total".split(),
@@ -46,7 +47,7 @@ TYPES = {
     "pre": SHORTS,
     "order": LONGS,
     "lr": "*fp64",
-    "copy": HALVES,
+    **dict.fromkeys(["copy", "half", "raw"], HALVES),
 }
 """Of arguments by name; all others are pointers to float32."""
 
@@ -90,6 +91,9 @@ def kernels_of(d: int) -> dict[str, tuple[Any, int, dict[str, Any]]]:
     patterns = {"PATTERNS": select_kernels.PATTERNS, "BELOW": select_kernels.BELOW}
     counting, warps = select_kernels._count_patterns, update_kernels._warps(d)
     return {
+        "prepare": (row_kernels._prepare, warps, {"SITES": 2, "BLOCK": whole}),
+        "errors": (row_kernels._errors, warps, {"BLOCK": whole}),
+        "spread": (row_kernels._spread, warps, {"BLOCK": whole}),
         "count above": (counting, 4, tile | {"ABOVE": True}),
         "count below": (counting, 4, tile | {"ABOVE": False}),
         "threshold": (select_kernels._threshold, 32, patterns),

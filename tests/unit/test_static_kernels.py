@@ -10,6 +10,7 @@ from running import run_python
 from synthetic import normal
 from torch import Tensor
 
+from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.static import backend, select_kernels
 from sae_core.sae.static.backend import TWIN, Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
@@ -225,7 +226,7 @@ def test_a_step_of_a_bias(ops: Backend) -> None:
 def test_the_kernels_compile_for_a_gpu() -> None:
     """For the width of Qwen3-32B, without a GPU; the threshold's one program may use its stack."""
     found = json.loads(run_python("tests/tools/compile_kernels.py", "5120").stdout)
-    assert len(found) == 15
+    assert len(found) == 18
     for name, used in found.items():
         assert used["registers"] < 255 and used["stack"] <= (128 if "threshold" in name else 0), (
             name
@@ -280,3 +281,41 @@ def test_the_figures_of_a_batch(n_dead: int, ops: Backend) -> None:
     assert (found.pairs, found.tokens, found.least) == (N * K, N, code.least)
     assert bool(found.aux_least.isnan()) == (not n_dead)
     assert scales.tolist() == pytest.approx([4 / N, 0.25 if n_dead else 0.0, 0.5 / N])
+
+
+@pytest.mark.parametrize("n_sites", [1, 2], ids=["an SAE", "a transcoder"])
+def test_a_batch_is_centred_scaled_and_masked(n_sites: int, ops: Backend) -> None:
+    raw, bias = normal(N, n_sites * D, seed=20).bfloat16(), normal(D, seed=21).float()
+    raw[1] *= 100
+    raw[2, -1], raw[4, 0] = torch.nan, torch.inf
+    means = normal(2, D, seed=22).float()
+    sites = [Normalisation(means[0], 2.0, 10.0), Normalisation(means[1], 3.0, 8.0)][:n_sites]
+    made = ops.prepare(raw, sites, bias)
+    kept = torch.tensor([row not in (1, 2, 4) for row in range(N)])
+    assert torch.equal(made.kept, kept)
+    assert made.finite.tolist() == [row not in (2, 4) for row in range(N)]
+    parts = raw.double().split(D, dim=1)
+    scaled = [
+        torch.where(kept[:, None], (part - site.mean) / site.scale, 0.0)
+        for part, site in zip(parts, sites, strict=True)
+    ]
+    torch.testing.assert_close(made.x.double(), scaled[0] - bias, **CLOSE)
+    torch.testing.assert_close(made.half.float(), made.x, rtol=2**-7, atol=0)
+    torch.testing.assert_close(made.wanted.double(), scaled[-1], **CLOSE)
+
+
+def test_errors_of_both_codes(ops: Backend) -> None:
+    decoded, bias = normal(2 * N, D, seed=23).float(), normal(D, seed=24).float()
+    wanted = normal(N, D, seed=25).float()
+    kept, some = torch.arange(N) % 5 != 1, torch.arange(N) % 3 == 0
+    both, residual, squares = ops.errors(decoded, bias, wanted, kept, some)
+    error = (decoded[:N] + bias - wanted).double() * kept[:, None]
+    left = -error * some[:, None]
+    aux_error = decoded[N:].double() - left
+    torch.testing.assert_close(both.double(), torch.cat([error, aux_error]), **CLOSE)
+    torch.testing.assert_close(residual.double(), left, **CLOSE)
+    mean = residual.sum(0) / 3
+    ops.spread(residual, mean, some, squares)
+    off = (left - mean) * some[:, None]
+    expected = torch.stack([t.square().sum(1) for t in (error, off, aux_error)])
+    torch.testing.assert_close(squares.double(), expected, **CLOSE)

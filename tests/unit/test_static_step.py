@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 import torch
 from operations import Operations
-from short_training import Recorder, make_sae
+from pretend_gpu import GPU, PretendGPU, _move_module
+from short_training import FEATURES, D, Recorder, make_sae
 from synthetic import SparseDirections, SparseMap, spec
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -19,7 +20,7 @@ from torch._subclasses.fake_tensor import (
 from sae_core.sae.kinds import build
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
-from sae_core.sae.static.backend import kernels
+from sae_core.sae.static.backend import TWIN, kernels
 from sae_core.sae_base import Compute, SparseAutoencoder
 from sae_core.train_config import TrainingConfig
 from sae_core.trainer import static_step
@@ -219,7 +220,7 @@ def operations(precision: Precision) -> list[str]:
     return counting.names
 
 
-@pytest.mark.parametrize(("precision", "most"), [(ROUNDED, 140), (EXACT, 255)])
+@pytest.mark.parametrize(("precision", "most"), [(ROUNDED, 112), (EXACT, 228)])
 def test_a_step_asks_nothing_and_launches_little(precision: Precision, most: int) -> None:
     """With dead features or without. The ordinary step launches 131 operations and waits 16 times;
     with dead features 212 and 23, and both more for normalising the batch."""
@@ -234,3 +235,18 @@ def test_the_fake_tensors_notice_a_question() -> None:
         for asked in (lambda: x.nonzero(), lambda: float(x.sum()), lambda: x[x > 0]):
             with pytest.raises((DynamicOutputShapeException, DataDependentOutputException)):
                 asked()
+
+
+def test_no_operation_mixes_devices() -> None:
+    """On a pretended GPU, with dead features, and float32 values."""
+    with PretendGPU():
+        sae = build(spec(d_in=D, d_sae=FEATURES, top_k=2, top_k_aux=2))
+        _move_module(sae, GPU)
+        sae.num_batches_not_active[:9] = 1000
+        raw, mean = (torch.ones(shape, device=GPU) for shape in ((32, D), (D,)))
+        normalise = Normalisation(mean, 1.0, 10.0)
+        step = StaticStep(sae, adam(sae, 1e-3), normalise, 1.0, EXACT, raw, 4, TWIN)
+        step.begin()
+        step.feed(raw, 1e-3)
+        step.run()
+        assert step.record.device == GPU and step.at == 1

@@ -8,12 +8,15 @@ import torch
 from torch import Tensor
 
 from sae_core.sae.static import twin
-from sae_core.sae.static.pairs import Gradients, Slots
+from sae_core.sae.static.pairs import Gradients, Prepared, Slots
 
 
 class Backend(NamedTuple):
     """The operations that read or write most, see the modules of the kernels."""
 
+    prepare: Callable[..., Prepared]
+    errors: Callable[..., tuple[Tensor, Tensor, Tensor]]
+    spread: Callable[..., None]
     select: Callable[..., Slots]
     decode: Callable[..., Tensor]
     sampled: Callable[..., Tensor]
@@ -33,12 +36,16 @@ def kernels() -> Backend:
     """Those in Triton, which comes with PyTorch for CUDA."""
     from sae_core.sae.static import (
         pair_kernels,
+        row_kernels,
         scalar_kernels,
         select_kernels,
         update_kernels,
     )
 
     return Backend(
+        row_kernels.prepare,
+        row_kernels.errors,
+        row_kernels.spread,
         select_kernels.select,
         pair_kernels.decode,
         pair_kernels.sampled,

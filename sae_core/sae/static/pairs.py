@@ -72,6 +72,21 @@ class Codes(NamedTuple):
         return len(self.start) * self.n_tokens
 
 
+class Prepared(NamedTuple):
+    """A batch as it enters the SAE; rows that are not kept are 0 before they are centred."""
+
+    x: Tensor
+    """(N, D) centred on the input's bias."""
+    half: Tensor
+    """(N, D) the same in bfloat16."""
+    wanted: Tensor
+    """(N, D) what is to be reconstructed."""
+    kept: Tensor
+    """(N,) bool: no outlier."""
+    finite: Tensor
+    """(N,) bool"""
+
+
 class Gradients(NamedTuple):
     """Of the loss to the weights, one row a feature."""
 

@@ -1,14 +1,48 @@
 """What the Triton kernels compute, with PyTorch's own operations: for a CPU, where it is slow, and
 to compare with. The sizes are fixed here too. Arguments and results are those of the kernels."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
+from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.static.facts import Facts, Weighting
 from sae_core.sae.static.moments import BETA1, BETA2, EPS, Moments
-from sae_core.sae.static.pairs import Codes, Gradients, Slots
+from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots
 
 PATTERNS = 2**15
+
+
+def prepare(raw: Tensor, sites: Sequence[Normalisation], bias: Tensor) -> Prepared:
+    """See `row_kernels`."""
+    parts = raw.float().split(len(bias), dim=1)
+    norms = torch.stack([part.norm(dim=1) for part in parts])
+    limits = [norm <= site.max_norm for norm, site in zip(norms, sites, strict=True)]
+    kept = limits[0] & limits[-1]
+    scaled = [
+        torch.where(kept[:, None], site.scaled(part), 0.0)
+        for part, site in zip(parts, sites, strict=True)
+    ]
+    x = scaled[0] - bias
+    return Prepared(x, x.bfloat16(), scaled[-1], kept, norms.isfinite().all(0))
+
+
+def errors(
+    decoded: Tensor, bias: Tensor, wanted: Tensor, kept: Tensor, some: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `row_kernels`."""
+    by_first, by_second = decoded.chunk(2)
+    error = torch.where(kept[:, None], by_first + bias - wanted, 0.0)
+    residual = torch.where(some[:, None], -error, 0.0)
+    both = torch.stack([error, by_second - residual])
+    squares = both.square().sum(2)
+    return both.flatten(0, 1), residual, torch.stack([squares[0], squares[0], squares[1]])
+
+
+def spread(residual: Tensor, mean: Tensor, some: Tensor, squares: Tensor) -> None:
+    """See `row_kernels`."""
+    squares[1] = torch.where(some[:, None], residual - mean, 0.0).square().sum(1)
 
 
 def select(
