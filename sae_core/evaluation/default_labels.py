@@ -125,11 +125,16 @@ class DefaultLabels:
         share = f"{pattern.share:.0%}" if pattern.share >= 0.005 else "<1%"
         parts = [f"{pattern.text} ({share})", *self._position(peaks), *self._subject(feature)]
         words = Counter(self.words.names[self._ids[place]] for place in peaks.top)
-        return Label(", ".join(parts), self._score(feature, pattern), words.most_common())
+        score = self._score(feature, pattern, words)
+        return Label(", ".join(parts), score, words.most_common())
 
-    def _score(self, feature: int, pattern: _Pattern) -> float:
+    def _score(self, feature: int, pattern: _Pattern, words: Counter[str]) -> float:
+        """Its bits, times how far it is about one word and one subject."""
         n = int(self.table.tally.windows[feature])
         score = pattern.bits * min(1.0, n / ENOUGH_WINDOWS)
+        score *= max(words.values()) / words.total()
+        if len(self.subjects) > 1:
+            score *= float(self.table.shares[feature].max())
         fit = float(self.table.density[feature]) <= DENSE and n >= FEW_WINDOWS
         says = sum(map(str.isalpha, pattern.text)) >= 4
         return score * (1 if fit else 0.01) * (1 if says else 0.1)
@@ -145,7 +150,7 @@ class DefaultLabels:
         return self._strongest_words(peaks)
 
     def _other_patterns(self, peaks: _Peaks) -> Iterator[_Pattern | None]:
-        yield self._shared(peaks, self._piece, lambda keys: ", ".join(map(str, keys)), _rare)
+        yield self._shared(peaks, self._piece, lambda keys: str(keys[0]), _rare, most=1)
         kinds = self._shared(peaks, self._kind, lambda keys: str(keys[0]), lambda _: 0.1, most=1)
         yield kinds if kinds and kinds.cover >= CLASS_SHARED else None
         yield self._shared(

@@ -32,7 +32,7 @@ BYTES = {chr(byte): byte for byte in PRINTED} | {
 
 class Pieces:
     """Tokens as text. A character made up of several tokens is assigned to the last of them; a
-    part of a character without its rest is written as its bytes, `‹E2 82›`."""
+    part of a character without its rest is written as its bytes, `‹E282›`."""
 
     def __init__(self, tokenizer: Any) -> None:
         self.tokenizer = tokenizer
@@ -67,7 +67,7 @@ class Pieces:
 
 
 def with_bytes(name: str) -> str:
-    """A token of the vocabulary as text, with the bytes that are no whole character as `‹E2 82›`.
+    """A token of the vocabulary as text, with the bytes that are no whole character as `‹E282›`.
 
     Byte-level vocabularies write a byte as a character of `BYTES`, others as `<0xE2>`.
     """
@@ -77,7 +77,7 @@ def with_bytes(name: str) -> str:
     text = raw.decode(errors="surrogateescape")
     return re.sub(
         "[\udc80-\udcff]+",
-        lambda match: f"‹{match[0].encode(errors='surrogateescape').hex(' ').upper()}›",
+        lambda match: f"‹{match[0].encode(errors='surrogateescape').hex().upper()}›",
         text,
     )
 

@@ -147,13 +147,14 @@ class _Fidelity(NamedTuple):
     """A figure of an SAE that is drawn against its L0."""
 
     key: str
+    title: str
     name: str
     ideal: float
     """What a perfect SAE has, drawn as a dashed line."""
 
 
-LOSS_RECOVERED = _Fidelity("loss_recovered", "loss recovered", 1.0)
-FVU = _Fidelity("fvu", "fraction of variance unexplained", 0.0)
+LOSS_RECOVERED = _Fidelity("loss_recovered", "Loss recovered", "loss recovered", 1.0)
+FVU = _Fidelity("fvu", "Unexplained variance", "fraction of variance unexplained", 0.0)
 
 
 def l0_against_loss_recovered(evaluations: Sequence[Evaluation]) -> bytes:
@@ -178,7 +179,7 @@ def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
     n_entries = len(colours) + len({e["sae_type"] for e in drawn})
     figure = _figure(title, width, 4.4 + 0.2 * math.ceil(n_entries / columns))
     axes = figure.add_subplot(
-        title=f"{what.name[0].upper()}{what.name[1:]} against sparsity",
+        title=f"{what.title} against sparsity",
         xlabel="L0 (log scale)",
         ylabel=what.name,
     )

@@ -13,6 +13,7 @@ from selenium import webdriver
 from selenium.webdriver.chrome.options import Options
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.remote.webdriver import WebDriver
+from selenium.webdriver.support.ui import WebDriverWait
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 
@@ -46,6 +47,12 @@ def look(driver: WebDriver, width: int = WIDE, dark: bool = False, height: int =
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
 
 
+def ready(driver: WebDriver) -> None:
+    """Wait until a page has loaded the data beside it, if it is one that does."""
+    script = "return !document.getElementById('scroll') || document.body.dataset.ready === 'yes'"
+    WebDriverWait(driver, TIMEOUT).until(lambda d: d.execute_script(script))
+
+
 def main(address: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     path, _, fragment = address.partition("#")
@@ -54,6 +61,7 @@ def main(address: str, folder: Path) -> None:
             for dark in (False, True):
                 look(driver, width, dark)
                 driver.get(f"{Path(path).resolve().as_uri()}#{fragment}")
+                ready(driver)
                 length = driver.execute_script("return document.documentElement.scrollHeight")
                 look(driver, width, dark, min(length, 4000))
                 name = f"{Path(path).stem}-{width}-{'dark' if dark else 'light'}.png"

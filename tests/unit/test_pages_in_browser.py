@@ -8,14 +8,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import CHROMIUM, DRIVER, PHONE, WIDE, browser, look
-from reported import a_corpus, a_making, a_run, an_entry, an_evaluation, entries
+from browser import CHROMIUM, DRIVER, PHONE, WIDE, browser, look, ready
+from reported import (
+    a_corpus,
+    a_label,
+    a_making,
+    a_run,
+    an_entry,
+    an_evaluation,
+    entries,
+    write_features,
+)
+from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
 
-from sae_core.reporting.feature_page import feature_page
+from sae_core.reporting.feature_data import CHUNK, data_folder
 from sae_core.reporting.page import report_page
 
 MISSING = "needs Debian's chromium and chromium-driver"
@@ -45,9 +55,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = [a_run(an_evaluation(9, l0=20.0, kl=0.3), corpus), a_run(an_evaluation(20, kl=None))]
     (root / "report.html").write_text(report_page([*runs, a_run(an_evaluation(4))], a_making()))
     (root / "features").mkdir()
-    odd = an_entry(55, "random", EVIL)
-    page = feature_page([*entries(), odd], corpus, "../report.html")
-    (root / f"features/{runs[0].name}.html").write_text(page)
+    write_features(root / "features", [*entries(), an_entry(55, EVIL)], corpus)
     return root
 
 
@@ -60,6 +68,7 @@ class Page:
         for kind in ("browser", "performance"):
             driver.get_log(kind)
         driver.get(path.as_uri() + fragment)
+        ready(driver)
 
     def find(self, css: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, css)
@@ -79,11 +88,19 @@ class Page:
 
     def requests(self) -> list[str]:
         """What was asked of anything but this disk."""
+        addresses = self._addresses()
+        assert addresses, "not even the page itself was recorded"
+        return [address for address in addresses if not LOCAL.match(address)]
+
+    def scripts(self) -> list[str]:
+        """The names of the scripts that were loaded since the last call."""
+        names = [address.rpartition("/")[2] for address in self._addresses()]
+        return [name for name in names if name.endswith(".js")]
+
+    def _addresses(self) -> list[str]:
         events = [json.loads(e["message"])["message"] for e in self.driver.get_log("performance")]
         sent = [e for e in events if e["method"] == "Network.requestWillBeSent"]
-        assert sent, "not even the page itself was recorded"
-        addresses = [e["params"]["request"]["url"] for e in sent]
-        return [address for address in addresses if not LOCAL.match(address)]
+        return [e["params"]["request"]["url"] for e in sent]
 
 
 @pytest.fixture(params=["light", "dark"])
@@ -99,7 +116,7 @@ def report(driver: WebDriver, folder: Path) -> Page:
 
 @pytest.fixture
 def features_path(folder: Path) -> Path:
-    [path] = (folder / "features").iterdir()
+    [path] = (folder / "features").glob("*.html")
     return path
 
 
@@ -144,13 +161,27 @@ def test_colours_follow_the_reader(driver: WebDriver, folder: Path) -> None:
 
 def column(page: Page, heading: str) -> list[str]:
     headings = page.texts("table#figures thead th")
-    at = [h.strip(" ↕↑↓\u2009") for h in headings].index(heading) + 1
+    at = [h.strip(" ↕↑↓\u00a0") for h in headings].index(heading) + 1
     return page.texts(f"table#figures tbody tr > :nth-child({at})")
 
 
 def sort_by(page: Page, heading: str) -> None:
     buttons = page.driver.find_elements(By.CSS_SELECTOR, "table#figures thead button")
-    next(b for b in buttons if b.text.strip(" ↕↑↓\u2009") == heading).click()
+    next(b for b in buttons if b.text.strip(" ↕↑↓\u00a0") == heading).click()
+
+
+def test_arrows_stand_beside_their_words(report: Page) -> None:
+    """A space at which no line breaks joins the arrow to the last word."""
+    arrow = "return getComputedStyle(document.querySelector('#figures button'), '::after').content"
+    assert report.run(arrow).strip('"') == "\u00a0↕"
+    sort_by(report, "L0")
+    assert "↓" in report.run(arrow.replace("#figures", "#figures [aria-sort]"))
+
+
+def test_the_contents_lead_to_the_parts(report: Page) -> None:
+    report.find(".contents a[href='#sae-2']").click()
+    top = report.run("return document.getElementById('sae-2').getBoundingClientRect().top")
+    assert 0 <= top < 100
 
 
 def test_sorting_the_summary(report: Page) -> None:
@@ -181,9 +212,10 @@ def listed(page: Page) -> list[int]:
     return [int(number) for number in page.texts("#list b")]
 
 
-def test_the_list_begins_as_chosen_and_shows_its_first(features: Page) -> None:
+def test_the_list_is_in_the_order_of_the_file_and_the_first_is_shown(features: Page) -> None:
     assert listed(features) == [7, 12, 400, 31, 55]
     assert features.find("#detail h2").text == "Feature 7"
+    assert features.find("#detail .named").text == "energy (84%), physics"
     assert features.find("#list a[aria-current]").get_attribute("data-feature") == "7"
 
 
@@ -198,25 +230,55 @@ def test_the_list_begins_as_chosen_and_shows_its_first(features: Page) -> None:
 )
 def test_sorting_features(by: str, expected: list[int], features: Page) -> None:
     Select(features.find("#sort")).select_by_value(by)
-    assert listed(features) == expected
+    until_listed(features, expected)
+
+
+def until_listed(page: Page, expected: list[int]) -> None:
+    def found(_: WebDriver) -> bool:
+        return listed(page) == expected
+
+    WebDriverWait(page.driver, 20, ignored_exceptions=[StaleElementReferenceException]).until(
+        found, f"{expected}"
+    )
 
 
 def test_filters(features: Page) -> None:
     Select(features.find("#filter")).select_by_value("mostly biology")
-    assert listed(features) == [400]
-    Select(features.find("#filter")).select_by_value("random")
-    assert listed(features) == [31, 55]
+    until_listed(features, [400])
+    Select(features.find("#filter")).select_by_value("active on under 2% of tokens")
+    until_listed(features, [12, 31, 55])
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
-    [("400", [400]), ("#12", [12]), ("Membrane", [400]), ("joule", [7, 12, 400, 31, 55]),
-     ("great acid of", [12]), ("nothing like it", [])],
+    ("words", "expected", "said"),
+    [("400", [400], ""), ("#12", [12], ""), ("Membrane", [400], ": 1 peak on it"),
+     ("joule", [7, 12, 400, 31, 55], ": 5 show it"), ("great acid of", [12], ": 1 show it"),
+     ("of grea", [7, 12, 400, 31, 55], ": 5 show it"),
+     ("84%", [7, 12, 400, 31, 55], ": 5 are labelled so"),
+     ("nothing like it", [], "")],
 )  # fmt: skip
-def test_search(words: str, expected: list[int], features: Page) -> None:
+def test_search(words: str, expected: list[int], said: str, features: Page) -> None:
     features.find("#search").send_keys(words)
-    assert listed(features) == expected
-    assert features.find("#count").text == f"{len(expected)} of 5 features"
+    until_listed(features, expected)
+    assert features.find("#count").text == f"{len(expected)} of 5 features{said}"
+    assert features.complaints() == []
+
+
+def test_search_ranks_what_peaks_on_a_word_first_and_marks_it(
+    driver: WebDriver, tmp_path: Path
+) -> None:
+    """The first merely shows it, the next peak on a longer word, on it once, on it often."""
+    shows = an_entry(1, "vinegar") | {"promoted": [[" acid", 1.0]]}
+    longer, once, often = an_entry(2, "acidity"), an_entry(3, "acid"), an_entry(4, "acid")
+    longer["peaks"], once["peaks"] = [["acidity", 1]], [["salt", 3], ["acid", 1]]
+    page = Page(driver, write_features(tmp_path, [shows, longer, once, often]))
+    page.find("#search").send_keys("acid")
+    until_listed(page, [4, 3, 2, 1])
+    assert "3 peak on it, 1 show it" in page.find("#count").text
+    page.until("#detail h2", "Feature 4")
+    marks = page.texts("#detail .text mark")
+    assert len(marks) == 5 and set(marks) == {"acid"}
+    assert page.texts("#list li:nth-child(3) .label mark") == ["acid"], "the beginning of acidity"
 
 
 def test_a_link_leads_to_a_feature(driver: WebDriver, features_path: Path) -> None:
@@ -232,9 +294,99 @@ def test_a_link_leads_to_a_feature(driver: WebDriver, features_path: Path) -> No
     page.until("#detail h2", "Feature 31")
 
 
-def test_a_link_to_a_feature_that_is_not_shown(driver: WebDriver, features_path: Path) -> None:
+def test_a_link_to_a_feature_that_is_not_active(driver: WebDriver, features_path: Path) -> None:
     page = Page(driver, features_path, "#feature=499")
-    assert "Feature 499 is not shown on this page" in page.find("#detail").text
+    assert "Feature 499 is active on none of the 12,000 tokens" in page.find("#detail").text
+    page = Page(driver, features_path, "#feature=512")
+    assert "no feature 512: they are numbered from 0 to 511" in page.find("#detail").text
+
+
+def test_every_number_of_a_feature_is_a_link(features: Page) -> None:
+    features.run("document.querySelector('details.about').open = true")
+    numbers = [*features.texts(".overview a"), *features.texts("#detail .chips a")]
+    assert {"7", "12", "400", "499"} <= set(numbers)
+    chips = features.driver.find_elements(By.XPATH, "//h3[contains(., 'similar')]/..//li")
+    assert all(chip.find_elements(By.TAG_NAME, "a") for chip in chips) and len(chips) == 2
+
+
+def test_features_of_many_files_are_loaded_when_they_are_opened(
+    driver: WebDriver, tmp_path: Path
+) -> None:
+    look(driver)
+    n = 3 * CHUNK
+    path = write_features(tmp_path, [an_entry(i) for i in range(n)], a_corpus() | {"d_sae": n})
+    page = Page(driver, path)
+    assert page.scripts() == ["index.js", "features-0.js"]
+    assert 5 < len(listed(page)) < 60, "the list holds what is in sight"
+    page.run(f"location.hash = 'feature={n - 1}'")
+    page.until("#detail h2", f"Feature {n - 1}")
+    assert page.scripts() == ["features-2.js"]
+    assert listed(page)[-1] == n - 1, "the list has moved there"
+    assert page.complaints() == []
+
+
+def test_without_its_data_the_page_says_what_is_missing(driver: WebDriver, tmp_path: Path) -> None:
+    path = write_features(tmp_path, entries())
+    data_folder(path).rename(tmp_path / "elsewhere")
+    driver.get(path.as_uri())
+    WebDriverWait(driver, 20).until(lambda d: d.find_elements(By.CSS_SELECTOR, "#detail p"))
+    assert data_folder(path).name in driver.find_element(By.ID, "detail").text
+
+
+def test_labels_by_an_llm_are_shown_and_sorted(driver: WebDriver, tmp_path: Path) -> None:
+    labels = [
+        a_label(12, detection=0.6),
+        a_label(400, detection=0.9),
+        a_label(31, label="", status="not in the schema", detection=None, fuzzing=None),
+    ]
+    page = Page(driver, write_features(tmp_path, entries(), labels=labels))
+    Select(page.find("#sort")).select_by_value("detection")
+    until_listed(page, [400, 12, 7, 31])
+    page.until("#detail .named", "what 400 is about")
+    shown = page.find("#detail").text
+    assert "It fires on that." in shown and "0.90\ndetection" in shown
+    assert "fires on: membrane (84%), physics" in shown
+    page.run("location.hash = 'feature=31'")
+    page.until("#detail .named", "the (84%), physics")
+    assert "not in the schema" in page.find("#detail").text
+
+
+def test_white_space_and_parts_of_characters_have_signs(driver: WebDriver, tmp_path: Path) -> None:
+    entry = an_entry(7) | {"promoted": [[" ", 3.0], ["\n\n", 2.0], [" to", 1.0], ["‹E282›", 0.5]]}
+    entry["top"][0]["tokens"] = ["The", " ", "\t", "", "₂", "<|end|>"]
+    page = Page(driver, write_features(tmp_path, [entry]))
+    assert page.texts("#detail .chips code")[:4] == ["␣", "↵↵", "␣to", "‹E282›"]
+    assert page.find("#detail .text").text == "The␣⇥◌₂¶"
+    assert "◌ part of a character" in page.find("#detail .shading").text
+
+
+def test_values_can_be_read_without_a_mouse(features: Page) -> None:
+    value = (
+        "return getComputedStyle(document.querySelector('#detail .text .peak'), '::after').content"
+    )
+    assert features.run(value) == "none"
+    features.find("#values").click()
+    assert features.run(value) == '"8"'
+    assert "8, this feature's largest" in features.find("#detail .shading").text
+    features.find("#detail .numbers summary").click()
+    assert "1 to 2 70" in features.find("#detail .numbers table").text
+
+
+@pytest.mark.parametrize("width", [WIDE, PHONE])
+def test_what_is_chosen_is_not_clipped(width: int, driver: WebDriver, features_path: Path) -> None:
+    """The width of the longest choice, against the room in the control."""
+    look(driver, width)
+    page = Page(driver, features_path)
+    script = """
+      return ["sort", "filter"].map((id) => {
+        const select = document.getElementById(id), style = getComputedStyle(select);
+        const pen = document.createElement("canvas").getContext("2d");
+        pen.font = style.font;
+        const widest = Math.max(...[...select.options].map((o) => pen.measureText(o.text).width));
+        const padding = parseFloat(style.paddingLeft) + parseFloat(style.paddingRight);
+        return select.clientWidth - padding - 20 - widest;
+      });"""
+    assert min(page.run(script)) > 0
 
 
 def test_tokens_are_shaded_by_activation(features: Page) -> None:
