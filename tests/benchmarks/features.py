@@ -2,14 +2,17 @@
 
 Both run the model up to the same layer. The harvest writes its activations; the analysis encodes
 them with a BatchTopK SAE of random directions that is calibrated to k features a token, and keeps
-each feature's windows, counts, histogram and partners.
+each feature's windows, counts, histogram and partners. The files have a label and the windows of
+every active feature.
 """
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 from collections import deque
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -19,6 +22,7 @@ from machine import describe
 from sae_core.activations.shards import harvest
 from sae_core.activations.token_windows import Tokens, TokenWindows
 from sae_core.data_processing.sources import Sources
+from sae_core.evaluation.feature_files import Writer
 from sae_core.evaluation.features import Corpus, feature_table, tally_features
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.config import SAEConfig
@@ -42,8 +46,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     print(f"Analysis of features ({describe('transformers')})\n")
-    print("| features | k | tokens | harvest | pass | tables | pass / harvest | all / harvest |")
-    print("|--:" * 8 + "|")
+    columns = ("features", "k", "tokens", "harvest", "pass", "tables", "files")
+    print("| " + " | ".join((*columns, "pass / harvest", "all / harvest")) + " |")
+    print("|--:" * 9 + "|")
     with tempfile.TemporaryDirectory() as folder:
         print(row(Path(folder), options))
 
@@ -56,7 +61,7 @@ def row(scratch: Path, options: argparse.Namespace) -> str:
     corpus = Corpus.read(model.tokenizer, texts, sources, sae.spec, options.windows)
     same = TokenWindows(Tokens(model.tokenizer), texts, [], options.length, 0)
     same.n_train = len(corpus.windows.tokens)
-    taken: dict[str, list[float]] = {"harvest": [], "pass": [], "tables": []}
+    taken: dict[str, list[float]] = {name: [] for name in ("harvest", "pass", "tables", "files")}
     for _ in range(options.repeats + 1):
         start = time.perf_counter()
         harvest(model, same, [hook], scratch / "shard", batch_size=BATCH)
@@ -65,19 +70,21 @@ def row(scratch: Path, options: argparse.Namespace) -> str:
         tallies = tally_features(model, sae, corpus, FeaturesConfig(), BATCH, precision)
         [tally] = deque(tallies, maxlen=1)
         passed = time.perf_counter()
-        feature_table(sae, tally)
-        done = time.perf_counter()
-        for name, seconds in zip(
-            taken, (harvested - start, passed - harvested, done - passed), strict=True
-        ):
-            taken[name].append(seconds)
+        table = feature_table(sae, tally)
+        tabled = time.perf_counter()
+        writer = Writer(model, sae, corpus, table)
+        for entry in writer.entries(writer.telling_order()):
+            json.dumps(entry, ensure_ascii=False)
+        times = (start, harvested, passed, tabled, time.perf_counter())
+        for name, (before, after) in zip(taken, pairwise(times), strict=True):
+            taken[name].append(after - before)
     median = {name: statistics.median(times[1:]) for name, times in taken.items()}
-    times = " | ".join(f"{seconds:.2f} s" for seconds in median.values())
+    shown = " | ".join(f"{seconds:.2f} s" for seconds in median.values())
     ratio = median["pass"] / median["harvest"]
-    whole = (median["pass"] + median["tables"]) / median["harvest"]
+    whole = (sum(median.values()) - median["harvest"]) / median["harvest"]
     k = float(tally.count.sum()) / tally.n_tokens
     tokens = corpus.windows.tokens.numel()
-    return f"| {sae.spec.d_sae} | {k:.0f} | {tokens} | {times} | {ratio:.2f} | {whole:.2f} |"
+    return f"| {sae.spec.d_sae} | {k:.0f} | {tokens} | {shown} | {ratio:.2f} | {whole:.2f} |"
 
 
 def random_sae(
