@@ -10,7 +10,7 @@ is active. What can be shared, in the order in which it is looked for:
 * the word before: `after “of” (88%)`
 * a word in the tokens before: `near “enzyme” (70%)`
 
-A feature whose peaks share nothing is named by its three strongest words. A position or a subject
+A feature whose peaks share nothing is named by three of their words. A position or a subject
 follows if nearly all of the activation is there.
 """
 
@@ -187,8 +187,9 @@ class DefaultLabels:
         return sum(w for place, w in places if not chosen.isdisjoint(keys(place)))
 
     def _strongest_words(self, peaks: _Peaks) -> _Pattern:
-        """The words of the strongest peaks, which differ."""
-        names = list(dict.fromkeys(self._ids[place] for place in peaks.top))[:MOST_NAMES]
+        """The words of the most peaks; of those on as many, the strongest."""
+        words = Counter(self._ids[place] for place in peaks.top).most_common(MOST_NAMES)
+        names = [word for word, _ in words]
         cover = sum(self._ids[place] in names for place in peaks.top) / len(peaks.top)
         share = self._share(peaks, self._word, set(names))
         return _Pattern(self._named_words(names), cover, share, sum(map(self._base, names)))

@@ -123,7 +123,7 @@ class ShownWords:
         texts += [window["chapter"] or "" for window in windows]
         texts += [token for token, _ in [*entry["promoted"], *entry["suppressed"]]]
         for word in set(WORD.findall("\n".join(texts).lower())):
-            self.rows.setdefault(word, array("L")).append(row)
+            self.rows.setdefault(word, array("I")).append(row)
 
     def shards(self) -> dict[str, list[list[str]]]:
         """The words and their rows, by the first two characters of the word."""

@@ -9,9 +9,9 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import compress, product
+from itertools import compress
 from textwrap import fill
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import matplotlib
 import numpy as np
@@ -20,9 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.textpath import TextPath
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from sae_core.reporting.point_labels import Look, place_labels
 from sae_core.reporting.summary import Evaluation, History
 
 INK, MUTED, GRID = "#1f2933", "#5f6b7a", "#e4e8ec"
@@ -41,15 +41,6 @@ WIDTH, WIDE = 5.6, 7.6
 """Widths of a plot, in inches: a usual one, and one with many points."""
 
 FEW_POINTS = 12
-
-LABEL_SIZE, NEAR = 10, 6
-"""The type size of a point's label, and the distance up to which it needs no line, in
-points."""
-
-Look = dict[str, Any]
-"""Settings of something that is drawn, as matplotlib names them."""
-
-LABEL_BOX: Look = {"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 0.5}
 
 LOOK = {
     "figure.dpi": 72,  # a pixel is a point, as in the SVG
@@ -193,7 +184,7 @@ def _against_l0(evaluations: Sequence[Evaluation], what: _Fidelity) -> bytes:
         axes.plot(*line, color=colour, linewidth=1.2, alpha=0.6, zorder=1.5)
     _frame_points(axes, points, what.ideal)
     _legend(axes, drawn, colours, columns)
-    _place_labels(figure, axes, points, _labels(drawn))
+    place_labels(figure, axes, points, _labels(drawn), MUTED)
     return _svg(figure)
 
 
@@ -366,47 +357,3 @@ def _traits(evaluation: Evaluation) -> tuple[str, ...]:
         f"k {evaluation['top_k']}" if evaluation["top_k"] else evaluation["sae_type"],
         f"×{evaluation['d_sae'] / evaluation['d_in']:g}",
     )
-
-
-def _place_labels(figure: Figure, axes: Axes, points: np.ndarray, labels: Sequence[str]) -> None:
-    """Write each label near its point, where it covers least; a line leads to distant labels."""
-    figure.draw_without_rendering()  # settles the layout
-    frame = np.array(axes.get_window_extent().extents)
-    at = axes.transData.transform(points)
-    taken = [np.array((x - 5, y - 5, x + 5, y + 5)) for x, y in at]
-    for point, (x, y), label in zip(points, at, labels, strict=True):
-        size = np.array(TextPath((0, 0), label, size=LABEL_SIZE).get_extents().size) + (4, 3)
-        boxes = {offset: _box(x, y, offset, size) for offset in _offsets(size)}
-        offset = min(boxes, key=lambda o: _covered(boxes[o], taken, frame))
-        taken.append(boxes[offset])
-        where: Look = {"xy": point, "xytext": offset, "textcoords": "offset points"}
-        look: Look = {"ha": "center", "va": "center", "fontsize": LABEL_SIZE, "in_layout": False}
-        if max(np.abs(offset) - size / 2) > NEAR + 1:
-            line: Look = {"arrowstyle": "-", "color": MUTED, "linewidth": 0.5, "shrinkB": 0}
-            axes.annotate("", **where, **look, arrowprops=line, zorder=1)
-        axes.annotate(label, **where, **look, bbox=LABEL_BOX)
-
-
-def _offsets(size: np.ndarray) -> Iterator[tuple[float, float]]:
-    """Possible positions of a label's centre relative to its point, the nearest first."""
-    sides = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (1, -1), (-1, 1), (-1, -1))
-    for distance, (right, up) in product((NEAR, 14, 24, 36, 50, 66), sides):
-        yield right * (distance + size[0] / 2), up * (distance + size[1] / 2)
-
-
-def _box(x: float, y: float, offset: tuple[float, float], size: np.ndarray) -> np.ndarray:
-    middle = np.array((x, y)) + offset
-    return np.concatenate((middle - size / 2, middle + size / 2))
-
-
-def _covered(box: np.ndarray, taken: Sequence[np.ndarray], frame: np.ndarray) -> float:
-    """The area of `taken` that a box (left, bottom, right, top) covers, and ten times that of the
-    part of it outside the frame."""
-    inside = _overlap(box, np.array([frame]))
-    area = (box[2] - box[0]) * (box[3] - box[1])
-    return round(_overlap(box, np.array(taken)) + 10 * (area - inside), 3)
-
-
-def _overlap(box: np.ndarray, others: np.ndarray) -> float:
-    sides = np.minimum(box[2:], others[:, 2:]) - np.maximum(box[:2], others[:, :2])
-    return float(sides.clip(min=0).prod(axis=1).sum())

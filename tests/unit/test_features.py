@@ -145,6 +145,16 @@ def test_the_sample_is_random_and_of_the_feature(table: FeatureTable, dense: Den
         torch.testing.assert_close(sample.value[feature, :n], dense.code[window, at, feature])
 
 
+def test_the_sample_of_tokens_is_of_the_feature(table: FeatureTable, dense: Dense) -> None:
+    code = dense.code.flatten(0, 1)
+    for feature in table.active.nonzero().squeeze(1).tolist():
+        n = min(tallies.TOKEN_SAMPLE, int(table.tally.count[feature]))
+        places = table.spread.place[feature]
+        assert (places[:n] >= 0).all() and (places[n:] == -1).all()
+        assert len(places[:n].unique()) == n
+        torch.testing.assert_close(table.spread.value[feature, :n], code[places[:n], feature])
+
+
 def test_hashes_are_uniform() -> None:
     values = hashed(torch.arange(100_000), 2)
     assert 0 <= float(values.min()) and float(values.max()) < 1
@@ -181,6 +191,7 @@ def test_batch_size_changes_nothing(
     assert torch.equal(other.tally.count, table.tally.count)
     assert torch.equal(other.best.place, table.best.place)
     assert torch.equal(other.sample.place, table.sample.place)
+    assert torch.equal(other.spread.place, table.spread.place)
 
 
 def test_features_active_together(table: FeatureTable, dense: Dense) -> None:
@@ -313,6 +324,11 @@ def test_every_feature_has_a_row(writer: Writer, table: FeatureTable) -> None:
     assert [int(row["feature"]) for row in rows] == list(range(table.tally.n_features))
     assert [int(row["tokens"]) for row in rows] == table.tally.count.tolist()
     assert {"share_physics", "share_biology"} <= set(rows[0])
+    entries = {entry["feature"]: entry for entry in writer.entries(writer.telling_order())}
+    assert set(entries) == set(table.active.nonzero().squeeze(1).tolist())
+    assert all(entries[f]["label"] == rows[f]["label"] != "" for f in entries)
+    silent = [row["label"] for row in rows if int(row["feature"]) not in entries]
+    assert set(silent) <= {"never active", "position 0 only"}
 
 
 def test_without_sources_there_are_no_subjects(
