@@ -171,6 +171,11 @@ def model_and_windows(
             f"{job.shards[0]}: has activations of other texts, windows or model settings than "
             "the given ones; harvest again"
         )
+    if not source.is_of(windows):
+        raise SAEError(
+            f"{job.shards[0]}: has activations of other texts than the given ones, or of another "
+            "split; harvest again"
+        )
     return lambda: LanguageModel.load(config, device, job.data.max_text_length), windows
 
 

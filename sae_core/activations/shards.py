@@ -37,6 +37,9 @@ Found = dict[Hook, Tensor]
 Parts = dict[str, int]
 """Windows in each part of a shard: `train` and `validation`."""
 
+HASHED = 256
+"""Windows of each part that `windows_sha256` reads."""
+
 
 @dataclass(frozen=True)
 class Manifest:
@@ -57,6 +60,9 @@ class Manifest:
     """The token that windows begin with, if any."""
     digests: dict[str, str]
     """SHA-256 of each list of digests, by its file's name."""
+
+    windows_sha256: str = ""
+    """`windows_sha256` of all windows, of which the shard has some."""
 
     checksum: str = ""
     """Hash of the other fields, to detect a manifest that somebody edited."""
@@ -89,6 +95,17 @@ class Manifest:
 
     def _of_any_shard(self) -> "Manifest":
         return replace(self, windows={}, first={}, digests={})
+
+
+def windows_sha256(windows: TokenWindows) -> str:
+    """A hash of the tokens of some windows from all over the texts: windows of other texts, or cut
+    or split otherwise, have another, even if they are as many."""
+    digest = hashlib.sha256()
+    for part, n in (("train", windows.n_train), ("validation", windows.n_validation)):
+        if n:
+            chosen = torch.linspace(0, n - 1, min(n, HASHED)).long()
+            digest.update(_window_tokens(windows, part, chosen).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _files(folder: Path, hook_spec: str, part: str) -> tuple[Path, Path]:
@@ -134,6 +151,7 @@ def harvest(
         total=parts,
         bos=windows.bos,
         digests={},
+        windows_sha256=windows_sha256(windows),
     )
     n_window_bytes = windows.positions * model.d_model * model.dtype.itemsize
     n_bytes = total * len(hooks) * (n_window_bytes + DIGEST_BYTES)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sae_core.activations.loader import Chunk, Form, one_ahead, shuffled_chunks
-from sae_core.activations.shards import Manifest, WindowFile
+from sae_core.activations.shards import Manifest, WindowFile, windows_sha256
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.models.language_model import Hook, LanguageModel
@@ -234,6 +234,7 @@ class CachedSource(ActivationSource):
                 )
         self.d_in, self.dtype = first.d_in, first.dtype
         self.passes, self.bos = first.passes, first.bos
+        self._windows_sha256 = first.windows_sha256
         self._files: dict[str, list[tuple[int, list[WindowFile]]]] = {}
         for part, total in first.total.items():
             if not _cover(manifests, part, total):
@@ -269,6 +270,10 @@ class CachedSource(ActivationSource):
     def validation_batches(self, stride: int = 1) -> Iterator[Tensor]:
         for batch in one_ahead(super().validation_batches(stride)):
             yield to_device(batch, self.device)
+
+    def is_of(self, windows: TokenWindows) -> bool:
+        """Whether the activations are of these windows, and not of as many others."""
+        return windows_sha256(windows) == self._windows_sha256
 
     def identity(self) -> dict[str, Any]:
         return super().identity() | {"passes": self.passes, "dtype": self.dtype}

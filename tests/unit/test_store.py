@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,9 @@ from torch import Tensor
 from sae_core.activations import loader, store
 from sae_core.activations.shards import Manifest, harvest
 from sae_core.activations.store import ActivationSource, CachedSource, StreamingSource
-from sae_core.activations.token_windows import Tokens, TokenWindows
+from sae_core.activations.token_windows import Tokens, TokenWindows, read_windows
 from sae_core.models.language_model import Hook, LanguageModel
-from sae_core.train_config import ModelConfig
+from sae_core.train_config import DataConfig, ModelConfig
 from sae_core.utils.errors import SAEError
 
 HOOKS = [Hook(1, "hook_resid_post"), Hook(2, "hook_mlp_out")]
@@ -106,6 +107,21 @@ def test_manifest_and_progress(
     assert manifest.hooks == [hook.spec for hook in HOOKS] and manifest.dtype == "float32"
     total = windows.n_train + windows.n_validation
     assert seen[-1] == (total, total) and seen == sorted(seen)
+
+
+def test_shards_know_the_windows_they_are_of(
+    language_model: LanguageModel, windows: TokenWindows, texts: list[str], whole: Path
+) -> None:
+    """Also from as many windows of other texts, or of the same texts split otherwise."""
+    source = cached(whole)
+    assert source.is_of(windows)
+    data = DataConfig(max_text_length=24, val_fraction=0.25, seed=5)
+    changed = [*texts[:11], texts[11].replace("a", "e")]
+    others = [
+        read_windows(language_model.tokenizer, changed, data),
+        read_windows(language_model.tokenizer, texts[:12], replace(data, seed=6)),
+    ]
+    assert not any(map(source.is_of, others))
 
 
 def test_bfloat16_activations_come_back_bit_for_bit(

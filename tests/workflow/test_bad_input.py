@@ -68,6 +68,7 @@ def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Pro
     ("options", "message"),
     [
         ("--max-text-length 64", "has activations of other texts, windows or model settings"),
+        ("--max-text-length 32 --val-fraction 0.2 --seed 7", "has activations of other texts"),
         ("--use-block-mse --block-mse-layers 2", "--block-mse-layers 2: the layers after"),
     ],
 )
