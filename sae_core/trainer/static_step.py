@@ -38,6 +38,7 @@ from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots, refine
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.objective import AUXILIARY_STRIDE
 from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, stored_moments
+from sae_core.utils.transfer import to_device
 
 CANDIDATES = 2
 """Candidates for each pair with a float32 value."""
@@ -119,9 +120,7 @@ class StaticStep:
 
     def feed(self, raw: Tensor, lr: float) -> None:
         """Give the next step its batch and learning rate, without waiting for the device."""
-        if self.raw.device.type == "cuda" and raw.device.type == "cpu":
-            raw = raw.pin_memory()
-        self.raw.copy_(raw, non_blocking=True)
+        self.raw.copy_(to_device(raw, self.raw.device))
         self.lr.fill_(lr)
 
     def figures(self, n_steps: int) -> list[Figures]:
