@@ -13,17 +13,12 @@ origin has others, they are found from activations.
 Shapes: N tokens, D = d_in, F = d_sae.
 """
 
-from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from sae_core.sae.kinds import build
-from sae_core.sae.kinds.batch_topk import BatchTopKSAE
-from sae_core.sae.kinds.gated import GatedSAE
-from sae_core.sae.kinds.jumprelu import JumpReLUSAE
-from sae_core.sae.kinds.standard import StandardSAE
+from sae_core.sae import sparse_ops
 from sae_core.sae_base import SparseAutoencoder
 
 
@@ -59,36 +54,40 @@ def take_over(sae: SparseAutoencoder, origin: SparseAutoencoder, x: Tensor) -> N
         origin: of any kind, on the same device and for activations in the same units.
         x: (N, D) activations, from which thresholds are found that `origin` does not have.
     """
-    found = _as_gated(origin)
-    if not found.is_known and isinstance(sae, (GatedSAE, JumpReLUSAE, StandardSAE)):
+    found, kind, own = _as_gated(origin), sae.spec.sae_type, _tensors_of(sae)
+    if not found.is_known and kind in ("gated", "jumprelu", "standard"):
         found = found._replace(gate_bias=found.gate_bias - _threshold_for_k(origin, found, x))
     n = len(found.W_dec)
-    is_gated = isinstance(sae, GatedSAE)
-    sae.W_enc[:, :n] = found.W_enc if is_gated else found.encoder
-    sae.W_dec[:n] = found.W_dec
-    sae.b_dec.copy_(found.b_dec)
-    sae.b_enc[:n] = found.gate_bias if is_gated else found.magnitude_bias
-    if isinstance(sae, GatedSAE):
-        sae.r_mag[:n], sae.b_mag[:n] = found.r, found.magnitude_bias
-    elif isinstance(sae, JumpReLUSAE):
-        sae.threshold[:n] = found.threshold
-    elif isinstance(sae, StandardSAE):
-        sae.b_enc[:n] -= found.threshold
-    elif isinstance(sae, BatchTopKSAE):
+    own.W_enc[:, :n] = found.W_enc if kind == "gated" else found.encoder
+    own.W_dec[:n] = found.W_dec
+    own.b_dec.copy_(found.b_dec)
+    own.b_enc[:n] = found.gate_bias if kind == "gated" else found.magnitude_bias
+    if kind == "gated":
+        own.r_mag[:n], own.b_mag[:n] = found.r, found.magnitude_bias
+    elif kind == "jumprelu":
+        own.threshold[:n] = found.threshold
+    elif kind == "standard":
+        own.b_enc[:n] -= found.threshold
+    elif kind != "topk":  # one threshold for all
         one = found.threshold.mean()
         if found.is_known and torch.allclose(found.threshold, one, rtol=1e-4, atol=0.0):
-            sae.known_threshold.copy_(one)
+            own.threshold.copy_(one)
         else:
             sae.calibrate(x)
+
+
+def _tensors_of(sae: SparseAutoencoder) -> Any:
+    """The SAE, of which each kind has tensors of its own. The kinds are not imported: a change of
+    one would then be one of the code that trains the others."""
+    return sae
 
 
 def _as_gated(sae: SparseAutoencoder) -> Gated:
     has_threshold = sae.spec.sae_type != "topk" and sae.threshold is not None
     zero = torch.zeros_like(sae.b_enc)
-    if isinstance(sae, GatedSAE):
-        gate_bias: Tensor = sae.b_enc
-        magnitude_bias: Tensor = sae.b_mag
-        r: Tensor = sae.r_mag
+    if sae.spec.sae_type == "gated":
+        own = _tensors_of(sae)
+        gate_bias, magnitude_bias, r = own.b_enc, own.b_mag, own.r_mag
     else:
         theta = sae.known_threshold if has_threshold else zero
         gate_bias, magnitude_bias, r = sae.b_enc - theta, sae.b_enc, zero
@@ -107,10 +106,11 @@ def _as_gated(sae: SparseAutoencoder) -> Gated:
 
 def _threshold_for_k(origin: SparseAutoencoder, found: Gated, x: Tensor) -> Tensor:
     """The one threshold with which tokens `x` have the origin's k active features on average."""
-    twin = build(replace(origin.spec, sae_type="batch_topk")).to(x.device)
-    for name, tensor in (("W_enc", found.W_enc), ("b_enc", found.magnitude_bias)):
-        getattr(twin, name).copy_(tensor)
-    twin.W_dec.copy_(found.W_dec)
-    twin.b_dec.copy_(found.b_dec)
-    twin.calibrate(x)
-    return twin.known_threshold
+    weights = sparse_ops.Weights(
+        found.encoder, found.magnitude_bias, found.W_dec, origin.input_bias
+    )
+    total = len(x) * origin.spec.top_k
+    largest = sparse_ops.batch_topk(x, weights, total + 1).value
+    if len(largest) <= total:  # fewer are positive
+        return x.new_zeros(())
+    return largest.topk(2, largest=False).values.mean()
