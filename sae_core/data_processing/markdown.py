@@ -43,8 +43,8 @@ HIDDEN = [
     )
 ]
 
-DEEPEST = 100
-"""Quotations within one another; what is in deeper ones is lost."""
+DEEPEST, DEEPEST_IN_A_LINE = 100, 20
+"""Quotations in quotations, whose text is lost beyond, and brackets in brackets, which are text."""
 
 Environment = MutableMapping[str, Any]
 """What the parser knows of a chapter: its links' definitions, and what it looked for in vain."""
@@ -60,8 +60,8 @@ class _Parser(MarkdownIt):
         return True
 
 
-def _parser() -> MarkdownIt:
-    parser = _Parser("commonmark", {"maxNesting": DEEPEST}).enable(["table", "strikethrough"])
+def _parser(deepest: int) -> MarkdownIt:
+    parser = _Parser("commonmark", {"maxNesting": deepest}).enable(["table", "strikethrough"])
     parser.use(footnote_plugin, inline=False, move_to_end=False).use(formulas)
     parser.disable(["code", "list", "html_block", "footnote_ref"])
     parser.core.ruler.disable(["inline", "text_join"])  # see `inline_tokens`
@@ -74,7 +74,7 @@ def _parser() -> MarkdownIt:
 def blocks_of(text: str) -> tuple[list[Token], Environment]:
     """The blocks of a chapter, their content unread, and what `inline_tokens` needs to read it."""
     known: Environment = {}
-    return PARSER.parse(text, known), known
+    return BLOCKS.parse(text, known), known
 
 
 def inline_tokens(content: str, known: Environment) -> list[Token]:
@@ -82,7 +82,7 @@ def inline_tokens(content: str, known: Environment) -> list[Token]:
     if not SPECIAL.search(content):
         return [Token("text", "", 0, content=content)]  # as the parser would, in less time
     tokens: list[Token] = []
-    PARSER.inline.parse(content, PARSER, {"references": known.get("references", {})}, tokens)
+    INLINE.inline.parse(content, INLINE, {"references": known.get("references", {})}, tokens)
     return tokens
 
 
@@ -141,4 +141,4 @@ def _hidden(state: StateBlock, first: int, end: int, silent: bool) -> bool:
     return True
 
 
-PARSER = _parser()
+BLOCKS, INLINE = _parser(DEEPEST), _parser(DEEPEST_IN_A_LINE)
