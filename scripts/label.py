@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core.labelling.config import AskingConfig, LabellerConfig, check_asking
 from sae_core.labelling.estimate import estimate
-from sae_core.labelling.label_files import in_words, write_labels
+from sae_core.labelling.label_files import in_words, write_labels, write_table
 from sae_core.labelling.labeller import Labeller
 from sae_core.labelling.ledger import Ledger
 from sae_core.labelling.windows import Pool
@@ -34,6 +34,8 @@ class Job:
     """JSON lines: the features, with their windows."""
     labels: Path
     """JSON lines to write: the labels and their scores."""
+    table: Path
+    """CSV file to write: the same."""
     answers: Path
     """JSON lines that keep every answer, so that nothing is asked twice: only appended to."""
     dry_run: bool = False
@@ -67,6 +69,7 @@ def run(job: Job) -> None:
         labeller = Labeller(asker, job.labeller)
         labels = asyncio.run(labeller.run(materials, job.asking.requests_at_once, bar.update))
     write_labels(job.labels, labels)
+    write_table(job.table, labels)
     print(in_words(labels))
     print(
         f"{asker.n_sent} requests sent; {ledger.tokens_in:,} tokens of requests and "

@@ -1,5 +1,7 @@
 """`results/labels/<run>.jsonl`: a JSON object a line, for each feature that was to be labelled."""
 
+import csv
+import io
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -18,6 +20,15 @@ def write_labels(path: Path, labels: Sequence[Label]) -> None:
     """Write the file."""
     lines = [json.dumps(label._asdict(), ensure_ascii=False) for label in labels]
     write_file(path, "".join(f"{line}\n" for line in lines))
+
+
+def write_table(path: Path, labels: Sequence[Label]) -> None:
+    """Write the same as CSV."""
+    out = io.StringIO()
+    rows = csv.writer(out, lineterminator="\n")
+    rows.writerow(Label._fields)
+    rows.writerows(labels)
+    write_file(path, out.getvalue())
 
 
 def read_labels(path: Path) -> dict[int, Label]:

@@ -2,28 +2,36 @@
 local model."""
 
 import asyncio
+import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
+import torch
 from minichat import KEY, Fault, MiniChat, kind
 from running import ROOT, run_here
+from transformers import AutoTokenizer
 
 from sae_core.labelling.asking import Asker
+from sae_core.labelling.chat import Refused
 from sae_core.labelling.config import AskingConfig, LabellerConfig, api_key
 from sae_core.labelling.endpoint import Endpoint, retry_after
 from sae_core.labelling.label_files import read_labels
 from sae_core.labelling.labeller import Labeller
 from sae_core.labelling.labels import Label
 from sae_core.labelling.ledger import Ledger
+from sae_core.labelling.local_model import LocalModel
+from sae_core.labelling.prompts import Question
 from sae_core.labelling.windows import Pool
 from sae_core.utils.errors import PassingError, SAEError
 from sae_core.utils.records import read_json_lines
@@ -82,7 +90,7 @@ def label_here(folder: Path, *options: str, n: int = N, ok: bool = True) -> str:
     """The command, and all that it prints."""
     entries = oracle.write_entries(folder / "entries.jsonl", n)
     places = ["--entries", entries, "--labels", folder / "labels.jsonl"]
-    places += ["--answers", folder / "answers.jsonl"]
+    places += ["--table", folder / "labels.csv", "--answers", folder / "answers.jsonl"]
     done = run_here(SCRIPT, *places, "--labeller", "m", *options, ok=ok)
     return done.stdout + done.stderr
 
@@ -107,6 +115,8 @@ def test_the_command(server: MiniChat, tmp_path: Path) -> None:
     assert body["model"] == "m" and body["temperature"] == 0
     assert body["max_completion_tokens"] == LabellerConfig.answer_tokens
     assert server.keys == {KEY}
+    rows = list(csv.DictReader((tmp_path / "labels.csv").open()))
+    assert len(rows) == N and rows[2]["label"] == "word2" and rows[2]["detection"] == "1.0"
 
 
 def test_options_that_a_service_may_not_have(run: Run, server: MiniChat) -> None:
@@ -261,7 +271,8 @@ def test_a_killed_job_asks_only_for_the_rest(server: MiniChat, tmp_path: Path) -
     server.always = "silence"
     entries = oracle.write_entries(tmp_path / "entries.jsonl", N)
     command = [sys.executable, SCRIPT, "--entries", entries, "--labels", tmp_path / "l.jsonl"]
-    command += ["--answers", tmp_path / "answers.jsonl", "--labeller", "m"]
+    command += ["--table", tmp_path / "l.csv", "--answers", tmp_path / "answers.jsonl"]
+    command += ["--labeller", "m"]
     process = subprocess.Popen([*map(str, command)], env=dict(os.environ))
     try:
         end = time.monotonic() + 60
@@ -374,3 +385,30 @@ def test_a_local_model(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.Mon
     assert len(answers) == 4 and all(1 <= a["tokens_out"] <= 4 for a in answers)
     message = label_here(tmp_path, *options, "--labeller", "./nowhere", ok=False)
     assert "--labeller ./nowhere" in message
+
+
+def test_a_local_model_is_asked_in_its_own_form(tiny_model: Path, tmp_path: Path) -> None:
+    """With its chat template; and without one, the same prompt as text."""
+    template = (
+        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+        "{% if add_generation_prompt %}[assistant]{% endif %}"
+    )
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_model, folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    question = Question(str(folder), "label", "Be brief.", "What is it?", {})
+    settings = LabellerConfig(labeller=str(folder), answer_tokens=3)
+    model = LocalModel(settings, torch.device("cpu"))
+    reply = asyncio.run(model.ask(question))
+    whole = "[system]Be brief.[user]What is it?[assistant]"
+    assert reply.tokens_in == len(tokenizer(whole).input_ids) and 1 <= reply.tokens_out <= 3
+    assert asyncio.run(model.ask(question)) == reply
+    sampling = LocalModel(replace(settings, label_temperature=1.0), torch.device("cpu"))
+    assert asyncio.run(sampling.ask(question)) == asyncio.run(sampling.ask(question))
+    plain = asyncio.run(model.ask(question._replace(model=str(tiny_model))))
+    assert plain.tokens_in > 0
+    too_long = question._replace(user="a b c " * 1000)
+    with pytest.raises(Refused, match="exceed its context of 1024"):
+        asyncio.run(model.ask(too_long))

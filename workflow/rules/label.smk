@@ -8,6 +8,7 @@ rule label:
         entries="results/features/{run}.jsonl",
     output:
         labels="results/labels/{run}.jsonl",
+        table="results/labels/{run}.csv",
     log:
         "results/logs/label/{run}.log",
     benchmark:
@@ -27,5 +28,6 @@ rule label:
     shell:
         job(
             "label.py --entries {input.entries} {params.options} {params.runtime}"
-            " --answers {params.folder}/answers/{wildcards.run}.jsonl --labels {output.labels}"
+            " --answers {params.folder}/answers/{wildcards.run}.jsonl"
+            " --labels {output.labels} --table {output.table}"
         )
