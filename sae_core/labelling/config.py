@@ -111,8 +111,6 @@ class AskingConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if self.endpoint is not None:
-            check_endpoint(self.endpoint)
 
 
 def check_endpoint(url: str) -> None:
@@ -139,15 +137,19 @@ def check_asking(config: LabellerConfig, asking: AskingConfig) -> None:
     """Check that there is a language model to ask.
 
     Raises:
-        SAEError: none is named, or it is at an endpoint, and no endpoint is given.
+        SAEError: none is named; or it is at an endpoint, and none is given, or no proper one. The
+            variable may be set for other programs, so it is checked where it is needed only.
     """
     if not config.labeller:
         raise SAEError("--labeller: name the model that labels")
-    if config.labeller_backend == "endpoint" and not asking.endpoint:
+    if config.labeller_backend == "local":
+        return
+    if not asking.endpoint:
         raise SAEError(
             "--labeller: no endpoint is given that it can be asked at; set OPENAI_BASE_URL (or "
             "--endpoint), or use --labeller-backend local"
         )
+    check_endpoint(asking.endpoint)
 
 
 def check_labelling(config: LabellingConfig, asking: AskingConfig) -> None:

@@ -24,7 +24,7 @@ from transformers import AutoTokenizer
 
 from sae_core.labelling.asking import Asker
 from sae_core.labelling.chat import Refused
-from sae_core.labelling.config import AskingConfig, LabellerConfig, api_key
+from sae_core.labelling.config import AskingConfig, LabellerConfig, api_key, check_asking
 from sae_core.labelling.endpoint import Endpoint, retry_after
 from sae_core.labelling.label_files import read_labels
 from sae_core.labelling.labeller import Labeller
@@ -331,8 +331,9 @@ def test_a_key_that_cannot_be_sent(key: str, run: Run, monkeypatch: pytest.Monke
 )
 def test_an_address_that_is_none_or_holds_a_key(url: str) -> None:
     with pytest.raises(SAEError, match="--endpoint") as found:
-        AskingConfig(endpoint=url)
+        check_asking(LabellerConfig(labeller="m"), AskingConfig(endpoint=url))
     assert "secret" not in str(found.value)
+    check_asking(LabellerConfig(labeller="m", labeller_backend="local"), AskingConfig(endpoint=url))
 
 
 # Before anything is asked
