@@ -95,12 +95,17 @@ class Pool:
         self.n_features = 0
         """All features that were read."""
         chance = random.Random(f"{seed} pool")
-        for count, entry in enumerate(entries):
-            own = own_windows(entry)
+        for entry in entries:
+            found = entry["top"] + entry["quantiles"]
+            slot = (
+                len(self.windows)
+                if len(self.windows) < POOL
+                else chance.randrange(self.n_features + 1)
+            )
             self.n_features += 1
-            slot = count if count < POOL else chance.randrange(count + 1)
-            if own and slot < POOL:
-                self.windows[slot : slot + 1] = [chance.choice(own)]
+            if found and slot < POOL:
+                window = Window.of(entry["feature"], chance.choice(found))
+                self.windows[slot : slot + 1] = [window]
 
     def material(self, entry: Entry) -> Material:
         """What there is to label and score a feature with."""
