@@ -285,6 +285,12 @@ class FeaturesConfig:
     context_tokens: PositiveInt = 40
     """Tokens shown per window."""
 
+    map_features: NaturalInt = 1000
+    """Features on the map, the ones with the most activation in total; 0 for no map."""
+
+    probes: bool = True
+    """Train linear probes for the texts' subjects on a few features, and on the activations."""
+
     def __post_init__(self) -> None:
         check_limits(self)
 

@@ -40,9 +40,12 @@ def run(job: Job) -> None:
     from sae_core.data_processing.texts import read_texts
     from sae_core.evaluation.calibration import calibrated
     from sae_core.evaluation.feature_files import Writer
+    from sae_core.evaluation.feature_map import feature_map
     from sae_core.evaluation.features import Corpus, feature_table, tally_features
     from sae_core.evaluation.identity import identity
+    from sae_core.evaluation.probes import probe_subjects
     from sae_core.evaluation.unseen import ModelIdentity, check_model
+    from sae_core.evaluation.window_means import WindowMeans
     from sae_core.formats.checkpoint import load_sae
     from sae_core.models.language_model import LanguageModel
     from sae_core.models.model_sources import ModelRecord
@@ -62,12 +65,13 @@ def run(job: Job) -> None:
     windows = corpus.windows.tokens
     n_windows = len(windows)
     sae = sae.to(model.device, torch.float32)
+    means = WindowMeans() if job.features.probes else None
     with (
         calibrated(model, sae, windows, job.compute.batch_size) as calibration,
         progress_bar("features", "window", n_windows) as bar,
     ):
         tallies = tally_features(
-            model, sae, corpus, job.features, job.compute.batch_size, precision
+            model, sae, corpus, job.features, job.compute.batch_size, precision, means
         )
         for tally in tallies:
             bar.update(tally.n_windows - bar.n)
@@ -76,6 +80,9 @@ def run(job: Job) -> None:
     shown = writer.telling_order()
     lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in writer.entries(shown))
     figures = identity(job.sae.name, sae.spec, record.name) | writer.corpus_figures() | calibration
+    seed = sae.spec.metadata.get("seed") or 0
+    figures["map"] = feature_map(sae.W_dec, table, job.features.map_features, seed)
+    figures["probes"] = means and probe_subjects(means, corpus.subjects, decoder(sae), seed)
     write_parts(job.entries, (line.encode() for line in lines))
     write_file(job.table, writer.rows())
     write_file(job.corpus, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")

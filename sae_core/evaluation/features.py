@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sae_core.activations.token_windows import CorpusWindows, Tokens, corpus_windows
 from sae_core.data_processing.sources import Sources
+from sae_core.evaluation.window_means import WindowMeans
 from sae_core.evaluation.tally import Records, Tally, Together
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.config import SAESpec
@@ -118,8 +119,13 @@ def tally_features(
     config: FeaturesConfig,
     batch_size: BatchSize,
     precision: Precision | None = None,
+    means: WindowMeans | None = None,
 ) -> Iterator[Tally]:
-    """The pass over the corpus: the tally after each batch of windows."""
+    """The pass over the corpus: the tally after each batch of windows.
+
+    Args:
+        means: what also takes the batches, if the texts have subjects.
+    """
     sae = sae.to(model.device, torch.float32)
     hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)
     max_norm = sae.spec.metadata.get("outlier_norm", torch.inf)
@@ -130,14 +136,18 @@ def tally_features(
     )
     microbatch = model.forward_microbatch(windows.tokens.shape[1], batch_size)
 
-    def encoded(at: slice) -> tuple[Tensor, SparseCode, Tensor]:
+    def encoded(at: slice) -> tuple[Tensor, Tensor, SparseCode, Tensor]:
         x = model.activations(windows.tokens[at], [hook])[hook].float()
         code = sae.encode_sparse(x.flatten(0, 1), precision)
-        return windows.text[at], code, x.norm(dim=-1) > max_norm
+        return windows.text[at], x, code, x.norm(dim=-1) > max_norm
 
-    for text, code, outlier in microbatch.parts(len(windows.tokens), encoded):
+    for text, x, code, outlier in microbatch.parts(len(windows.tokens), encoded):
         subject = None if of_text is None else of_text[text.long()].to(model.device)
         tally.add(code, outlier, subject)
+        if means is not None and subject is not None:
+            counted = ~outlier
+            counted[:, 0] = False
+            means.add(x, code, counted, subject)
         yield tally
 
 

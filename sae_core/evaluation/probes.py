@@ -21,10 +21,9 @@ Shapes: W windows, D width, F features, S subjects.
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy import sparse
 from sklearn.linear_model import LogisticRegression
@@ -33,16 +32,13 @@ from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from sae_core.sae.sparse_ops import SparseCode
+from sae_core.evaluation.window_means import Samples
 
 PROBED = (1, 2, 5, 20)
 """Features that a sparse probe reads."""
 
 ABLATED = (5, 20, 100)
 """Features that a perturbation zeroes."""
-
-TRAINS = 0.75
-"""Share of a subject's windows that train the probes."""
 
 FEWEST = 8
 """Windows that a subject must have; with fewer it gets no probe."""
@@ -53,68 +49,8 @@ DRAWS = 5
 Array = NDArray[Any]
 
 
-class WindowMeans:
-    """The means of the windows of one subject, collected while a corpus is read."""
-
-    def __init__(self) -> None:
-        self.x: list[Tensor] = []
-        self.code: list[sparse.csr_array] = []
-        self.subject: list[Tensor] = []
-
-    def add(self, x: Tensor, code: SparseCode, counted: Tensor, subject: Tensor) -> None:
-        """Add a batch of B windows of L tokens; windows of several subjects are left out.
-
-        Args:
-            x: (B, L, D) activations.
-            code: of all B L tokens.
-            counted: (B, L) bool: the tokens that the means are over.
-            subject: (B, L) index of each token's subject.
-        """
-        n = counted.sum(1)
-        used = (subject == subject[:, :1]).all(1) & (n > 0)
-        share = counted / n.clamp(min=1)[:, None]
-        pairs = code.pairs
-        weight = (share * used[:, None]).flatten()[pairs.row]
-        window = torch.div(pairs.row, counted.shape[1], rounding_mode="floor")
-        entries = ((code.value * weight).cpu().numpy(), (window.cpu(), pairs.column.cpu()))
-        summed = sparse.coo_array(entries, (len(n), pairs.n_columns)).tocsr()
-        kept = used.cpu()
-        self.code.append(summed[kept.numpy()])
-        self.x.append((x.float() * share[..., None]).sum(1).cpu()[kept])
-        self.subject.append(subject[:, 0].cpu()[kept])
-
-    def samples(self) -> "Samples":
-        """All windows, in the order of the corpus."""
-        code = sparse.vstack(self.code, format="csc")
-        return Samples(torch.cat(self.x).numpy(), code, torch.cat(self.subject).numpy())
-
-
-class Samples(NamedTuple):
-    """The windows' means and their subjects."""
-
-    x: Array
-    """(W, D)"""
-    code: sparse.csc_array
-    """(W, F)"""
-    subject: Array
-    """(W,)"""
-
-    def split(self, chosen: Sequence[int]) -> "tuple[Samples, Samples]":
-        """Training and test windows of these subjects."""
-        train = np.zeros(len(self.subject), dtype=bool)
-        test = train.copy()
-        for index in chosen:
-            own = np.flatnonzero(self.subject == index)
-            n_train = round(TRAINS * len(own))
-            train[own[:n_train]], test[own[n_train:]] = True, True
-        return self._part(train), self._part(test)
-
-    def _part(self, at: Array) -> "Samples":
-        return Samples(self.x[at], self.code[at], self.subject[at])
-
-
 def probe_subjects(
-    samples: Samples, subjects: list[str], W_dec: Tensor | None, seed: int
+    samples: Samples | None, subjects: list[str], W_dec: Tensor | None, seed: int
 ) -> dict[str, Any] | None:
     """The figures of this module as JSON values; None if fewer than two subjects have windows.
 
@@ -123,6 +59,8 @@ def probe_subjects(
         W_dec: (F, D), or None to leave the perturbation out: a transcoder writes elsewhere.
         seed: of the random features.
     """
+    if samples is None:
+        return None
     chosen = [i for i in range(len(subjects)) if (samples.subject == i).sum() >= FEWEST]
     if len(chosen) < 2:
         return None
