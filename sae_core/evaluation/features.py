@@ -23,8 +23,8 @@ from torch import Tensor
 
 from sae_core.activations.token_windows import CorpusWindows, Tokens, corpus_windows
 from sae_core.data_processing.sources import Sources
-from sae_core.evaluation.window_means import WindowMeans
 from sae_core.evaluation.tally import Records, Tally, Together
+from sae_core.evaluation.window_means import WindowMeans
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.config import SAESpec
 from sae_core.sae.precision import Precision

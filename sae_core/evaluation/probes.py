@@ -50,7 +50,7 @@ Array = NDArray[Any]
 
 
 def probe_subjects(
-    samples: Samples | None, subjects: list[str], W_dec: Tensor | None, seed: int
+    samples: Samples, subjects: list[str], W_dec: Tensor | None, seed: int
 ) -> dict[str, Any] | None:
     """The figures of this module as JSON values; None if fewer than two subjects have windows.
 
@@ -59,8 +59,6 @@ def probe_subjects(
         W_dec: (F, D), or None to leave the perturbation out: a transcoder writes elsewhere.
         seed: of the random features.
     """
-    if samples is None:
-        return None
     chosen = [i for i in range(len(subjects)) if (samples.subject == i).sum() >= FEWEST]
     if len(chosen) < 2:
         return None

@@ -11,7 +11,7 @@ Bytes in memory: some 1,500 a feature, besides one chunk: its row, and 4 for eac
 import json
 import re
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,11 @@ def data_folder(page: Path) -> Path:
 
 
 def write_data(
-    folder: Path, entries: Iterable[Entry], subjects: Iterable[str], labels: dict[int, Entry]
+    folder: Path,
+    entries: Iterable[Entry],
+    subjects: Iterable[str],
+    labels: dict[int, Entry],
+    pages: Mapping[str, bytes],
 ) -> int:
     """Write all files, one chunk in memory at a time; gives the number of features.
 
@@ -44,6 +48,7 @@ def write_data(
         entries: the features.
         subjects: whose shares the index has.
         labels: what an LLM says of some of them, by feature.
+        pages: further files, by name.
 
     Raises:
         SAEError: the folder cannot be written.
@@ -57,6 +62,9 @@ def write_data(
             n_bytes += len(content)
             (new / f"{name}.js").write_bytes(content)
 
+        for name, content in pages.items():
+            n_bytes += len(content)
+            (new / name).write_bytes(content)
         for number, chunk in enumerate(_chunks(entries)):
             for entry in chunk:
                 words.add(len(index), entry)

@@ -1,10 +1,12 @@
 """The feature browser: a page about all features of an SAE, from the files of their analysis."""
 
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_core.reporting.feature_data import Entry, data_folder, write_data
 from sae_core.reporting.html import embedded, render
+from sae_core.reporting.map_page import map_page
 from sae_core.reporting.summary import check_keys, read_object
 from sae_core.utils.files import write_file
 from sae_core.utils.records import read_json_lines
@@ -12,10 +14,13 @@ from sae_core.utils.records import read_json_lines
 CORPUS_KEYS = (
     "run_name", "model_name", "hook_spec", "d_sae", "active", "n_tokens", "n_texts", "l0",
     "density_histogram", "position", "similarity", "co_occurrence", "subjects", "end_of_text",
-    "n_outlier_tokens",
+    "n_outlier_tokens", "map", "probes",
 )  # fmt: skip
 
 LABEL_KEYS = ("feature", "label", "description", "confidence", "detection", "fuzzing", "status")
+
+MAP = "map.html"
+"""The page with the map, in the folder of the data."""
 
 SHOWN_PAIRS = 8
 """Number of pairs of features active together that the page shows."""
@@ -60,9 +65,17 @@ def write_page(
     """
     figures, by_llm = read_corpus(corpus), read_labels(labels) if labels else {}
     folder = data_folder(page)
-    n = write_data(folder, read_json_lines(entries), figures["subjects"], by_llm)
+    entry_list = _labelled(read_json_lines(entries), by_llm)
+    pages = {MAP: map_page(figures, entry_list, f"../{page.name}").encode()}
+    n = write_data(folder, read_json_lines(entries), figures["subjects"], by_llm, pages)
     write_file(page, feature_page(figures, folder.name, report, labelled=bool(by_llm)))
     return n
+
+
+def _labelled(entries: Iterable[Entry], by_llm: Mapping[int, Entry]) -> Iterator[Entry]:
+    """The entries, with the label that an LLM gave, if it gave one."""
+    for entry in entries:
+        yield entry | {"label": by_llm.get(entry["feature"], entry)["label"] or entry["label"]}
 
 
 def feature_page(corpus: dict[str, Any], folder: str, report: str, labelled: bool = False) -> str:
@@ -92,5 +105,6 @@ def feature_page(corpus: dict[str, Any], folder: str, report: str, labelled: boo
         silent=corpus["d_sae"] - corpus["active"],
         pairs=corpus["co_occurrence"]["pairs"][:SHOWN_PAIRS],
         report=report,
+        map=f"{folder}/{MAP}" if corpus["map"]["points"] else None,
         data=embedded(data),
     )

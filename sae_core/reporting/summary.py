@@ -5,7 +5,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -151,6 +151,46 @@ SPLICED_COLUMNS = {
 """The rest of the numbers, in their order."""
 
 
+PROBE_COLUMNS = {
+    "probe_dense": Column(
+        "all of x",
+        ".3f",
+        "balanced accuracy of a linear probe that tells one subject from the others by a window's "
+        "mean activation, on windows that did not train it; the mean over the subjects. 0.5 is "
+        "chance.",
+    ),
+    **{
+        f"probe_{k}": Column(
+            f"{k} feature{'s' * (k > 1)}",
+            ".3f",
+            f"the same for a probe that reads the {k} best feature{'s' * (k > 1)} of the SAE.",
+        )
+        for k in (1, 5, 20)
+    },
+    "probe_random_5": Column("5 at random", ".3f", "the same for 5 random active features."),
+    "perturbation_20": Column(
+        "perturbation",
+        ".3f",
+        "what zeroing a subject's 20 features takes from its own dense probe, less the mean of "
+        "what it takes from the other probes. 0.5 at best.",
+    ),
+}
+"""Figures of the probes for the texts' subjects, where there are subjects."""
+
+
+def probe_figures(features: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """The numbers of `PROBE_COLUMNS` from an analysis of features; none if it has no probes."""
+    mean = ((features or {}).get("probes") or {}).get("mean")
+    if mean is None:
+        return {}
+    return {
+        "probe_dense": mean["dense"],
+        **{f"probe_{k}": mean["sae"][str(k)] for k in (1, 5, 20)},
+        "probe_random_5": mean["random"]["5"],
+        "perturbation_20": mean.get("perturbation", {}).get("20"),
+    }
+
+
 def read_evaluations(paths: Iterable[Path]) -> list[Evaluation]:
     """Read evaluations, in the order of `paths`.
 
@@ -183,9 +223,11 @@ def whole_history(history: History) -> History:
 
 
 def summary_csv(evaluations: Iterable[Evaluation]) -> str:
-    """`SUMMARY_COLUMNS` of every SAE as CSV, sorted by run name, numbers in full precision."""
+    """`SUMMARY_COLUMNS` and `PROBE_COLUMNS` of every SAE as CSV, by run name, numbers in full
+    precision."""
     text = io.StringIO()
-    writer = csv.DictWriter(text, SUMMARY_COLUMNS, extrasaction="ignore", lineterminator="\n")
+    columns = (*SUMMARY_COLUMNS, *PROBE_COLUMNS)
+    writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(sorted(evaluations, key=lambda evaluation: evaluation["run_name"]))
     return text.getvalue()

@@ -131,6 +131,23 @@ def a_corpus(run_name="org_model.blocks.9.hook_resid_post.btop32sae.exp8", subje
         },
         "co_occurrence": {"sampled_tokens": 12000, "pairs": [[7, 12, 40, 0.81], [7, 400, 9, 0.2]]},
         "subjects": found,
+        "map": {
+            "points": [[7, 1.0, -0.5], [12, 0.9, -0.4], [400, -1.0, 0.25], [499, 0.1, 1.0]],
+            "together": {"features": [400, 7, 12], "pairs": [[0, 1, 0.2], [1, 2, 0.81]]},
+        },
+        "probes": some_probes() if found else None,
+    }
+
+
+def some_probes():
+    by_k = {"1": 0.71, "2": 0.8, "5": 0.86, "20": 0.93}
+    random = {"1": 0.51, "2": 0.52, "5": 0.55, "20": 0.6}
+    mean = {"dense": 0.95, "sae": by_k, "random": random}
+    return {
+        "n_train": 300,
+        "n_test": 100,
+        "mean": mean | {"perturbation": {"5": 0.1, "20": 0.21, "100": 0.3}},
+        "subjects": {},
     }
 
 

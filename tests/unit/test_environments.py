@@ -16,7 +16,7 @@ ENVS = sorted(path.stem for path in (ROOT / "envs").glob("*.yaml"))
 BUILDS = {"": "pytorch", "-cpu": "pytorch-cpu", "-cuda": "pytorch-gpu"}
 """Variants of an environment, and the name that each has for torch."""
 
-NAMES = {"markdown_it": "markdown-it-py"}
+NAMES = {"markdown_it": "markdown-it-py", "sklearn": "scikit-learn"}
 """Modules that are called otherwise than their packages."""
 
 TOOLS = {"python", "pip"}

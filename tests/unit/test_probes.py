@@ -6,7 +6,8 @@ import torch
 from scipy import sparse
 from torch import Tensor
 
-from sae_core.evaluation.probes import Samples, WindowMeans, probe_subjects
+from sae_core.evaluation.probes import probe_subjects
+from sae_core.evaluation.window_means import Samples, WindowMeans
 from sae_core.sae import sparse_ops
 
 SUBJECTS = ["physics", "chemistry", "biology"]

@@ -36,13 +36,16 @@ from sae_core.reporting.feature_page import (
     read_corpus,
     read_labels,
 )
+from sae_core.reporting.map_page import map_page
 from sae_core.reporting.page import read_run, report_page
 from sae_core.reporting.provenance import commit, read_jobs
 from sae_core.reporting.summary import (
     COLUMNS,
+    PROBE_COLUMNS,
     SPLICED_COLUMNS,
     SUMMARY_COLUMNS,
     TABLE_WIDTH,
+    probe_figures,
     read_evaluations,
     read_histories,
     summary_csv,
@@ -181,13 +184,20 @@ def test_plots_have_the_same_bytes_each_time(draw):
 
 
 def test_csv_has_every_number_in_full_sorted_by_run_name():
-    evaluations = [an_evaluation(9, name="b"), an_evaluation(20, name="a")]
+    probes = probe_figures(a_corpus())
+    evaluations = [an_evaluation(9, name="b") | probes, an_evaluation(20, name="a") | probes]
     rows = list(csv.DictReader(io.StringIO(summary_csv(evaluations))))
-    assert tuple(rows[0]) == SUMMARY_COLUMNS
+    assert tuple(rows[0]) == (*SUMMARY_COLUMNS, *PROBE_COLUMNS)
     assert [row["run_name"] for row in rows] == ["a", "b"]
     for row, evaluation in zip(rows, reversed(evaluations), strict=True):
         read = {key: type(evaluation[key])(value) for key, value in row.items()}
-        assert read == {key: evaluation[key] for key in SUMMARY_COLUMNS}
+        assert read == {key: evaluation[key] for key in rows[0]}
+
+
+def test_csv_has_no_probes_where_there_are_none():
+    without = probe_figures(a_corpus(subjects=()))
+    (row,) = csv.DictReader(io.StringIO(summary_csv([an_evaluation() | without])))
+    assert {row[key] for key in PROBE_COLUMNS} == {""}
 
 
 def test_table_is_aligned_and_in_the_order_of_the_layers():
@@ -681,6 +691,9 @@ def test_browse_script(tmp_path):
     assert done.returncode == 0, done.stderr
     assert page.read_text() == feature_page(a_corpus(), "run.files", "../report.html")
     assert data_of(page)["features-0"] == entries()
+    assert (tmp_path / "run.files/map.html").read_text() == map_page(
+        a_corpus(), entries(), "../run.html"
+    )
     done = run_script("browse.py", *given, "--labels", labels)
     assert done.returncode == 0, done.stderr
     assert data_of(page)["index"]["columns"]["label"][0] == "what 7 is about"
