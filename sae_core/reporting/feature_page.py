@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from sae_core.reporting.feature_data import Entry, data_folder, write_data
 from sae_core.reporting.html import embedded, render
@@ -66,7 +67,7 @@ def write_page(
     figures, by_llm = read_corpus(corpus), read_labels(labels) if labels else {}
     folder = data_folder(page)
     entry_list = _labelled(read_json_lines(entries), by_llm)
-    pages = {MAP: map_page(figures, entry_list, f"../{page.name}").encode()}
+    pages = {MAP: map_page(figures, entry_list, f"../{quote(page.name)}").encode()}
     n = write_data(folder, read_json_lines(entries), figures["subjects"], by_llm, pages)
     write_file(page, feature_page(figures, folder.name, report, labelled=bool(by_llm)))
     return n

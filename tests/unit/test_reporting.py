@@ -441,7 +441,7 @@ def test_page_and_table_need_no_torch():
 
 def test_the_features_page_needs_nothing_from_outside():
     page = feature_page(a_corpus(), "run.files", "../report.html")
-    assert_closed(page, ["../report.html"])
+    assert_closed(page, ["../report.html", "run.files/map.html"])
     for word in ("490", "4.3%", "12,000", "31.9", "specific to chemistry", "5 above 0.9"):
         assert word in page
 
@@ -454,7 +454,7 @@ def received(path):
 
 def data_of(page):
     """Name -> value of every script beside a page; the scripts are named after what they hold."""
-    scripts = sorted(page.with_name(f"{page.stem}.files").iterdir())
+    scripts = sorted(page.with_name(f"{page.stem}.files").glob("*.js"))
     found = dict(map(received, scripts))
     assert [path.stem for path in scripts] == sorted(found)
     return found
@@ -524,7 +524,8 @@ def test_chapters_cannot_put_markup_into_the_features_page(tmp_path):
 def test_features_without_subjects_make_a_page(tmp_path):
     data = data_of(write_features(tmp_path, [an_entry(7, shares=())], a_corpus(subjects=())))
     assert data["index"]["columns"]["shares"] == [[]]
-    assert_closed(feature_page(a_corpus(subjects=()), "d", "r.html"), ["r.html"])
+    page = feature_page(a_corpus(subjects=()), "d", "r.html")
+    assert_closed(page, ["r.html", "d/map.html"])
 
 
 @pytest.mark.parametrize("character", ["\u2028", "\u2029", "\x85", "\x0b", "\x0c", "\x1c", "\r"])
@@ -652,7 +653,9 @@ def test_summarise_script(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     read = read_evaluations([tmp_path / f"evaluations/{name}.json" for name in runs])
     assert done.stdout == summary_table(read)
-    assert (tmp_path / "made" / "summary.csv").read_text() == summary_csv(read)
+    probes = probe_figures(a_corpus())
+    told = summary_csv([evaluation | probes for evaluation in read])
+    assert (tmp_path / "made" / "summary.csv").read_text() == told
     for name in ("recovered", "fvu"):
         assert "layer 9" in words((tmp_path / f"made/{name}.svg").read_bytes())
     page = (tmp_path / "made" / "report.html").read_text()
