@@ -117,8 +117,10 @@ class ActivationSource(ABC):
             # The chunk itself is not copied: it may be large.
             begun = row + self.tokens_per_step - sum(map(len, left_over))
             start = torch.cat([*left_over, rows[row:begun]])
-            rest = rows[begun:].split(self.tokens_per_step) if begun < len(rows) else ()
-            *batches, last = start, *rest
+            batches = [start]
+            if begun < len(rows):
+                batches += rows[begun:].split(self.tokens_per_step)
+            *batches, last = batches
             yield from batches
             left_over, row = [last], 0
         if len(last) == self.tokens_per_step:

@@ -109,7 +109,7 @@ class WindowWriter:
         del source
         windows = window_bytes(rows)
         digests = b"".join(hashlib.sha256(window).digest() for window in windows)
-        write_at(files.data, memoryview(rows.flatten().view(torch.uint8).numpy()),
+        write_at(files.data, rows.flatten().view(torch.uint8).numpy().data,
                  first * windows[0].nbytes)  # fmt: skip
         write_at(files.digests, memoryview(digests), first * DIGEST_BYTES)
 
