@@ -9,8 +9,8 @@ import torch
 from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import (
     TokenWindows,
-    read_windows,
-    text_notes,
+    corpus_notes,
+    token_windows,
 )
 from sae_core.distributed.interrupts import Interrupts
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -45,7 +45,7 @@ from sae_core.training import Trainer
 from sae_core.utils.code_hash import code_hash
 from sae_core.utils.devices import keep_freed_memory, pick_device
 from sae_core.utils.errors import Interrupted, SAEError, one_line
-from sae_core.utils.files import bring_back, file_sha256, folder_stamp
+from sae_core.utils.files import bring_back, folder_stamp
 from sae_core.utils.naming import (
     BEST_CHECKPOINT,
     METRICS_FILE,
@@ -337,13 +337,15 @@ def activations_of(
     Raises:
         SAEError: a setting does not fit the model.
     """
-    texts, given = config.output.data_path, config.model.model_name
-    print(f"texts: {len(run.texts)} from {texts}\nmodel: {given} on {run.device}", flush=True)
+    file, given = run.file, config.model.model_name
+    assert file.manifest is not None
+    texts = f"{file.manifest.n_texts} from {config.output.place}"
+    print(f"texts: {texts}\nmodel: {given} on {run.device}", flush=True)
     folder = None if run.facts.commit else Path(given).expanduser()
     model = LanguageModel.load(replace(config.model, revision=run.facts.commit), run.device)
-    for note in text_notes(model.tokenizer, run.texts, config.data):
+    for note in corpus_notes(file, config.data):
         print(note, flush=True)
-    windows = read_windows(model.tokenizer, run.texts, config.data)
+    windows = token_windows(file, model.tokenizer, config.data)
     _announce(config.sae, run, windows)
     source = StreamingSource(
         model,
@@ -359,8 +361,8 @@ def activations_of(
         model_name=config.model.name,
         model_commit=run.facts.commit,
         model_dtype=str(model.dtype).removeprefix("torch."),
-        data_file=texts.name,
-        data_sha256=file_sha256(texts),
+        data_file=file.manifest.data_file,
+        data_sha256=file.manifest.data_sha256,
         prepend_bos=windows.bos is not None,
         model_sha256=model_sha256(folder) if folder else None,
     )

@@ -24,8 +24,8 @@ class Job:
 
     sae: Path
     """SAE directory."""
-    texts: Path
-    """Processed JSON file that it was trained on; its held-out windows are evaluated."""
+    tokens: Path
+    """Folder of the tokenised texts that it was trained on; its held-out windows are evaluated."""
     record: Path
     """The model's record."""
     output: Path
@@ -39,7 +39,7 @@ class Job:
 
 
 def run(job: Job) -> None:
-    from sae_core.data_processing.texts import read_texts
+    from sae_core.corpus.token_file import TokenFile, check_tokenizer
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.metrics import evaluate, held_out_repeated, held_out_windows
     from sae_core.evaluation.unseen import ModelIdentity, check_model, check_texts
@@ -49,17 +49,19 @@ def run(job: Job) -> None:
     from sae_core.models.model_sources import ModelRecord
     from sae_core.utils.devices import pick_device
 
-    sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
+    sae, file = load_sae(job.sae), TokenFile.open(job.tokens)
+    assert file.manifest is not None
     record = ModelRecord.load(job.record)
-    check_texts(job.sae.name, sae.spec, job.texts, "--texts")
+    check_texts(job.sae.name, sae.spec, f"--tokens {job.tokens}", file.manifest.data_sha256)
     check_model(job.sae.name, sae.spec, ModelIdentity.of(record), "--record")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.compute.device), sae.spec.window)
-    windows = held_out_windows(sae.spec, model.tokenizer, texts, job.evaluation.max_windows)
+    check_tokenizer(job.tokens, file, model.tokenizer)
+    windows = held_out_windows(sae.spec, model.tokenizer, file, job.evaluation.max_windows)
     figures = identity(job.sae.name, sae.spec, record.name) | evaluate(
         model, sae, windows, job.compute.batch_size
     )
-    figures["held_out_repeated"] = held_out_repeated(sae.spec, texts)
+    figures["held_out_repeated"] = held_out_repeated(sae.spec, file)
     write_file(job.output, json.dumps(figures, indent=1) + "\n")
     for name in ("l0", "fvu", "ce_clean", "ce_sae", "loss_recovered", "kl", "dead_fraction"):
         print(f"{name:>15} {figures[name]:.4f}")

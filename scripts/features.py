@@ -18,8 +18,8 @@ class Job:
 
     sae: Path
     """SAE directory."""
-    texts: Path
-    """Processed JSON file that it was trained on, with its sources file next to it, if any."""
+    tokens: Path
+    """Folder of the tokenised texts that it was trained on."""
     record: Path
     """The model's record."""
     entries: Path
@@ -36,8 +36,7 @@ class Job:
 def run(job: Job) -> None:
     import torch
 
-    from sae_core.data_processing.sources import Sources
-    from sae_core.data_processing.texts import read_texts
+    from sae_core.corpus.token_file import TokenFile, check_tokenizer
     from sae_core.evaluation.calibration import calibrated
     from sae_core.evaluation.feature_files import Writer
     from sae_core.evaluation.feature_map import feature_map
@@ -53,14 +52,13 @@ def run(job: Job) -> None:
     from sae_core.utils.devices import pick_device
     from sae_core.utils.progress import progress_bar
 
-    sae, texts = load_sae(job.sae), read_texts(job.texts, "--texts")
+    sae, file = load_sae(job.sae), TokenFile.open(job.tokens)
     record = ModelRecord.load(job.record)
     check_model(job.sae.name, sae.spec, ModelIdentity.of(record), "--record")
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     model = LanguageModel.load(config, pick_device(job.compute.device), sae.spec.window)
-    corpus = Corpus.read(
-        model.tokenizer, texts, Sources.load(job.texts), sae.spec, job.features.corpus_windows
-    )
+    check_tokenizer(job.tokens, file, model.tokenizer)
+    corpus = Corpus.read(file, sae.spec, job.features.corpus_windows)
     precision = pick_precision("float32", model.device)
     windows = corpus.windows.tokens
     n_windows = len(windows)

@@ -15,8 +15,8 @@ from sae_core.utils.limits import NaturalInt, PositiveInt, check_limits
 class Job:
     """The activations to store."""
 
-    texts: Path
-    """Processed JSON file."""
+    tokens: Path
+    """Folder of the tokenised texts."""
     record: Path
     """The model's record."""
     hooks: tuple[str, ...]
@@ -41,8 +41,8 @@ class Job:
 
 def run(job: Job) -> None:
     from sae_core.activations.shards import harvest
-    from sae_core.activations.token_windows import read_windows, text_notes
-    from sae_core.data_processing.texts import read_texts
+    from sae_core.activations.token_windows import corpus_notes, token_windows
+    from sae_core.corpus.token_file import TokenFile, check_tokenizer
     from sae_core.models.language_model import Hook, LanguageModel
     from sae_core.models.model_facts import check_hook
     from sae_core.models.model_sources import ModelRecord
@@ -50,15 +50,16 @@ def run(job: Job) -> None:
     from sae_core.utils.progress import progress_bar
     from sae_core.utils.run_lock import lock
 
-    texts = read_texts(job.texts, "--texts")
+    file = TokenFile.open(job.tokens)
     record = ModelRecord.load(job.record)
     hooks = [check_hook(Hook.parse(spec), record.n_layers, record.hook_names) for spec in job.hooks]
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     device, n_blocks = pick_device(job.compute.device), 1 + max(hook.layer for hook in hooks)
     model = LanguageModel.load(config, device, job.data.max_text_length, n_blocks)
-    for note in text_notes(model.tokenizer, texts, job.data):
+    check_tokenizer(job.tokens, file, model.tokenizer)
+    for note in corpus_notes(file, job.data):
         print(note, flush=True)
-    windows = read_windows(model.tokenizer, texts, job.data)
+    windows = token_windows(file, model.tokenizer, job.data)
     path = job.output.with_name(f".{job.output.name}.lock")
     with lock(path, "is harvesting this shard"), progress_bar("harvest", "window") as bar:
 

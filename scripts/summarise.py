@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core.data_processing.sources import Sources
+from sae_core.corpus.token_file import TokenManifest
 from sae_core.reporting.page import Making, read_run, report_page
 from sae_core.reporting.plots import l0_against_fvu, l0_against_loss_recovered
 from sae_core.reporting.provenance import environment, read_jobs
@@ -40,8 +40,8 @@ class Options:
     report: Path
     """Where the page goes, HTML."""
 
-    texts: Path | None = None
-    """Processed JSON file that the SAEs were trained on; its sources are read."""
+    tokens: Path | None = None
+    """Folder of the tokenised texts that the SAEs were trained on; it says where they are from."""
 
     records: tuple[Path, ...] = ()
     """The models' records."""
@@ -86,7 +86,7 @@ def making(options: Options, names: list[str]) -> Making:
     config = options.results / "config.yaml"
     return Making(
         environment(),
-        Sources.load(options.texts) if options.texts else None,
+        TokenManifest.load(options.tokens).sources if options.tokens else None,
         read_jobs(options.results / "benchmarks", owners),
         models,
         config.read_text(encoding="utf-8") if config.is_file() else "",

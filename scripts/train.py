@@ -38,8 +38,8 @@ if TYPE_CHECKING:
 class Job:
     """The SAE to train."""
 
-    texts: Path
-    """Processed JSON file that the activations are of."""
+    tokens: Path
+    """Folder of the tokenised texts that the activations are of."""
     record: Path
     """The model's record."""
     shards: tuple[Path, ...]
@@ -106,12 +106,13 @@ def stored_activations(job: Job) -> "Activations":
         SAEError: they are damaged, or of another model or other texts than the job's.
     """
     from sae_core.activations.store import CachedSource
+    from sae_core.corpus.token_file import TokenManifest
     from sae_core.models.language_model import Hook
     from sae_core.models.model_sources import ModelRecord
     from sae_core.trainer.origin import origin_of
     from sae_core.trainer.training_inputs import Activations, Provenance
     from sae_core.utils.devices import pick_device
-    from sae_core.utils.files import file_sha256, folder_stamp
+    from sae_core.utils.files import folder_stamp
 
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
     target = hook.target(job.target_hook_name)
@@ -127,12 +128,13 @@ def stored_activations(job: Job) -> "Activations":
     model = windows = None
     if job.end_to_end.use_end_to_end:
         model, windows = model_and_windows(job, record, target or hook, source)
+    texts = TokenManifest.load(job.tokens)
     provenance = Provenance(
         model_name=record.name,
         model_commit=record.commit,
         model_dtype=source.dtype,
-        data_file=job.texts.name,
-        data_sha256=file_sha256(job.texts),
+        data_file=texts.data_file,
+        data_sha256=texts.data_sha256,
         prepend_bos=source.bos is not None,
         model_sha256=record.model_sha256,
     )
@@ -151,18 +153,20 @@ def model_and_windows(
     Raises:
         SAEError: they are of others.
     """
-    from sae_core.activations.token_windows import read_windows
-    from sae_core.data_processing.texts import read_texts
+    from sae_core.activations.token_windows import token_windows
+    from sae_core.corpus.token_file import TokenFile, check_tokenizer
     from sae_core.models.language_model import LanguageModel
     from sae_core.models.loading import load_tokenizer
     from sae_core.trainer.end_to_end import later_layers
     from sae_core.utils.devices import pick_device, pick_dtype
 
     later_layers(job.end_to_end, spliced, record.n_layers)
-    texts = read_texts(job.texts, "--texts")
+    file = TokenFile.open(job.tokens)
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     device = pick_device(job.runtime.device)
-    windows = read_windows(load_tokenizer(config), texts, job.data)
+    tokenizer = load_tokenizer(config)
+    check_tokenizer(job.tokens, file, tokenizer)
+    windows = token_windows(file, tokenizer, job.data)
     given = windows.n_train, windows.n_validation, windows.positions, windows.bos
     stored = source.n_train, source.n_validation, source.positions, source.bos
     dtype = str(pick_dtype(config.model_dtype, device)).removeprefix("torch.")

@@ -1,8 +1,11 @@
 """What several tests share: a tiny model on disk, some texts, and the way to run a command."""
 
+import atexit
 import json
 import os
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,10 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not Path("/dev/nvidia0").exists():  # Triton then runs its kernels in Python
     os.environ["TRITON_INTERPRET"] = "1"
+
+# No test leaves anything in the user's cache.
+os.environ["SAE_CORE_TOKENS"] = tempfile.mkdtemp(prefix="tokens-")
+atexit.register(shutil.rmtree, os.environ["SAE_CORE_TOKENS"], ignore_errors=True)
 
 from made_once import made_once  # noqa: E402
 from running import Run, run_python  # noqa: E402

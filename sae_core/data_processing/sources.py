@@ -52,10 +52,6 @@ class Sources:
         """The subjects, each once, in the order of the texts."""
         return list(dict.fromkeys(chapter.subject for chapter in self.chapters))
 
-    def of_texts(self) -> list[Chapter]:
-        """The chapter of every text."""
-        return [chapter for chapter in self.chapters for _ in range(chapter.texts)]
-
     def save(self, texts: Path) -> None:
         """Write the sources of the file `texts`, next to it."""
         content = {"texts_sha256": file_sha256(texts), **asdict(self)}

@@ -51,10 +51,9 @@ class Writer:
     ) -> None:
         self.model, self.sae, self.corpus, self.table = model, sae, corpus, table
         self.pieces = Pieces(model.tokenizer)
-        self.words = Words(self.pieces, corpus.windows.tokens, corpus.end_of_text)
+        self.words = Words(self.pieces, corpus.windows.tokens, corpus.file.end_of_text)
         self.labels = DefaultLabels(table, corpus, self.words).of_all()
         self.occurring = corpus.windows.tokens.unique()
-        self.chapters = corpus.sources.of_texts() if corpus.sources else None
         self._partners = _partners(table)
 
     def telling_order(self) -> list[int]:
@@ -139,7 +138,7 @@ class Writer:
         pieces = self.words.pieces[window][start : peak - before + len(context)]
         activations = context[start - (peak - before) :][: len(pieces)]
         text = int(windows.text[window, peak])
-        chapter = self.chapters[text] if self.chapters else None
+        chapter = self.corpus.chapter(text)
         return {
             "text": text,
             "chapter": chapter and chapter.file,
@@ -155,10 +154,10 @@ class Writer:
         table, tally = self.table, self.table.tally
         n_windows, n_tokens = len(self.corpus.windows.tokens), max(1, tally.n_tokens)
         return {
-            "end_of_text": self.pieces.one(self.corpus.end_of_text),
+            "end_of_text": self.pieces.one(self.corpus.file.end_of_text),
             "n_tokens": tally.n_tokens,
             "n_windows": n_windows,
-            "n_texts": len(self.corpus.texts),
+            "n_texts": len(self.corpus.file.texts),
             "window_length": self.corpus.windows.tokens.shape[1],
             "n_outlier_tokens": tally.n_outliers,
             "l0": short(float(tally.count.sum()) / n_tokens),

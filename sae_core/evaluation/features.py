@@ -15,14 +15,15 @@ the number of features that are active only on position 0, which random crops sh
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_core.activations.token_windows import CorpusWindows, Tokens, corpus_windows
-from sae_core.data_processing.sources import Sources
+from sae_core.activations.token_windows import CorpusWindows, corpus_windows
+from sae_core.corpus.token_file import TokenFile
+from sae_core.data_processing.sources import Chapter
 from sae_core.evaluation.tally import Records, Tally, Together
 from sae_core.evaluation.window_means import WindowMeans
 from sae_core.models.language_model import Hook, LanguageModel
@@ -54,32 +55,32 @@ N_NEIGHBOURS = 6
 class Corpus(NamedTuple):
     """The texts as windows, and where they come from."""
 
-    texts: list[str]
+    file: TokenFile
     windows: CorpusWindows
-    sources: Sources | None
-    end_of_text: int
-    """The token between two texts."""
 
     @classmethod
-    def read(
-        cls, tokenizer: Any, texts: list[str], sources: Sources | None, spec: SAESpec, most: int
-    ) -> "Corpus":
+    def read(cls, file: TokenFile, spec: SAESpec, most: int) -> "Corpus":
         """At most `most` windows, as long as the windows that the SAE was trained with."""
         length = spec.metadata.get("max_text_length") or DataConfig.max_text_length
-        tokens = Tokens(tokenizer)
-        windows = corpus_windows(tokens, texts, length, most)
-        return cls(texts, windows, sources, tokens.end_of_text)
+        return cls(file, corpus_windows(file, length, most))
 
     @property
     def subjects(self) -> list[str]:
-        return self.sources.subjects if self.sources else []
+        return self.file.sources.subjects if self.file.sources else []
+
+    def chapter(self, text: int) -> Chapter | None:
+        """The chapter that a text is from, if it is known."""
+        if self.file.sources is None or self.file.origins is None:
+            return None
+        return self.file.sources.chapters[int(self.file.origins[text])]
 
     def subject_of_texts(self) -> Tensor | None:
         """(texts,) the index of each text's subject."""
-        if self.sources is None:
+        if self.file.sources is None or self.file.origins is None:
             return None
         index = {subject: number for number, subject in enumerate(self.subjects)}
-        return torch.tensor([index[chapter.subject] for chapter in self.sources.of_texts()])
+        chapters = [index[chapter.subject] for chapter in self.file.sources.chapters]
+        return torch.tensor(chapters)[torch.from_numpy(self.file.origins.astype("int64"))]
 
 
 @dataclass(frozen=True)

@@ -46,8 +46,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae_core.activations.clean_pass import CleanPass, clean_pass
-from sae_core.activations.repetition import repeated_share
-from sae_core.activations.token_windows import evaluation_windows, split_texts
+from sae_core.activations.token_windows import token_windows
+from sae_core.corpus.split import Split
+from sae_core.corpus.token_file import TokenFile
 from sae_core.evaluation.calibration import calibrated
 from sae_core.evaluation.identity import density_histogram
 from sae_core.models.language_model import Hook, LanguageModel
@@ -99,21 +100,22 @@ def data_config(spec: SAESpec) -> DataConfig:
     return DataConfig(**known)
 
 
-def held_out_repeated(spec: SAESpec, texts: list[str]) -> float:
+def held_out_repeated(spec: SAESpec, file: TokenFile) -> float:
     """The share of the SAE's held-out text that its training texts have too."""
     data = data_config(spec)
-    return repeated_share(*split_texts(texts, data.val_fraction, data.seed))
+    return Split(file, data.val_fraction, data.seed).repeated()
 
 
-def held_out_windows(spec: SAESpec, tokenizer: Any, texts: list[str], most: int) -> Tensor:
-    """(W, L) the windows of `texts` that neither trained nor validated this SAE, `most` at most.
+def held_out_windows(spec: SAESpec, tokenizer: Any, file: TokenFile, most: int) -> Tensor:
+    """(W, L) the windows of a token file that neither trained nor validated this SAE, `most` at
+    most.
 
     Split, window length and seed are those that the SAE was trained with.
 
     Raises:
         SAEError: there are none.
     """
-    windows = evaluation_windows(tokenizer, texts, data_config(spec), most)
+    windows = token_windows(file, tokenizer, data_config(spec)).evaluation(most)
     if len(windows) == 0:
         raise SAEError(
             "--val-fraction: the held-out texts give less than two windows, and the evaluation "

@@ -2,13 +2,11 @@
 count as held out, and its figures on another model mean nothing."""
 
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 from sae_core.models.model_sources import ModelRecord
 from sae_core.sae.config import SAESpec
 from sae_core.utils.errors import SAEError
-from sae_core.utils.files import file_sha256
 from sae_core.utils.naming import same_name
 
 
@@ -45,9 +43,13 @@ def records_texts(spec: SAESpec) -> bool:
     return bool(spec.metadata.get("data_sha256"))
 
 
-def check_texts(name: str, spec: SAESpec, path: Path, option: str) -> None:
-    """Refuse a file of texts other than the one that the SAE `name` was trained on, because then
-    it is unknown which of its texts the SAE has seen.
+def check_texts(name: str, spec: SAESpec, given: str, sha256: str) -> None:
+    """Refuse texts other than the ones that the SAE `name` was trained on, because then it is
+    unknown which of them the SAE has seen.
+
+    Args:
+        given: the option that names the texts, with its value.
+        sha256: of the texts.
 
     Raises:
         SAEError: it is another one.
@@ -60,11 +62,11 @@ def check_texts(name: str, spec: SAESpec, path: Path, option: str) -> None:
             flush=True,
         )
         return
-    recorded, found = spec.metadata["data_sha256"], file_sha256(path)
-    if found != recorded:
+    recorded = spec.metadata["data_sha256"]
+    if sha256 != recorded:
         file = spec.metadata.get("data_file", "a file")
         raise SAEError(
-            f"{option} {path}: its SHA-256 is {found[:12]}…, and {name} was trained on {file} with "
+            f"{given}: its SHA-256 is {sha256[:12]}…, and {name} was trained on {file} with "
             f"{recorded[:12]}…, so which of these texts it has seen is unknown; give that file"
         )
 

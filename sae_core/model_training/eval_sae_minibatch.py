@@ -13,12 +13,12 @@ if not __package__:  # run as a file: import the package from the repository it 
 import tyro
 
 from sae_core.train_config import (
-    DEFAULT_DATA_PATH,
     BatchSize,
     DataConfig,
     LoadConfig,
     ModelConfig,
     RuntimeConfig,
+    TextsConfig,
 )
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError
@@ -26,6 +26,7 @@ from sae_core.utils.errors import SAEError
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from sae_core.corpus.token_file import TokenFile
     from sae_core.evaluation.unseen import ModelIdentity
     from sae_core.sae.config import SAESpec
 
@@ -54,10 +55,6 @@ class Minibatch:
     sae_dirs: Annotated[tuple[Path, ...], tyro.conf.Positional]
     """SAE directories, final exports or checkpoints, of one language model."""
 
-    data_path: Path = DEFAULT_DATA_PATH
-    """JSON file with the texts that the SAEs were trained on; the windows that they held out are
-    used."""
-
     model_name: str | None = None
     """Hub id or local directory of the language model; by default the Hub id that the SAE records.
     The path of a local directory is never recorded, so give it here."""
@@ -75,6 +72,8 @@ class Minibatch:
     json: bool = False
     """Print JSON with all figures instead of the tables."""
 
+    texts: TextsConfig = field(default_factory=TextsConfig)
+
     load: LoadConfig = field(default_factory=LoadConfig)
 
 
@@ -84,12 +83,14 @@ def measure(config: Minibatch) -> list[dict[str, Any]]:
     Raises:
         SAEError: an SAE was trained on other texts or another model.
     """
-    from sae_core.data_processing.texts import read_texts
+    from sae_core.corpus.cache import cached_tokens
+    from sae_core.corpus.corpora import read_corpus
     from sae_core.evaluation.identity import identity
     from sae_core.evaluation.metrics import evaluate
     from sae_core.evaluation.unseen import check_model, check_texts
     from sae_core.formats.checkpoint import load_sae
     from sae_core.models.language_model import LanguageModel
+    from sae_core.models.loading import load_tokenizer
     from sae_core.utils.devices import pick_device
 
     if not config.sae_dirs:
@@ -97,13 +98,15 @@ def measure(config: Minibatch) -> list[dict[str, Any]]:
     saes = [load_sae(folder) for folder in config.sae_dirs]
     named = [(str(folder), sae.spec) for folder, sae in zip(config.sae_dirs, saes, strict=True)]
     model_config, given = _model(config, named)
+    corpus = read_corpus(config.texts)
+    file = cached_tokens(corpus, load_tokenizer(model_config), config.texts.token_root)
+    assert file.manifest is not None
     for name, spec in named:
-        check_texts(name, spec, config.data_path, "--data-path")
+        check_texts(name, spec, config.texts.place, file.manifest.data_sha256)
         check_model(name, spec, given, "--model-name")
-    texts = read_texts(config.data_path)
     longest = max(sae.spec.window for sae in saes)
     model = LanguageModel.load(model_config, pick_device(config.device), longest)
-    windows = _windows(config, named, model.tokenizer, texts)
+    windows = _windows(config, named, model.tokenizer, file)
     return [
         identity(folder.name, sae.spec, given.name)
         | evaluate(model, sae, of_sae, config.batch_size)
@@ -132,7 +135,7 @@ def _model(
 
 
 def _windows(
-    config: Minibatch, named: Sequence[tuple[str, "SAESpec"]], tokenizer: Any, texts: list[str]
+    config: Minibatch, named: Sequence[tuple[str, "SAESpec"]], tokenizer: Any, file: "TokenFile"
 ) -> "list[Tensor]":
     """Each SAE's windows: the ones that it held out. An SAE that does not record its texts gets
     the windows of the first SAE that does."""
@@ -146,7 +149,7 @@ def _windows(
         spec = spec if records_texts(spec) or not recording else recording[0]
         key = data_config(spec)
         if key not in windows:
-            windows[key] = held_out_windows(spec, tokenizer, texts, config.num_windows)
+            windows[key] = held_out_windows(spec, tokenizer, file, config.num_windows)
         chosen.append(windows[key])
     if len(windows) > 1:
         values = {name: {getattr(key, name) for key in windows} for name in DATA_NAMES}

@@ -102,7 +102,7 @@ def _evaluate(
     sae = load_sae(folder)
     most = EvaluationConfig().max_windows
     try:
-        windows = held_out_windows(sae.spec, model.tokenizer, run.texts, most)
+        windows = held_out_windows(sae.spec, model.tokenizer, run.file, most)
     except SAEError as error:
         print(f"not evaluated: {error}", flush=True)
         return None

@@ -115,6 +115,13 @@ class ModelRecord:
     """Tokens that it reads at most; None where there is no limit, or an old record has none."""
     model_sha256: str | None = None
     """Of its files, where there is no commit."""
+    tokenizer_sha256: str | None = None
+    """See `tokenizer_sha256`; models with the same one share their tokenised texts."""
+
+    @property
+    def tokenizer_id(self) -> str:
+        """The name of the folder that has the texts in this model's tokens."""
+        return (self.tokenizer_sha256 or "")[:16]
 
     def save(self, path: Path) -> None:
         """Write the record as JSON."""
@@ -136,7 +143,9 @@ def fetch(config: FetchConfig) -> ModelRecord:
     Raises:
         SAEError: it cannot be had, or its architecture is not known.
     """
+    from sae_core.models.loading import load_tokenizer
     from sae_core.models.model_facts import model_facts
+    from sae_core.models.tokenizers import tokenizer_sha256
     from sae_core.train_config import ModelConfig
 
     source, commit = config.source, None
@@ -147,9 +156,8 @@ def fetch(config: FetchConfig) -> ModelRecord:
     else:
         path = _from_hub(config)
         commit, origin = path.name, "Hugging Face Hub"
-    facts = model_facts(
-        ModelConfig(model_name=str(path), trust_remote_code=config.trust_remote_code)
-    )
+    model = ModelConfig(model_name=str(path), trust_remote_code=config.trust_remote_code)
+    facts = model_facts(model)
     return ModelRecord(
         name=config.name,
         source=origin,
@@ -160,6 +168,7 @@ def fetch(config: FetchConfig) -> ModelRecord:
         hook_names=list(facts.hook_names),
         context_length=facts.context_length,
         model_sha256=None if commit else model_sha256(path),
+        tokenizer_sha256=tokenizer_sha256(load_tokenizer(model)),
     )
 
 

@@ -1,13 +1,17 @@
 """A run's settings, checked against the model and the machine before anything starts."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
 
-from sae_core.activations.token_windows import split_texts
-from sae_core.data_processing.texts import read_texts
+from sae_core.corpus.cache import cached_tokens
+from sae_core.corpus.corpora import read_corpus
+from sae_core.corpus.split import held_out_texts
+from sae_core.corpus.token_file import TokenFile
 from sae_core.models.language_model import Hook
+from sae_core.models.loading import load_tokenizer
 from sae_core.models.model_configuration import check_window
 from sae_core.models.model_facts import ModelFacts, check_hook, model_facts
 from sae_core.pretrained import Origin
@@ -51,7 +55,8 @@ class CheckedRun(NamedTuple):
     """A run whose settings are known to fit together and the machine."""
 
     name: str
-    texts: list[str]
+    file: TokenFile
+    """The texts, tokenised."""
     device: torch.device
     facts: ModelFacts
     hook: Hook
@@ -65,7 +70,7 @@ class CheckedRun(NamedTuple):
 
 
 def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
-    """Check everything that can be checked before the model is loaded.
+    """Check everything that can be checked before the model is loaded, and tokenise the texts.
 
     Args:
         batch: name the checkpoints' folder as the batch pipeline does, not by the run name.
@@ -74,8 +79,7 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
         SAEError: a setting is wrong.
     """
     warn_of_density(config.sae)
-    texts = read_texts(config.output.data_path)
-    split_texts(texts, config.data.val_fraction, config.data.seed)
+    corpus = read_corpus(config.output)
     device = pick_device(config.runtime.device)
     facts = model_facts(config.model)
     check_window(config.data.max_text_length, facts.context_length)
@@ -92,14 +96,18 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
     output = ensure_writable(config.output.output_root, "--output-root") / name
     origin = origin_of(config.sae, hook, target, facts.d_model, model_name, output)
     points = batch_checkpoint_name(model_name, hook.layer, expansion) if batch else name
+    checkpoints = ensure_writable(config.output.checkpoint_root, "--checkpoint-root") / points
+    model = replace(config.model, revision=facts.commit)
+    file = cached_tokens(corpus, load_tokenizer(model), config.output.token_root)
+    held_out_texts(len(file.texts), config.data.val_fraction, config.data.seed)
     return CheckedRun(
         name,
-        texts,
+        file,
         device,
         facts,
         hook,
         output,
-        ensure_writable(config.output.checkpoint_root, "--checkpoint-root") / points,
+        checkpoints,
         target,
         origin,
     )

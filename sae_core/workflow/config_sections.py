@@ -14,6 +14,7 @@ from sae_core.labelling.config import AskingConfig, LabellingConfig
 from sae_core.models.model_sources import SourceConfig
 from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (
+    CorpusConfig,
     DataConfig,
     EndToEndConfig,
     EvaluationConfig,
@@ -91,6 +92,7 @@ SECTIONS: dict[str, Section] = {
         "`process`, and with it everything but `fetch`",
         without=("subjects", "output"),
     ),
+    "corpus": Section((CorpusConfig,), "`tokenize`, and with it everything but `fetch`"),
     "windows": Section((DataConfig,), "`harvest` and what follows"),
     "sae": Section((SAEConfig,), "`train` and what follows, for the SAEs that it concerns"),
     "training": Section((TrainingConfig,), TRAIN),

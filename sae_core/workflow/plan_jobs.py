@@ -43,10 +43,10 @@ def plan(options: Options) -> None:
     tokens = options.corpus_tokens or corpus_tokens(resolved)
     if not tokens > 0:
         raise SAEError(
-            f"--config {options.config}: its chapters.folders hold no chapters here; run this in "
-            "the folder that they are relative to, or give --corpus-tokens"
+            f"--config {options.config}: its texts are not here; run this in the folder that "
+            "chapters.folders or corpus.data_path are relative to, or give --corpus-tokens"
         )
-    costs = [light("process", "chapters")]
+    costs = [light("process", "chapters")] if resolved.process else []
     for model in resolved.models.values():
         shape = tables.shape(model, options.results / f"models/{model.model_id}.json")
         costs += Planner(resolved, model, shape, machine, tokens).costs()

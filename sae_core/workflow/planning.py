@@ -242,8 +242,12 @@ def _entries(kind: Any, found: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def corpus_tokens(plan: Plan) -> float:
-    """The approximate number of tokens of the existing chapters."""
-    return sum(path.stat().st_size for path in plan.chapters()) / BYTES_PER_TOKEN
+    """The approximate number of tokens of the existing chapters or files. Of a data set of the Hub
+    it is the most that is read, or 0 if there is no such limit."""
+    files = [*plan.chapters(), *plan.corpus_files()]
+    tokens = sum(path.stat().st_size for path in files) / BYTES_PER_TOKEN
+    most = plan.corpus.max_tokens if plan.corpus else None
+    return min(tokens or most, most) if most else tokens
 
 
 def light(rule: str, name: str) -> Cost:

@@ -3,10 +3,14 @@
 from collections.abc import Callable
 from pathlib import Path
 
+from sae_core.corpus.forms import corpus_files
 from sae_core.data_processing.chapters import find_chapters
+from sae_core.data_processing.process_config import ProcessConfig
 from sae_core.formats.sae_places import hub_place
 from sae_core.models.model_sources import ModelRecord
+from sae_core.train_config import CorpusConfig
 from sae_core.utils.errors import SAEError
+from sae_core.workflow.config_words import in_config_words
 from sae_core.workflow.workflow_config import ModelPlan, Plan
 
 
@@ -19,7 +23,10 @@ def check_inputs(plan: Plan, record_of: Callable[[str], Path]) -> None:
     Raises:
         SAEError: a job would fail for want of a file, a layer, a hook or a long enough context.
     """
-    _check_chapters(plan)
+    if plan.process is not None:
+        _check_chapters(plan.process)
+    if plan.corpus is not None:
+        _check_corpus(plan.corpus)
     for name, model in plan.models.items():
         path = record_of(name)
         n_layers = None
@@ -33,12 +40,12 @@ def check_inputs(plan: Plan, record_of: Callable[[str], Path]) -> None:
             _check_origins(model, n_layers)
 
 
-def _check_chapters(plan: Plan) -> None:
+def _check_chapters(process: ProcessConfig) -> None:
     subjects: dict[Path, str] = {}
-    for index, folder in enumerate(plan.process.folders):
-        subject = plan.process.subject_of(index)
+    for index, folder in enumerate(process.folders):
+        subject = process.subject_of(index)
         where = f"config: chapters.folders.{subject}: {folder}"
-        for path in find_chapters(folder, where, plan.process.pattern):
+        for path in find_chapters(folder, where, process.pattern):
             if set("{}") & set(str(path)):
                 raise SAEError(
                     f"{where}: Snakemake takes the braces in {path} as a pattern; rename it"
@@ -46,6 +53,24 @@ def _check_chapters(plan: Plan) -> None:
         other = subjects.setdefault(folder.resolve(), subject)
         if other != subject:
             raise SAEError(f"{where}: also the folder of {other}; give each subject its own")
+
+
+def _check_corpus(corpus: CorpusConfig) -> None:
+    path = corpus.data_path
+    if path is None:
+        return
+    if not path.exists():
+        raise SAEError(f"config: corpus.data_path: {path}: no such file or folder")
+    try:
+        files = corpus_files(corpus)
+    except SAEError as error:
+        raise SAEError(f"config: {in_config_words(str(error))}") from error
+    for file in files:
+        if set("{}") & set(str(file)):
+            raise SAEError(
+                f"config: corpus.data_path: Snakemake takes the braces in {file} as a pattern; "
+                "rename it"
+            )
 
 
 def _check_source(model: ModelPlan) -> None:

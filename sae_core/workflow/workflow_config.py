@@ -4,6 +4,7 @@ No Snakemake and no torch here: the `.smk` files ask this module what to make, a
 """
 
 import re
+import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -11,14 +12,16 @@ from typing import Any, TypeVar
 
 import yaml
 
+from sae_core.corpus.forms import corpus_files
 from sae_core.data_processing.chapters import chapters_in
 from sae_core.data_processing.process_config import ProcessConfig
 from sae_core.formats.sae_places import content_hashes, local_folder
 from sae_core.labelling.config import AskingConfig, LabellerConfig, LabellingConfig
-from sae_core.models.model_sources import FetchConfig, SourceConfig
+from sae_core.models.model_sources import FetchConfig, ModelRecord, SourceConfig
 from sae_core.sae.config import SAEConfig
 from sae_core.train_config import (
     ComputeConfig,
+    CorpusConfig,
     DataConfig,
     EndToEndConfig,
     EvaluationConfig,
@@ -155,7 +158,10 @@ class RunPlan:
 class Plan:
     """Everything that a configuration asks for."""
 
-    process: ProcessConfig
+    process: ProcessConfig | None
+    """Of a configuration with chapters."""
+    corpus: CorpusConfig | None
+    """Of one with texts of another form."""
     training: TrainingConfig
     end_to_end: EndToEndConfig
     harvest: HarvestConfig
@@ -182,12 +188,23 @@ class Plan:
 
     def chapters(self) -> list[Path]:
         """The existing chapters, in the order in which they are processed."""
-        process = self.process
-        return [path for f in process.folders for path in chapters_in(f, process.pattern)]
+        if self.process is None:
+            return []
+        folders, pattern = self.process.folders, self.process.pattern
+        return [path for folder in folders for path in chapters_in(folder, pattern)]
+
+    def corpus_files(self) -> list[Path]:
+        """The existing files of a corpus in another form, in the order in which they are read."""
+        path = self.corpus.data_path if self.corpus else None
+        return corpus_files(self.corpus) if self.corpus and path and path.exists() else []
 
     def process_options(self) -> str:
         """The command line of the processing."""
-        return options(self.process)
+        return options(self.process) if self.process else ""
+
+    def corpus_options(self, texts: str) -> str:
+        """The command line of the texts that are tokenised; `texts` are those of chapters."""
+        return options(self.corpus or CorpusConfig(data_path=Path(texts)))
 
     def fetch_options(self, model: ModelPlan) -> str:
         """Which model to fetch, and from where."""
@@ -195,6 +212,11 @@ class Plan:
         return options(
             FetchConfig(model.name, settings.revision, settings.trust_remote_code, model.source)
         )
+
+    def tokenizer_options(self, model: ModelPlan, record: ModelRecord) -> str:
+        """Where a model's tokenizer is."""
+        code = "--trust-remote-code" if model.model.trust_remote_code else ""
+        return _joined(f"--tokenizer {shlex.quote(record.path)}", code)
 
     def evaluate_options(self, model: ModelPlan) -> str:
         """How a model's SAEs are evaluated."""
@@ -262,12 +284,16 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
         SAEError: it does not fit the schema, contradicts itself, or names an SAE twice.
     """
     config = config_schema.check(config, yaml.safe_load(schema.read_text(encoding="utf-8")))
-    chapters = dict(config["chapters"])
-    chapters["subjects"] = tuple(map(str, chapters["folders"]))
-    chapters["folders"] = tuple(Path(folder) for folder in chapters["folders"].values())
+    if ("chapters" in config) == ("corpus" in config):
+        found = "both are given" if "corpus" in config else "the key chapters or corpus is missing"
+        raise SAEError(
+            f"config: top level: {found}; give chapters for Markdown, or corpus for texts in "
+            "another form; config/README.md explains them"
+        )
     section = config.get
     plan = Plan(
-        process=_group(ProcessConfig, "chapters", chapters),
+        process=_chapters(config["chapters"]) if "chapters" in config else None,
+        corpus=_corpus(config["corpus"]) if "corpus" in config else None,
         training=_group(TrainingConfig, "training", section("training", {})),
         end_to_end=_group(EndToEndConfig, "end_to_end", section("end_to_end", {})),
         harvest=_group(HarvestConfig, "harvest", section("harvest", {})),
@@ -286,6 +312,18 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
             raise SAEError(f"config: models[{index}].name: {model.name!r} is in the list twice")
         plan.models[model.model_id] = model
     return plan
+
+
+def _chapters(given: dict[str, Any]) -> ProcessConfig:
+    chapters = dict(given)
+    chapters["subjects"] = tuple(map(str, chapters["folders"]))
+    chapters["folders"] = tuple(Path(folder) for folder in chapters["folders"].values())
+    return _group(ProcessConfig, "chapters", chapters)
+
+
+def _corpus(given: dict[str, Any]) -> CorpusConfig:
+    path = given.get("data_path")
+    return _group(CorpusConfig, "corpus", {**given, "data_path": path and Path(path)})
 
 
 def save_config(config: dict[str, Any], path: Path) -> None:

@@ -20,8 +20,10 @@ from demo_model import demo_model, read_chapters
 from machine import describe
 
 from sae_core.activations.shards import harvest
-from sae_core.activations.token_windows import Tokens, TokenWindows
-from sae_core.data_processing.sources import Sources
+from sae_core.activations.token_windows import read_windows
+from sae_core.corpus.corpora import json_list
+from sae_core.corpus.token_file import TokenFile
+from sae_core.corpus.tokenise import tokenise
 from sae_core.evaluation.feature_files import Writer
 from sae_core.evaluation.features import Corpus, feature_table, tally_features
 from sae_core.models.language_model import Hook, LanguageModel
@@ -29,7 +31,7 @@ from sae_core.sae.config import SAEConfig
 from sae_core.sae.kinds import build
 from sae_core.sae.precision import pick_precision
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import FeaturesConfig
+from sae_core.train_config import DataConfig, FeaturesConfig
 from sae_core.trainer.training_inputs import sae_spec
 
 BATCH = 8
@@ -57,9 +59,9 @@ def row(scratch: Path, options: argparse.Namespace) -> str:
     texts, model = read_chapters(options.chapters, scratch), demo_model()
     hook = Hook(options.layer, "hook_resid_post")
     sae = random_sae(model, hook, texts, options)
-    sources = Sources.load(scratch / "texts.json")
-    corpus = Corpus.read(model.tokenizer, texts, sources, sae.spec, options.windows)
-    same = TokenWindows(Tokens(model.tokenizer), texts, [], options.length, 0)
+    tokenise(json_list(scratch / "texts.json", "--chapters"), model.tokenizer, scratch / "tokens")
+    corpus = Corpus.read(TokenFile.open(scratch / "tokens"), sae.spec, options.windows)
+    same = read_windows(model.tokenizer, texts, DataConfig(options.length, 0.0, 0))
     same.n_train = len(corpus.windows.tokens)
     taken: dict[str, list[float]] = {name: [] for name in ("harvest", "pass", "tables", "files")}
     for _ in range(options.repeats + 1):
@@ -94,7 +96,7 @@ def random_sae(
     metadata = {"max_text_length": options.length}
     sae = build(sae_spec(config, hook, model.d_model, model.device, metadata))
     sae.initialise(torch.Generator().manual_seed(0))
-    windows = TokenWindows(Tokens(model.tokenizer), texts, [], options.length, 0)
+    windows = read_windows(model.tokenizer, texts, DataConfig(options.length, 0.0, 0))
     sample = model.activations(windows.train(0, torch.arange(16)), [hook])[hook][:, 1:]
     x = sample.flatten(0, 1).float()
     sae.b_dec.data.copy_(x.mean(0))

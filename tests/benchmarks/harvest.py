@@ -16,8 +16,9 @@ from demo_model import demo_model, read_chapters
 from machine import describe
 
 from sae_core.activations.shards import harvest
-from sae_core.activations.token_windows import Tokens, TokenWindows
+from sae_core.activations.token_windows import read_windows
 from sae_core.models.language_model import Hook
+from sae_core.train_config import DataConfig
 
 BATCH = 8
 
@@ -50,7 +51,7 @@ def row(dtype: str, texts: list[str], scratch: Path, options: argparse.Namespace
     """The figures in one number format."""
     model, plain = demo_model(dtype), demo_model(dtype).model.model
     plain.layers = plain.layers[: options.layer + 1]
-    some = TokenWindows(Tokens(model.tokenizer), texts, [], options.length, 0)
+    some = read_windows(model.tokenizer, texts, DataConfig(options.length, 0.0, 0))
     some.n_train = options.windows
     tokens = some.train(0, torch.arange(options.windows))
     one = [Hook(options.layer, "hook_resid_post")]

@@ -30,6 +30,8 @@ class HubError(Exception):
 @dataclass
 class Repository:
     private: bool
+    gated: bool = False
+    """Whether only its owner has been given access."""
     commits: dict[str, dict[str, Entry]] = field(default_factory=dict)
     """The files of each commit, by its id; the last one is `main`."""
 
@@ -121,6 +123,8 @@ class HubStore:
         )
         if found is None or (found.private and role is None):
             raise HubError(404 if user else 401, "Repository not found", "RepoNotFound")
+        if found.gated and role is None:
+            raise HubError(403, f"Access to {repo_id} is restricted. Ask for access.", "GatedRepo")
         fine = user is not None and user["role"] == "fineGrained" and repo_id == "alice/saes"
         if write and not (role == "write" and user and (user["role"] == "write" or fine)):
             raise HubError(403, f"Forbidden: you have no write access to {repo_id}")

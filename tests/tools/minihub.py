@@ -99,7 +99,8 @@ class Handler(QuietHandler):
     body_is_read: bool
 
     def handle_request(self) -> None:
-        self.route = urlsplit(self.path).path
+        # A data set is a repository like a model's, under the same name.
+        self.route = re.sub(r"^(/api)?/datasets/", _as_model, urlsplit(self.path).path)
         self.body_is_read = False
         line = f"{self.command} {self.route}"
         self.hub.received.append(f"{self.requestline}\n{self.headers}".encode())
@@ -114,7 +115,8 @@ class Handler(QuietHandler):
             for methods, pattern, answer in ROUTES:
                 found = re.fullmatch(pattern, self.route)
                 if found and self.command in methods:
-                    parts = {name: unquote(part) for name, part in found.groupdict().items()}
+                    groups = found.groupdict().items()
+                    parts = {name: unquote(part) for name, part in groups if part is not None}
                     answer(self, **parts)
                     return
             raise HubError(404, f"no route for {line}")
@@ -259,15 +261,30 @@ class Handler(QuietHandler):
         described = {"id": repo, "modelId": repo, "sha": sha, "private": repository.private}
         self.reply(200, described | {"siblings": siblings, "tags": []})
 
-    def tree(self, repo: str, revision: str) -> None:
+    def tree(self, repo: str, revision: str, folder: str | None = None) -> None:
         _, files = self.at(self.hub.repository(repo, self.user()), revision)
-        self.reply(200, [{"type": "file", "path": p, **entry} for p, entry in files.items()])
+        below = f"{folder}/" if folder else ""
+        found = {path: entry for path, entry in files.items() if path.startswith(below)}
+        if below and not found:
+            raise HubError(404, f"{folder} does not exist", "EntryNotFound")
+        answer = [{"type": "file", "path": p, **entry} for p, entry in found.items()]
+        if "recursive=True" not in self.path:
+            nested = {
+                f"{below}{p[len(below) :].split('/')[0]}" for p in found if "/" in p[len(below) :]
+            }
+            answer = [entry for entry in answer if "/" not in entry["path"][len(below) :]]
+            answer += [{"type": "directory", "path": p, "oid": "0" * 40} for p in sorted(nested)]
+        self.reply(200, answer)
 
     def paths_info(self, repo: str, revision: str) -> None:
         data = self.body().decode()
         paths = parse_qs(data)["paths"] if "=" in data else json.loads(data)["paths"]
         _, files = self.at(self.hub.repository(repo, self.user()), revision)
-        self.reply(200, [{"type": "file", "path": p, **files[p]} for p in paths if p in files])
+        folders = [p for p in paths if any(path.startswith(f"{p}/") for path in files)]
+        answer = [{"type": "file", "path": p, **files[p]} for p in paths if p in files]
+        self.reply(
+            200, answer + [{"type": "directory", "path": p, "oid": "0" * 40} for p in folders]
+        )
 
     # Uploads
 
@@ -362,12 +379,16 @@ class Handler(QuietHandler):
 
     def send_file(self, path: Path, headers: dict[str, str]) -> None:
         data = path.read_bytes()
-        if asked := re.match(r"bytes=(\d+)-", self.headers.get("Range") or ""):
-            first = int(asked[1])
-            content_range = {"Content-Range": f"bytes {first}-{len(data) - 1}/{len(data)}"}
-            self.reply(206, headers={**headers, **content_range}, data=data[first:])
+        if asked := re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range") or ""):
+            first, last = int(asked[1]), min(int(asked[2] or len(data)), len(data) - 1)
+            content_range = {"Content-Range": f"bytes {first}-{last}/{len(data)}"}
+            self.reply(206, headers={**headers, **content_range}, data=data[first : last + 1])
         else:
             self.reply(200, headers=headers, data=data)
+
+
+def _as_model(prefix: re.Match[str]) -> str:
+    return "/api/models/" if prefix[1] else "/"
 
 
 REPO, REVISION = r"(?P<repo>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"
@@ -378,7 +399,7 @@ ROUTES = (
     ("POST", r"/api/validate-yaml", Handler.validate_yaml),
     ("GET", API, Handler.info),
     ("GET", f"{API}/revision/{REVISION}", Handler.info),
-    ("GET", f"{API}/tree/{REVISION}", Handler.tree),
+    ("GET", f"{API}/tree/{REVISION}(/(?P<folder>.+))?", Handler.tree),
     ("POST", f"{API}/paths-info/{REVISION}", Handler.paths_info),
     ("POST", f"{API}/preupload/main", Handler.preupload),
     ("POST", f"{API}/commit/main", Handler.receive_commit),

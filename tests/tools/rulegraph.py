@@ -23,6 +23,7 @@ TIMEOUT = 120
 WHAT = {
     "process": "chapters to texts",
     "fetch": "the language model",
+    "tokenize": "once a tokenizer",
     "harvest": "one pass, all layers",
     "train": "one SAE a job",
     "evaluate": "on held-out windows",

@@ -98,7 +98,7 @@ TINY: dict[str, Any] = {
             lambda c: c.update(publishing={"upload_to_hf": True, "hf_repo_id": None}),
             "publishing: upload_to_hf needs a repository: give hf_repo_id",
         ),
-        (lambda c: c.pop("chapters"), "top level: the key chapters is missing"),
+        (lambda c: c.pop("chapters"), "top level: the key chapters or corpus is missing"),
         (lambda c: c.pop("models"), "top level: the key models is missing"),
         (lambda c: c["models"][0].pop("name"), "models[0]: the key name is missing"),
     ],

@@ -8,11 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+from by_definition import in_memory, stream
 from synthetic import KINDS, random_sae
 from tiny_model import WIDTH
 
-from sae_core.activations.token_windows import Tokens, corpus_windows
+from sae_core.activations.token_windows import corpus_windows
+from sae_core.corpus.corpora import json_list
+from sae_core.corpus.token_file import TokenFile
+from sae_core.corpus.tokenise import tokenise
 from sae_core.data_processing.sources import Chapter, Sources
+from sae_core.data_processing.texts import write_texts
 from sae_core.evaluation import tally as tallies
 from sae_core.evaluation.feature_files import Writer
 from sae_core.evaluation.features import (
@@ -56,9 +61,15 @@ def sources_of(texts: list[str]) -> Sources:
 
 
 @pytest.fixture(scope="module")
-def corpus(language_model: LanguageModel, texts: list[str]) -> Corpus:
+def corpus(
+    language_model: LanguageModel, texts: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> Corpus:
     some = texts[:6]
-    return Corpus.read(language_model.tokenizer, some, sources_of(some), an_sae().spec, 1000)
+    path = tmp_path_factory.mktemp("corpus") / "texts.json"
+    write_texts(path, some)
+    sources_of(some).save(path)
+    tokenise(json_list(path, "--data-path"), language_model.tokenizer, path.with_name("tokens"))
+    return Corpus.read(TokenFile.open(path.with_name("tokens")), an_sae().spec, 1000)
 
 
 def tallied(
@@ -292,7 +303,7 @@ def test_an_entry_shows_the_windows_of_its_feature(
     for window in entry["top"] + entry["quantiles"]:
         assert len(window["tokens"]) == len(window["activations"]) <= SHOWN.context_tokens
         assert window["activations"][window["peak"]] > 0
-        source = corpus.texts[window["text"]]
+        source = corpus.file.texts[window["text"]]
         assert window["tokens"][window["peak"]].strip() in f"{source}<|endoftext|>"
         assert window["chapter"] == ("a.md" if window["text"] < 2 else "b.md")
     peaks = [window["activations"][window["peak"]] for window in entry["quantiles"]]
@@ -334,7 +345,7 @@ def test_every_feature_has_a_row(writer: Writer, table: FeatureTable) -> None:
 def test_without_sources_there_are_no_subjects(
     language_model: LanguageModel, corpus: Corpus
 ) -> None:
-    plain = corpus._replace(sources=None)
+    plain = corpus._replace(file=in_memory(language_model.tokenizer, list(corpus.file.texts)))
     table = tallied(language_model, an_sae(), plain)
     writer = Writer(language_model, an_sae(), plain, table)
     entry = next(writer.entries(writer.telling_order()))
@@ -379,13 +390,14 @@ def test_characters_of_several_tokens_are_whole() -> None:
 def test_corpus_windows_label_every_token(texts: list[str], bos: bool) -> None:
     from tiny_model import tokenizer
 
-    tokens = Tokens(tokenizer(" ".join(texts), bos=bos))
-    windows = corpus_windows(tokens, texts, LENGTH, 10_000)
+    made = tokenizer(" ".join(texts), bos=bos)
+    tokens = in_memory(made, texts)
+    windows = corpus_windows(tokens, LENGTH, 10_000)
     first = 1 if bos else 0
     assert windows.tokens.shape == windows.text.shape == (len(windows.tokens), LENGTH)
-    stream = tokens.stream(texts)
     assert torch.equal(
-        windows.tokens[:, first:].flatten().int(), stream[: windows.tokens[:, first:].numel()]
+        windows.tokens[:, first:].flatten(),
+        stream(made, texts)[: windows.tokens[:, first:].numel()],
     )
     ends = (windows.tokens[:, first:].flatten() == tokens.end_of_text).long()
     assert torch.equal(windows.text[:, first:].flatten().long(), ends.cumsum(0) - ends)
@@ -395,10 +407,10 @@ def test_corpus_windows_label_every_token(texts: list[str], bos: bool) -> None:
 def test_some_windows_of_a_long_corpus(texts: list[str]) -> None:
     from tiny_model import tokenizer
 
-    tokens = Tokens(tokenizer(" ".join(texts)))
-    every = corpus_windows(tokens, texts, LENGTH, 10_000)
-    some = corpus_windows(tokens, texts, LENGTH, 5)
+    tokens = in_memory(tokenizer(" ".join(texts)), texts)
+    every = corpus_windows(tokens, LENGTH, 10_000)
+    some = corpus_windows(tokens, LENGTH, 5)
     at = [i * len(every.tokens) // 5 for i in range(5)]
     assert torch.equal(some.tokens, every.tokens[at]) and torch.equal(some.text, every.text[at])
     with pytest.raises(SAEError, match="--max-text-length 100000: the texts have"):
-        corpus_windows(tokens, texts, 100_000, 5)
+        corpus_windows(tokens, 100_000, 5)

@@ -21,7 +21,7 @@ from sae_core.publishing import hub
 from sae_core.publishing.model_card import SAEFacts
 from sae_core.sae.config import SAESpec
 from sae_core.sae_train import train_from_model
-from sae_core.train_config import ModelConfig, RepoConfig, RunConfig
+from sae_core.train_config import ModelConfig, RepoConfig, RunConfig, TextsConfig
 from sae_core.training import Observer
 from sae_core.utils.cli import parse
 from sae_core.utils.errors import SAEError
@@ -180,7 +180,8 @@ def test_an_evaluation_finds_the_model_where_it_is_told_to(
 ) -> None:
     def config(**options: str) -> Minibatch:
         data = sae.parents[1] / "texts.json"
-        return Minibatch((sae,), data_path=data, num_windows=2, device="cpu", **options)
+        texts = TextsConfig(data_path=data)
+        return Minibatch((sae,), texts=texts, num_windows=2, device="cpu", **options)
 
     with pytest.raises(SAEError, match="--model-name: .* llama-7, was a directory"):
         measure(config())

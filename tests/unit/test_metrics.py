@@ -6,12 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from by_definition import in_memory, split_texts, stream
 from direct_evaluation import direct
 from synthetic import KINDS, random_sae, spec
 from tiny_model import N_LAYERS, WIDTH, make_tiny_model
 from torch import Tensor
+from transformers import ByT5Tokenizer
 
-from sae_core.activations.token_windows import Tokens, TokenWindows, read_windows, split_texts
+from sae_core.activations.token_windows import TokenWindows, read_windows
 from sae_core.evaluation.identity import density_histogram
 from sae_core.evaluation.metrics import SPLICES, evaluate, held_out_repeated, held_out_windows
 from sae_core.models.language_model import Hook, LanguageModel
@@ -203,7 +205,8 @@ def test_held_out_windows_did_not_validate(
     data = {"max_text_length": 24, "val_fraction": 0.25, "seed": 5}
     windows = read_windows(language_model.tokenizer, texts, DataConfig(**data))
     described = spec(metadata={**data, "model_name": "x"})
-    held_out = held_out_windows(described, language_model.tokenizer, texts, most)
+    file = in_memory(language_model.tokenizer, texts)
+    held_out = held_out_windows(described, language_model.tokenizer, file, most)
     assert torch.equal(held_out, windows.evaluation()[:most])
     assert len(held_out) == min(most, windows.n_evaluation)
     seen = {tuple(row) for row in windows.validation().tolist()}
@@ -216,10 +219,11 @@ def test_nothing_left_to_evaluate(
 ) -> None:
     """None held out, or a single text that is a single window, which validates."""
     _, held_out = split_texts(texts, val_fraction, 0)
-    length = max(2, Tokens(language_model.tokenizer).stream(held_out).numel())
+    length = max(2, len(stream(language_model.tokenizer, held_out)))
     data = {"max_text_length": length, "val_fraction": val_fraction, "seed": 0}
     with pytest.raises(SAEError, match="--val-fraction: the held-out texts give less than two"):
-        held_out_windows(spec(metadata=data), language_model.tokenizer, texts, 8)
+        file = in_memory(language_model.tokenizer, texts)
+        held_out_windows(spec(metadata=data), language_model.tokenizer, file, 8)
 
 
 @pytest.mark.parametrize("n_tokens", [100, 10**5, 10**7])
@@ -236,8 +240,10 @@ def test_density_histogram_counts_every_feature(n_tokens: int) -> None:
 def test_held_out_text_that_training_has_too() -> None:
     own = [f"{i} " + " ".join(f"w{i}-{j}" for j in range(20)) for i in range(40)]
     of_sae = spec("standard", metadata={"val_fraction": 0.5, "seed": 3})
-    assert held_out_repeated(of_sae, own) == 0
+    assert held_out_repeated(of_sae, in_memory(ByT5Tokenizer(), own)) == 0
     train, held_out = split_texts(own, 0.5, 3)
     twice = [f"{text} {train[0]}" if text == held_out[0] else text for text in own]
     total = sum(len(text) - 39 for text in split_texts(twice, 0.5, 3)[1])
-    assert held_out_repeated(of_sae, twice) == (len(train[0]) - 39) / total
+    assert (
+        held_out_repeated(of_sae, in_memory(ByT5Tokenizer(), twice)) == (len(train[0]) - 39) / total
+    )

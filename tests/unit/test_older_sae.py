@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from by_definition import in_memory
 from older import K, older_features, write_older_sae
 from published import hub_here
 from safetensors.torch import load_file
@@ -20,6 +21,8 @@ from synthetic import normal, random_sae
 from tiny_model import N_LAYERS, WIDTH
 
 from sae_core import load_pretrained
+from sae_core.corpus.corpora import json_list
+from sae_core.corpus.tokenise import tokenise
 from sae_core.evaluation.metrics import evaluate, held_out_windows
 from sae_core.formats import import_sae
 from sae_core.formats.checkpoint import load_sae, sae_files, save_sae
@@ -29,7 +32,13 @@ from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.models.model_sources import ModelRecord
 from sae_core.publishing import hub
 from sae_core.reporting.page import read_run
-from sae_core.train_config import EvaluationConfig, FeaturesConfig, LoadConfig, RepoConfig
+from sae_core.train_config import (
+    EvaluationConfig,
+    FeaturesConfig,
+    LoadConfig,
+    RepoConfig,
+    TextsConfig,
+)
 from sae_core.utils.errors import SAEError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,7 +226,7 @@ def test_side_by_side(
     save_sae(tmp_path / "new", new, {})
     options = eval_sae_minibatch.Minibatch(
         tuple(tmp_path / name for name in (*KINDS, "new")),
-        data_path, str(tiny_model), num_windows=2, json=True,
+        str(tiny_model), num_windows=2, json=True, texts=TextsConfig(data_path=data_path),
     )  # fmt: skip
     eval_sae_minibatch.show(options)
     said = capsys.readouterr()
@@ -230,10 +239,10 @@ def test_side_by_side(
     assert standard["model_name"] == tiny_model.name
 
 
-def test_no_model_is_asked_for_by_an_option(tmp_path: Path, data_path: Path) -> None:
+def test_no_model_is_asked_for_by_an_option(tmp_path: Path) -> None:
     write_older_sae(tmp_path / "older")
     with pytest.raises(SAEError, match="--model-name"):
-        eval_sae_minibatch.measure(eval_sae_minibatch.Minibatch((tmp_path / "older",), data_path))
+        eval_sae_minibatch.measure(eval_sae_minibatch.Minibatch((tmp_path / "older",)))
 
 
 def test_each_text_has_its_own_threshold(
@@ -243,7 +252,8 @@ def test_each_text_has_its_own_threshold(
     write_older_sae(tmp_path / "older")
     sae = load_sae(tmp_path / "older")
     sae.spec.metadata["max_text_length"] = 32
-    windows = held_out_windows(sae.spec, language_model.tokenizer, texts, 4)
+    file = in_memory(language_model.tokenizer, texts)
+    windows = held_out_windows(sae.spec, language_model.tokenizer, file, 4)
     found = [evaluate(language_model, sae, part, 2) for part in windows.split(2)]
     assert [figures["l0"] for figures in found] == pytest.approx([K, K], abs=0.02)
     thresholds = {figures["calibration"]["threshold"] for figures in found}
@@ -256,15 +266,18 @@ def test_each_text_has_its_own_threshold(
     torch.testing.assert_close(sae.encode(x), own)
 
 
-def test_the_workflows_scripts(record: Path, data_path: Path, tmp_path: Path) -> None:
+def test_the_workflows_scripts(
+    record: Path, data_path: Path, tmp_path: Path, language_model: LanguageModel
+) -> None:
     """From evaluation to the page of features and the summary."""
-    folder = tmp_path / "older"
+    folder, tokens = tmp_path / "older", tmp_path / "tokens"
+    tokenise(json_list(data_path, "--texts"), language_model.tokenizer, tokens)
     write_older_sae(folder)
     results, name = tmp_path / "results", "older"
     evaluation = results / f"evaluations/{name}.json"
     evaluate_ = script("evaluate")
     evaluate_.run(
-        evaluate_.Job(folder, data_path, record, evaluation, tmp_path / "points",
+        evaluate_.Job(folder, tokens, record, evaluation, tmp_path / "points",
                       evaluation=EvaluationConfig(max_windows=2))
     )  # fmt: skip
     figures = json.loads(evaluation.read_text())
@@ -272,7 +285,7 @@ def test_the_workflows_scripts(record: Path, data_path: Path, tmp_path: Path) ->
     files = [results / f"features/{name}.{kind_}" for kind_ in ("jsonl", "csv", "json", "html")]
     features = script("features")
     features.run(
-        features.Job(folder, data_path, record, *files[:3],
+        features.Job(folder, tokens, record, *files[:3],
                      features=FeaturesConfig(corpus_windows=4), load=LoadConfig())
     )  # fmt: skip
     corpus = json.loads(files[2].read_text())

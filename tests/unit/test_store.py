@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
+from by_definition import stream
 from synthetic import SparseDirections
 from torch import Tensor
 
 from sae_core.activations import loader, store
 from sae_core.activations.shards import Manifest, harvest
 from sae_core.activations.store import ActivationSource, CachedSource, StreamingSource
-from sae_core.activations.token_windows import Tokens, TokenWindows, read_windows
+from sae_core.activations.token_windows import TokenWindows, read_windows
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.train_config import DataConfig, ModelConfig
 from sae_core.utils.errors import SAEError
@@ -403,7 +404,8 @@ def test_missing_shard_without_training_windows(
     language_model: LanguageModel, texts: list[str], tmp_path: Path
 ) -> None:
     """One forward batch to train on, and so a first shard of two with validation alone."""
-    few = TokenWindows(Tokens(language_model.tokenizer), texts[:1], texts[1:6], 24, 5)
+    parts = (stream(language_model.tokenizer, part) for part in (texts[:1], texts[1:6]))
+    few = TokenWindows(*parts, 24, 5)
     for shard in (0, 1):
         options = {"batch_size": few.n_train, "shard": shard, "n_shards": 2}
         manifest = harvest(language_model, few, HOOKS, tmp_path / str(shard), **options)

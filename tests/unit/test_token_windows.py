@@ -6,46 +6,38 @@ from typing import Any
 
 import pytest
 import torch
+from by_definition import in_memory, split_texts, stream
 from tiny_model import tokenizer
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from sae_core.activations import repetition, token_windows
-from sae_core.activations.repetition import overlap, repeated_share
-from sae_core.activations.token_windows import (
-    Tokens,
-    TokenWindows,
-    evaluation_windows,
-    read_windows,
-    split_texts,
-    text_notes,
-)
+from sae_core.activations.token_windows import TokenWindows, read_windows
+from sae_core.corpus import repetition
+from sae_core.corpus.repetition import overlap, repeated_share
+from sae_core.corpus.split import Split
+from sae_core.corpus.tokens import Tokens
 from sae_core.data_processing.textbook_process import chunks
 from sae_core.train_config import DataConfig
 from sae_core.utils.errors import SAEError
 
 LENGTH = 16
 BOS = -1
-"""What `Numbered` windows begin with: no token of theirs."""
-
-
-class Numbered(Tokens):
-    """One token a character, and every token is its own position in the stream."""
-
-    def __init__(self, bos: bool) -> None:
-        self.bos, self.end_of_text = BOS if bos else None, -2
-
-    def stream(self, texts: list[str], enough: int | None = None) -> Tensor:
-        return torch.arange(len("".join(texts)), dtype=torch.int32)
+"""What numbered windows begin with: no token of theirs."""
 
 
 def numbered(
     n_train: int = 203, n_held_out: int = 100, bos: bool = False, seed: int = 0
 ) -> TokenWindows:
-    """Windows of `LENGTH` over streams of these lengths."""
-    held_out = ["x" * n_held_out] if n_held_out else []
-    return TokenWindows(Numbered(bos), ["x" * n_train], held_out, LENGTH, seed)
+    """Windows of `LENGTH` over streams of these lengths, in which every token is its place."""
+    streams = (torch.arange(n, dtype=torch.int32) for n in (n_train, n_held_out))
+    return TokenWindows(*streams, LENGTH, seed, BOS if bos else None)
+
+
+def sides(texts: list[str], val_fraction: float, seed: int) -> tuple[list[str], list[str]]:
+    """The texts of both sides of a split."""
+    split = Split(in_memory(ByT5Tokenizer(), texts), val_fraction, seed)
+    return [*split.texts(False)], [*split.texts(True)]
 
 
 def all_windows(windows: TokenWindows, pass_index: int) -> Tensor:
@@ -58,7 +50,7 @@ def all_windows(windows: TokenWindows, pass_index: int) -> Tensor:
 @pytest.mark.parametrize("val_fraction", [0.0, 0.1, 0.5])
 def test_split_is_complete_and_disjoint(val_fraction: float) -> None:
     texts = [f"text {i}" for i in range(40)]
-    train, held_out = split_texts(texts, val_fraction, seed=3)
+    train, held_out = sides(texts, val_fraction, seed=3)
     assert len(held_out) == 40 * val_fraction
     assert sorted(train + held_out) == sorted(texts)
     assert train == sorted(train, key=texts.index)  # both in the order of the texts
@@ -68,17 +60,17 @@ def test_split_is_complete_and_disjoint(val_fraction: float) -> None:
 def test_split_is_a_function_of_the_seed() -> None:
     texts = [f"text {i}" for i in range(40)]
     torch.manual_seed(1)
-    first = split_texts(texts, 0.25, seed=3)
+    first = sides(texts, 0.25, seed=3)
     torch.manual_seed(2)
-    assert split_texts(texts, 0.25, seed=3) == first
-    assert split_texts(texts, 0.25, seed=4) != first
+    assert sides(texts, 0.25, seed=3) == first
+    assert sides(texts, 0.25, seed=4) != first
 
 
 @pytest.mark.parametrize(("n", "val_fraction"), [(4, 0.1), (1, 0.1), (1, 0.9), (2, 0.99)])
 def test_too_few_texts_to_split(n: int, val_fraction: float) -> None:
     with pytest.raises(SAEError, match=rf"--val-fraction {val_fraction}: {n} texts are too few"):
-        split_texts(["text"] * n, val_fraction, seed=0)
-    assert split_texts(["text"] * n, 0.0, seed=0) == (["text"] * n, [])
+        sides(["text"] * n, val_fraction, seed=0)
+    assert sides(["text"] * n, 0.0, seed=0) == (["text"] * n, [])
 
 
 def chunked(words: list[str], size: int, overlap: int) -> list[str]:
@@ -102,7 +94,7 @@ def shared(train: list[str], held_out: list[str], n: int = 20) -> int:
 def test_what_chunks_repeat_is_on_one_side(size: int, overlap: int, val_fraction: float) -> None:
     chapters = [words(600, seed) for seed in range(3)]
     texts = [chunk for chapter in chapters for chunk in chunked(chapter, size, overlap)]
-    train, held_out = split_texts(texts, val_fraction, seed=5)
+    train, held_out = sides(texts, val_fraction, seed=5)
     assert shared(train, held_out) == 0 and repeated_share(train, held_out) == 0
     assert train and held_out
     assert {w for text in train + held_out for w in text.split()} == {*chain(*chapters)}
@@ -112,7 +104,7 @@ def test_texts_that_do_not_overlap_stay_as_they_are() -> None:
     texts = [f"{i} {' '.join(words(9, i))}" for i in range(200)]
     texts[7] = f"{texts[6]} {texts[8]}"  # what an author repeats is no overlap
     for seed in range(20):
-        train, held_out = split_texts(texts, 0.5, seed)
+        train, held_out = sides(texts, 0.5, seed)
         assert sorted(train + held_out) == sorted(texts)
 
 
@@ -147,42 +139,23 @@ def test_share_of_the_held_out_text_that_training_has(monkeypatch: pytest.Monkey
     assert repeated_share(train, [common, own]) == pytest.approx(n / (n + m), abs=0.05)
 
 
-def test_log_says_what_is_left_out_read_as_text_and_repeated() -> None:
-    texts = [f"text {i} {' '.join(words(20, i))}" for i in range(20)]
-    made = tokenizer(" ".join(texts))
-    assert text_notes(made, texts, DataConfig(LENGTH, 0.25, 0)) == [
-        "held-out text that also occurs in training texts: 0.0%"
-    ]
-    texts += ["", " \n", f"{texts[3]} <|endoftext|>", texts[4]]
-    notes = text_notes(made, texts, DataConfig(LENGTH, 0.0, 0))
-    assert notes == [
-        "empty texts: 2 of 24, left out",
-        "texts that contain a control token: 1, such as <|endoftext|>; it is read as text",
-    ]
-
-
 # Packing
 
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_stream_is_the_texts_joined_by_end_of_text(bos: bool, texts: list[str]) -> None:
     tokens = Tokens(tokenizer(" ".join(texts), bos))
-    stream = tokens.stream(texts)
-    ends = (stream == tokens.end_of_text).nonzero().squeeze(1)
-    assert len(ends) == len(texts) and ends[-1] == len(stream) - 1
-    pieces = stream.tensor_split(ends + 1)[:-1]
+    packed, lengths = map(torch.from_numpy, tokens.packed(texts))
+    ends = (packed == tokens.end_of_text).nonzero().squeeze(1)
+    assert len(ends) == len(texts) and torch.equal(ends + 1, lengths.cumsum(0))
+    pieces = packed.tensor_split(ends + 1)[:-1]
     assert [tokens.tokenizer.decode(piece[:-1]) for piece in pieces] == texts
     assert tokens.bos == (1 if bos else None)
-    assert tokens.bos not in stream.tolist()
+    assert tokens.bos not in packed.tolist()
 
 
-def test_empty_texts_give_no_tokens(texts: list[str]) -> None:
-    tokens = Tokens(tokenizer(" ".join(texts)))
-    some = ["", texts[0], " \n\t", texts[1], "\u2003"]
-    ids, text = tokens.labelled(some)
-    assert torch.equal(ids, tokens.stream(texts[:2]))
-    assert text.unique().tolist() == [1, 3]
-    assert split_texts(["", *texts[:4], " "], 0.5, 0) == split_texts(texts[:4], 0.5, 0)
+def ids_of(tokens: Tokens, *texts: str) -> list[int]:
+    return tokens.packed(texts)[0].tolist()
 
 
 SPELLED = "A text <bos> spells <|endoftext|> and<s> </s>."
@@ -193,10 +166,10 @@ def test_control_tokens_in_a_text_are_read_as_text(bos: bool) -> None:
     made = tokenizer(SPELLED, bos)
     tokens = Tokens(made)
     plain = made("A text about nothing of the kind.", add_special_tokens=False)["input_ids"]
-    assert tokens.stream(["A text about nothing of the kind."]).tolist()[:-1] == plain
-    stream = tokens.stream([SPELLED, SPELLED]).tolist()
-    assert stream.count(0) == 2 and 1 not in stream  # 0 ends a text, and 1 is BOS
-    assert made.decode(stream[: len(stream) // 2 - 1]) == SPELLED
+    assert ids_of(tokens, "A text about nothing of the kind.")[:-1] == plain
+    ids = ids_of(tokens, SPELLED, SPELLED)
+    assert ids.count(0) == 2 and 1 not in ids  # 0 ends a text, and 1 is BOS
+    assert made.decode(ids[: len(ids) // 2 - 1]) == SPELLED
     assert made("<bos>", add_special_tokens=False)["input_ids"] == [1]  # it still is one
 
 
@@ -214,7 +187,7 @@ def test_control_tokens_of_every_family_of_tokenizers(model: Any) -> None:
         tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>"
     )
     tokens = Tokens(fast)
-    ids, end = tokens.stream([SPELLED, "A text spells"]).tolist(), tokens.end_of_text
+    ids, end = ids_of(tokens, SPELLED, "A text spells"), tokens.end_of_text
     assert not {fast.bos_token_id, fast.eos_token_id} - {end} & set(ids) and ids.count(end) == 2
     plain = fast("A text spells", add_special_tokens=False)["input_ids"]
     assert ids[ids.index(end) + 1 :] == [*plain, end]
@@ -222,8 +195,8 @@ def test_control_tokens_of_every_family_of_tokenizers(model: Any) -> None:
 
 def test_control_tokens_of_a_tokenizer_in_python() -> None:
     made = ByT5Tokenizer()
-    stream = Tokens(made).stream(["a</s>"]).tolist()
-    assert made.convert_ids_to_tokens(stream) == [*"a</s>", "</s>"]
+    ids = ids_of(Tokens(made), "a</s>")
+    assert made.convert_ids_to_tokens(ids) == [*"a</s>", "</s>"]
 
 
 def test_no_end_of_text_token() -> None:
@@ -241,18 +214,18 @@ def test_windows_are_full_and_follow_the_tokenizer_about_bos(bos: bool, texts: l
     windows = read_windows(made, texts, DataConfig(LENGTH, val_fraction=0.25, seed=0))
     train, held_out = split_texts(texts, 0.25, 0)
     step = LENGTH - 1 if bos else LENGTH
-    stream = Tokens(made).stream(train)
+    ring = stream(made, train)
     parts = [all_windows(windows, 0), windows.validation(), windows.evaluation()]
-    assert windows.n_train == len(stream) // step and windows.positions == LENGTH - 1
+    assert windows.n_train == len(ring) // step and windows.positions == LENGTH - 1
     assert all(part.shape[1] == LENGTH and part.dtype == torch.long for part in parts)
     for part in parts:
         assert ((part == 1).sum(1) == (1 if bos else 0)).all()  # 1 is this tokenizer's BOS
         assert bool((part[:, 0] == 1).all()) == bos
     body = parts[0][:, -step:].flatten()
-    doubled = torch.cat([stream, stream])
-    assert any(torch.equal(doubled[at : at + len(body)], body) for at in range(len(stream)))
+    doubled = torch.cat([ring, ring])
+    assert any(torch.equal(doubled[at : at + len(body)], body) for at in range(len(ring)))
     both = torch.stack(list(torch.cat(parts[1:])))
-    fixed = Tokens(made).stream(held_out)[: len(both) * step].view(-1, step)
+    fixed = stream(made, held_out)[: len(both) * step].view(-1, step)
     assert sorted(both[:, -step:].tolist()) == sorted(fixed.tolist())
 
 
@@ -331,25 +304,7 @@ def test_shorter_than_one_window(bos: bool) -> None:
         numbered(least, least - 1, bos)
 
 
-@pytest.mark.parametrize("most", [1, 3, 1000])
-def test_evaluation_windows_read_only_the_texts_that_they_need(
-    most: int, texts: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(token_windows, "TEXTS_AT_ONCE", 1)
-    read: list[str] = []
-    encode = Tokens._encode
-
-    def noted(self: Tokens, batch: list[str]) -> list[list[int]]:
-        read.extend(batch)
-        return encode(self, batch)
-
-    made, data = tokenizer(" ".join(texts)), DataConfig(LENGTH, val_fraction=0.5, seed=0)
-    _, held_out = split_texts(texts, 0.5, 0)
-    every = read_windows(made, texts, data).evaluation()
-    monkeypatch.setattr(Tokens, "_encode", noted)
-    found = evaluation_windows(made, texts, data, most)
-    assert torch.equal(found, every[:most]) and len(found) == min(most, len(every)) > 0
-    assert read == held_out[: len(read)]
-    needed = 2 * most * LENGTH
-    before_last = len(Tokens(made).stream(held_out[: len(read) - 1]))
-    assert before_last < needed and (len(read) < len(held_out) or most == 1000)
+@pytest.mark.parametrize("most", [0, 1, 3, 1000])
+def test_the_first_evaluation_windows(most: int) -> None:
+    windows = numbered()
+    assert torch.equal(windows.evaluation(most), windows.evaluation()[:most])

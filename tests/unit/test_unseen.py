@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from by_definition import split_texts, stream
 from safetensors.torch import load_file, save_file
 from synthetic import random_sae
 from tiny_model import WIDTH, make_tiny_model
 from torch import Tensor
 
-from sae_core.activations.token_windows import Tokens, split_texts
 from sae_core.evaluation import metrics
 from sae_core.evaluation.unseen import ModelIdentity, check_model
 from sae_core.formats.checkpoint import save_sae
 from sae_core.model_training.eval_sae_minibatch import Minibatch, measure
 from sae_core.models.model_sources import model_sha256
 from sae_core.sae.config import SAESpec
-from sae_core.train_config import LoadConfig
+from sae_core.train_config import LoadConfig, TextsConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.files import file_sha256
 
@@ -58,7 +58,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 def evaluated(*folders: Path, data: Path, **options: Any) -> list[dict[str, Any]]:
     load = LoadConfig(model_dtype="float32")
-    return measure(Minibatch(folders, data_path=data, device="cpu", load=load, **options))
+    texts = TextsConfig(data_path=data)
+    return measure(Minibatch(folders, texts=texts, device="cpu", load=load, **options))
 
 
 @pytest.mark.parametrize(
@@ -83,9 +84,9 @@ def test_each_sae_is_measured_on_its_own_held_out_windows(
     texts = json.loads(data_path.read_text())
     for windows, data in zip(measured, settings, strict=True):
         _, held_out = split_texts(texts, data["val_fraction"], data["seed"])
-        stream = Tokens(language_model.tokenizer).stream(held_out).tolist()
+        tokens = stream(language_model.tokenizer, held_out).tolist()
         length = data["max_text_length"]
-        cut = [stream[at : at + length] for at in range(length, len(stream) - length + 1, 2 * length)]  # fmt: skip  # noqa: E501
+        cut = [tokens[at : at + length] for at in range(length, len(tokens) - length + 1, 2 * length)]  # fmt: skip  # noqa: E501
         assert windows.tolist() == cut[:16]
     said = capsys.readouterr().err
     differs = settings[0] != settings[1]

@@ -9,7 +9,6 @@ from full_disks import filled, small_disk
 from project import Project
 from running import run_here
 
-TEXTS = "data/processed_textbooks_all.json"
 SINGLE = "sae_core/model_training/single_sae_training.py"
 
 
@@ -78,7 +77,7 @@ def test_training_checks_what_the_end_to_end_phase_is_given(
     """The stored activations are of windows of 32 tokens, not of 64, nor of the default's 512."""
     results = completed.folder / "results"
     done = run_here(
-        *(completed.folder / "scripts/train.py", "--texts", results / TEXTS),
+        *(completed.folder / "scripts/train.py", "--tokens", next(results.glob("tokens/*"))),
         *("--record", results / "models/tiny.json", "--hook", "blocks.2.hook_resid_post"),
         *("--shards", next(results.glob("activations/tiny/*/*/0")), "--device", "cpu"),
         *("--output", tmp_path / "sae", "--checkpoints", tmp_path / "points"),

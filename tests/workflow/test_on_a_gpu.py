@@ -17,6 +17,7 @@ from sae_core.formats.checkpoint import load_sae
 from sae_core.sae.sparse_ops import Weights, decode, encode
 
 PRETEND = "tests/tools/pretend_gpu.py"
+TOKENIZE = "scripts/tokenize_corpus.py"
 HOOK = "blocks.1.hook_resid_post"
 TRAINING = "--num-epochs 2 --max-text-length 32 --tokens-per-step 256 --sae-expansion 4 --topk 4"
 
@@ -69,7 +70,10 @@ def run_on(device: str, *command: object) -> None:
 
 def made_on(device: str, folder: Path, record: Path, texts: Path) -> dict[str, Any]:
     """Harvest, train, evaluate and analyse; what the evaluation says."""
-    given = ["--texts", texts, "--record", record, "--device", device, "--batch-size", 4]
+    tokens = folder / "tokens"
+    model = json.loads(record.read_text())["path"]
+    run_here(TOKENIZE, "--data-path", texts, "--tokenizer", model, "--output", tokens)
+    given = ["--tokens", tokens, "--record", record, "--device", device, "--batch-size", 4]
     shard, sae, points = folder / "shard", folder / "sae", folder / "points"
     windows = "--max-text-length 32 --passes 1 --shard 0 --shards 1".split()
     receipt = ["--output", shard, "--receipt", folder / "receipt.json"]

@@ -59,7 +59,7 @@ def test_jobs_run_on_both_nodes_and_queue_for_their_gpus(done: Done, cluster: Cl
 def test_only_the_jobs_that_compute_on_a_gpu_get_one(done: Done, cluster: Cluster) -> None:
     partitions = {(job.rule, job.partition) for queue in done.queues for job in queue}
     gpu = {"harvest", "train", "evaluate", "features"}
-    cpu = {"process", "browse", "plot", "summarise"}
+    cpu = {"process", "tokenize", "browse", "plot", "summarise"}
     assert partitions == {(rule, "gpu") for rule in gpu} | {(rule, "cpu") for rule in cpu}
     rules = {job.id: job.rule for queue in done.queues for job in queue}
     devices = Counter((rules[task.job] in gpu, task.devices) for task in cluster.tasks())

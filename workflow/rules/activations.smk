@@ -5,7 +5,7 @@
 
 rule harvest:
     input:
-        texts=TEXTS,
+        tokens=tokens,
         record=MODEL,
     output:
         receipt="results/harvests/{model_id}/{hook_name}/{batch}/{shard}.json",
@@ -29,7 +29,7 @@ rule harvest:
         code=code_hash("scripts/harvest.py"),
     shell:
         job(
-            "harvest.py --texts {input.texts} --record {input.record}"
+            "harvest.py --tokens {input.tokens} --record {input.record}"
             " --hooks {params.hooks} {params.options} --shard {wildcards.shard} --shards {params.jobs}"
             " {params.runtime} --output {output.shard} --receipt {output.receipt}",
             gpus=True,

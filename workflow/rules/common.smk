@@ -1,6 +1,5 @@
 # The configuration, resolved by sae_core.workflow.workflow_config, and the functions that rules call.
 
-import json
 import sys
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from sae_core.utils.code_hash import code_hash
 from sae_core.labelling.config import check_labelling
 from sae_core.workflow.config_files import read_config
 from sae_core.data_processing.sources import sources_path
+from sae_core.models.model_sources import ModelRecord
 from sae_core.utils.errors import SAEError
 from sae_core.utils.gpu_lease import share_gpus
 from sae_core.workflow.job_lines import JobLines
@@ -46,7 +46,14 @@ except SAEError as error:
 TEXTS = "results/data/processed_textbooks_all.json"
 SOURCES = str(sources_path(Path(TEXTS)))
 MODEL = "results/models/{model_id}.json"
+TOKENS = "results/tokens/{tokenizer}"
 CONFIG = "results/config.yaml"
+# What is tokenised, read from where it is, whatever storage and prefix the results have.
+TO_TOKENIZE = (
+    {"texts": TEXTS, "sources": SOURCES}
+    if PLAN.corpus is None
+    else {"files": [local(str(path)) for path in PLAN.corpus_files()]}
+)
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
 LABELS = ["results/labels/{run}.jsonl"] if PLAN.labelling.label_features else []
@@ -60,6 +67,7 @@ job_lines = None  # turns Snakemake's console into one line per job, from `begin
 
 wildcard_constraints:
     model_id="|".join(map(re.escape, PLAN.models)),
+    tokenizer="[0-9a-f]+",
     run=r"[^/]+",
     hook_name=r"\w[\w.-]*",
     batch=r"(\d+|middle)(\+(\d+|middle))*",
@@ -161,8 +169,7 @@ def depth(model):
     """The model's number of layers, if its settings need it: `middle` waits for the fetch."""
     if not model.needs_depth:
         return None
-    record = checkpoints.fetch.get(model_id=model.model_id).output.record
-    n_layers = json.loads(Path(record).read_text())["n_layers"]
+    n_layers = fetched(model).n_layers
     try:
         check_run_names(model, n_layers)
     except SAEError as error:
@@ -206,6 +213,33 @@ def code_of_run(script):
 def model_record(wildcards):
     """The record of the model that an SAE belongs to."""
     return MODEL.format(model_id=model_plan(wildcards).model_id)
+
+
+def fetched(model):
+    """The record of a model, once there is one."""
+    record = checkpoints.fetch.get(model_id=model.model_id).output.record
+    return ModelRecord.load(Path(record))
+
+
+def tokens(wildcards):
+    """The tokenised texts for a job about a model."""
+    return tokens_of(model_plan(wildcards))
+
+
+def tokens_of(model):
+    """The tokenised texts for a model."""
+    return TOKENS.format(tokenizer=fetched(model).tokenizer_id)
+
+
+def tokenizer_options(wildcards):
+    """Where a tokenizer is: in the folder of a model that has been fetched and has it."""
+    for model in PLAN.models.values():
+        path = Path(str(rules.fetch.output.record).replace("{model_id}", model.model_id))
+        if path.is_file():
+            record = ModelRecord.load(path)
+            if record.tokenizer_id == wildcards.tokenizer:
+                return PLAN.tokenizer_options(model, record)
+    raise WorkflowError(f"{wildcards.tokenizer}: the tokenizer of no model; fetch the models again")
 
 
 def shards(wildcards):

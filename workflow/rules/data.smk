@@ -1,4 +1,5 @@
-# Chapters -> one JSON list of texts, and a second file that says where each text comes from.
+# Chapters -> one JSON list of texts, and a second file that says where each text comes from -> their
+# tokens, once for all models that have the same tokenizer.
 
 
 rule process:
@@ -23,3 +24,30 @@ rule process:
         code=code_hash("scripts/process.py"),
     shell:
         job("process.py {params.options} --output {output.texts}")
+
+
+rule tokenize:
+    input:
+        **TO_TOKENIZE,
+    output:
+        tokens=directory(TOKENS),
+    log:
+        "results/logs/tokenize/{tokenizer}.log",
+    benchmark:
+        "results/benchmarks/tokenize/{tokenizer}.tsv"
+    conda:
+        with_torch("train")
+    threads: 8
+    resources:
+        attempt=attempt_number,
+    params:
+        scripts=SCRIPTS,
+        texts=lambda wildcards, input: PLAN.corpus_options(input.get("texts")),
+        # Of whichever model: the folder's name is a hash of all that the tokenizer does.
+        tokenizer=not_recorded(tokenizer_options),
+        code=code_hash("scripts/tokenize_corpus.py"),
+    shell:
+        job(
+            "tokenize_corpus.py {params.texts} {params.tokenizer}"
+            " --processes {threads} --output {output.tokens}"
+        )

@@ -3,7 +3,7 @@
 
 rule evaluate:
     input:
-        texts=TEXTS,
+        tokens=tokens,
         record=model_record,
         weights="results/saes/{run}/weights.pt",
         config="results/saes/{run}/config.json",
@@ -28,7 +28,7 @@ rule evaluate:
         code=code_of_run("scripts/evaluate.py"),
     shell:
         job(
-            "evaluate.py --sae {params.folder} --texts {input.texts}"
+            "evaluate.py --sae {params.folder} --tokens {input.tokens}"
             " --record {input.record} {params.options} {params.runtime}"
             " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {output.evaluation}",
             gpus=True,
@@ -37,8 +37,7 @@ rule evaluate:
 
 rule features:
     input:
-        texts=TEXTS,
-        sources=SOURCES,
+        tokens=tokens,
         record=model_record,
         weights="results/saes/{run}/weights.pt",
         config="results/saes/{run}/config.json",
@@ -64,7 +63,7 @@ rule features:
         code=code_of_run("scripts/features.py"),
     shell:
         job(
-            "features.py --sae {params.folder} --texts {input.texts}"
+            "features.py --sae {params.folder} --tokens {input.tokens}"
             " --record {input.record} {params.options} {params.runtime}"
             " --entries {output.entries} --table {output.table}"
             " --corpus {output.corpus}",
@@ -153,8 +152,7 @@ rule list_runs:
 rule summarise:
     input:
         runs="results/runs.txt",
-        texts=TEXTS,
-        sources=SOURCES,
+        tokens=lambda wildcards: tokens_of(next(iter(PLAN.models.values()))),
         records=expand(MODEL, model_id=PLAN.models),
         evaluations=for_all_runs(["results/evaluations/{run}.json"]),
         weights=for_all_runs(["results/saes/{run}/weights.pt"]),
@@ -201,6 +199,6 @@ rule summarise:
     shell:
         job(
             "summarise.py --runs {input.runs} --results {params.results}"
-            " --texts {input.texts} --records {input.records} --summary {output.summary}"
+            " --tokens {input.tokens} --records {input.records} --summary {output.summary}"
             " --loss-recovered {output.loss_recovered} --fvu {output.fvu} --report {output.page}"
         )

@@ -3,7 +3,7 @@
 
 rule train:
     input:
-        texts=TEXTS,
+        tokens=tokens,
         record=model_record,
         shards=shards,
         origin=origin_files,
@@ -29,7 +29,7 @@ rule train:
         code=code_of_run("scripts/train.py"),
     shell:
         job(
-            "train.py --texts {input.texts} --record {input.record}"
+            "train.py --tokens {input.tokens} --record {input.record}"
             " --shards {input.shards} {params.options} {params.runtime}"
             " --gpus {resources.gpu}"
             " --checkpoints {params.results}/checkpoints/{wildcards.run} --output {params.folder}",

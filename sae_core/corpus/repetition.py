@@ -2,7 +2,7 @@
 held-out texts also occurs in the training texts."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -43,38 +43,41 @@ def overlap(before: str, after: str) -> int:
     return matched if matched >= LEAST else 0
 
 
-def _is_overlapping(texts: list[str]) -> bool:
+def _is_overlapping(texts: Sequence[str]) -> bool:
     """Whether the texts were cut to overlap; a repetition by chance is what the author wrote."""
     n_pairs = len(texts) - 1
     pairs = range(0, n_pairs, math.ceil(n_pairs / SAMPLE) or 1)
     return sum(overlap(texts[at], texts[at + 1]) > 0 for at in pairs) > len(pairs) / 50
 
 
-def apart(texts: list[str], held_out: set[int]) -> tuple[list[str], list[str]]:
-    """Training texts and held-out texts; `held_out` has the indices of the latter.
+def cuts(texts: Sequence[str], held_out: Tensor) -> Iterator[tuple[int, str]]:
+    """The index of every text that repeats what the other side has, and what is left of it.
 
     Where texts repeat the end of the one before, as chunks do, each character belongs to the text
     that has it first; a text of the other side is given without it.
+
+    Args:
+        held_out: (texts,) bool, the side of each text.
     """
-    overlapping = _is_overlapping(texts)
-    sides: tuple[list[str], list[str]] = ([], [])
-    own = 0  # characters at the end of the text before that no text of the other side has
+    if not _is_overlapping(texts):
+        return
+    before, own = "", 0  # characters at the end of `before` that no text of the other side has
+    sides = held_out.tolist()
     for index, text in enumerate(texts):
-        before = texts[index - 1] if index else ""
-        same = (index in held_out) == (index - 1 in held_out)
+        same = index > 0 and sides[index] == sides[index - 1]
         cut = 0
-        if overlapping and not (same and own == len(before)):
+        if not (same and own == len(before)):
             shared = overlap(before, text)
             cut = shared - min(shared, own) if same else shared
-        own = len(text) - cut
-        if text := text[cut:].lstrip() if cut else text:
-            sides[index in held_out].append(text)
-    return sides
+        if cut:
+            yield index, text[cut:].lstrip()
+        before, own = text, len(text) - cut
 
 
-def repeated_share(train: list[str], held_out: list[str]) -> float:
+def repeated_share(train: Iterable[str], held_out: Iterable[str]) -> float:
     """The share of the held-out texts' stretches of `STRETCH` characters that also occur in the
-    training texts. Takes time in proportion to the texts, and bounded memory."""
+    training texts. Takes time in proportion to the texts, which are read twice, and bounded
+    memory."""
     n_stretches = sum(max(0, len(text) - STRETCH + 1) for text in held_out)
     every = max(1, math.ceil(n_stretches / MOST_STRETCHES))
     wanted = torch.cat([torch.empty(0, dtype=torch.long), *_hashes(held_out, every)])

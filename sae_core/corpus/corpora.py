@@ -1,0 +1,161 @@
+"""The texts of a corpus, whatever form they have."""
+
+from collections.abc import Iterator, Mapping
+from itertools import chain, repeat
+from pathlib import Path
+
+from sae_core.corpus.forms import LINES, LIST, PARQUET, PLAIN, corpus_files, form_of
+from sae_core.corpus.hub import find_dataset
+from sae_core.corpus.records import Record, json_lines, parquet, text_file, text_of, value_of
+from sae_core.corpus.tokenise import Corpus, Label, Text
+from sae_core.data_processing.sources import Sources, sources_path
+from sae_core.data_processing.texts import stream_texts
+from sae_core.train_config import CorpusConfig
+from sae_core.utils.errors import SAEError
+from sae_core.utils.files import file_sha256
+
+MOST_SUBJECTS = 1000
+"""More of them are no subjects, but some other field."""
+
+SHOWN = 10
+"""Subjects that a message lists."""
+
+
+def read_corpus(config: CorpusConfig) -> Corpus:
+    """The corpus that the settings name; its texts are read when they are asked for.
+
+    Raises:
+        SAEError: there is no such file, folder or data set, or it has no form that is known.
+    """
+    if config.dataset_id:
+        corpus = hub_dataset(config)
+    else:
+        assert config.data_path is not None
+        files = corpus_files(config)
+        is_one = files == [config.data_path]
+        is_list = is_one and (not files[0].exists() or form_of(files[0]) == LIST)
+        corpus = json_list(files[0]) if is_list else files_of_records(files, config)
+    if config.max_tokens is None:
+        return corpus
+    key = f"{corpus.key} up to {config.max_tokens}"
+    return corpus._replace(key=key, sha256=None, max_tokens=config.max_tokens)
+
+
+def json_list(path: Path, option: str = "--data-path") -> Corpus:
+    """A JSON list of texts, with the chapters that the file next to it names.
+
+    Raises:
+        SAEError: there is no such file, or the sources belong to other texts.
+    """
+    next(stream_texts(path, option))
+    sources = Sources.load(path)
+    chapters = sources.chapters if sources else ()
+
+    def texts() -> Iterator[Text]:
+        counts = (chapter.texts for chapter in chapters)
+        origins = chain.from_iterable(map(repeat, range(len(chapters)), counts))
+        return map(Text, stream_texts(path, option), chain(origins, repeat(0)))
+
+    sha256 = file_sha256(path)
+    about = file_sha256(sources_path(path)) if sources else ""
+    return Corpus(
+        texts,
+        path.name,
+        f"{sha256} {about}",
+        sha256,
+        labels=[Label(chapter.subject, chapter.file) for chapter in chapters] if sources else None,
+        dropped=sources.dropped if sources else {},
+    )
+
+
+def files_of_records(files: list[Path], config: CorpusConfig) -> Corpus:
+    """Files of any form, read one after the other."""
+    assert config.data_path is not None
+    name = config.data_path.resolve().name
+    labels: list[Label] | None = [] if config.subject_field else None
+
+    def texts() -> Iterator[Text]:
+        records = chain.from_iterable(_records(file, config) for file in files)
+        return chosen(records, config, name, labels)
+
+    hashes = [f"{file.relative_to(config.data_path)} {file_sha256(file)}" for file in files]
+    return Corpus(texts, name, f"{hashes} {_choice(config)}", labels=labels)
+
+
+def hub_dataset(config: CorpusConfig) -> Corpus:
+    """A data set of the Hub, at the commit that its revision is now."""
+    dataset = find_dataset(config)
+    labels: list[Label] | None = [] if config.subject_field else None
+    what = (config.dataset_id, config.dataset_name, config.dataset_split, dataset.commit)
+    return Corpus(
+        lambda: chosen(dataset.records(), config, dataset.name, labels),
+        dataset.name,
+        f"{what} {_choice(config)}",
+        commit=dataset.commit,
+        labels=labels,
+    )
+
+
+def _choice(config: CorpusConfig) -> tuple[object, ...]:
+    """The settings that decide which texts are read."""
+    return config.text_field, config.subject_field, config.subjects
+
+
+def _records(file: Path, config: CorpusConfig) -> Iterator[Record]:
+    form = form_of(file)
+    if form == PLAIN:
+        return text_file(file)
+    if form == PARQUET:
+        return parquet(file, fields_of(config))
+    if form == LINES:
+        return json_lines(file)
+    texts = stream_texts(file)
+    return (Record(f"{file}: item {number}", text) for number, text in enumerate(texts))
+
+
+def fields_of(config: CorpusConfig) -> Mapping[str, str]:
+    """The fields that are read, with the options that name them."""
+    fields = {config.text_field: "--text-field"}
+    if config.subject_field:
+        fields[config.subject_field] = "--subject-field"
+    return fields
+
+
+def chosen(
+    records: Iterator[Record], config: CorpusConfig, name: str, labels: list[Label] | None
+) -> Iterator[Text]:
+    """The texts of the records, or of those with the wanted subjects.
+
+    Args:
+        labels: is filled with the subjects, in the order in which they come.
+
+    Raises:
+        SAEError: a record does not have the fields, or none has a wanted subject.
+    """
+    if config.subject_field is None or labels is None:
+        yield from (Text(text_of(record, config.text_field)) for record in records)
+        return
+    labels.clear()
+    numbers: dict[str, int] = {}
+    others: dict[str, None] = {}
+    for record in records:
+        value = value_of(record, config.subject_field, "--subject-field")
+        subject = "" if value is None else str(value)
+        if config.subjects and subject not in config.subjects:
+            if len(others) < SHOWN:
+                others[subject] = None
+            continue
+        if subject not in numbers:
+            numbers[subject] = len(numbers)
+            labels.append(Label(subject, name))
+            if len(numbers) > MOST_SUBJECTS:
+                raise SAEError(
+                    f"{name}: --subject-field {config.subject_field}: has more than "
+                    f"{MOST_SUBJECTS} values; name a field with fewer, or give --subjects"
+                )
+        yield Text(text_of(record, config.text_field), numbers[subject])
+    if not numbers:
+        raise SAEError(
+            f"{name}: --subjects {' '.join(config.subjects)}: no text has this "
+            f"{config.subject_field}; there are: {', '.join(others)}"
+        )

@@ -1,0 +1,111 @@
+"""Data sets of the Hugging Face Hub, read by the `datasets` library."""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from sae_core.corpus.records import Record, no_field
+from sae_core.models.model_places import COMMIT
+from sae_core.train_config import CorpusConfig
+from sae_core.utils.errors import SAEError, one_line
+
+
+@dataclass(frozen=True)
+class HubDataset:
+    """One split of a data set, at one commit."""
+
+    config: CorpusConfig
+    commit: str
+
+    @property
+    def name(self) -> str:
+        """For people: the id, with the configuration if one is named."""
+        parts = (self.config.dataset_id, self.config.dataset_name)
+        return ":".join(filter(None, parts))
+
+    def records(self) -> Iterator[Record]:
+        """The rows of the split, in their order.
+
+        Raises:
+            SAEError: there is no such split or field, or the Hub fails.
+        """
+        where = f"data set {self.name}, {self.config.dataset_split}"
+        with _loading(where):
+            for number, content in enumerate(self._rows(where)):
+                yield Record(f"{where}: row {number}", content)
+
+    def _rows(self, where: str) -> Any:
+        import datasets
+
+        config = self.config
+        if not sys.stderr.isatty():
+            datasets.disable_progress_bars()
+        rows = datasets.load_dataset(
+            config.dataset_id,
+            config.dataset_name,
+            split=config.dataset_split,
+            revision=self.commit,
+            streaming=config.dataset_streaming,
+        )
+        if rows.features is None:  # a stream knows them only from its first row
+            return rows
+        fields = {config.text_field: "--text-field"}
+        if config.subject_field:
+            fields[config.subject_field] = "--subject-field"
+        columns: dict[str, None] = {}
+        for field, option in fields.items():
+            column = field if field in rows.features else field.split(".")[0]
+            if column not in rows.features:
+                raise no_field(where, field, list(rows.features), option)
+            columns[column] = None
+        return rows.select_columns(list(columns))  # so that no picture or sound is decoded
+
+
+def find_dataset(config: CorpusConfig) -> HubDataset:
+    """The data set that the settings name, at the commit that its revision is now.
+
+    Raises:
+        SAEError: there is none, or the Hub does not let this token read it.
+    """
+    from huggingface_hub.errors import GatedRepoError
+
+    from sae_core.utils.hub_client import connect, named, patiently
+
+    api, revision = connect(), config.dataset_revision
+    assert config.dataset_id is not None
+    name = config.dataset_id
+    if revision and COMMIT.fullmatch(revision):
+        return HubDataset(config, revision)
+    where = f"--dataset-id {name}, revision {revision or 'main'}"
+    try:
+        with named(where):
+            found = patiently(lambda: api.dataset_info(name, revision=revision))
+    except SAEError as error:
+        if isinstance(error.__cause__, GatedRepoError):
+            raise SAEError(
+                f"{where}: is only for those who have been given access; ask for it on the data "
+                "set's page on the Hub, and use a token of that account"
+            ) from error
+        raise
+    return HubDataset(config, str(found.sha))
+
+
+@contextmanager
+def _loading(where: str) -> Iterator[None]:
+    """A block in which the library loads: its failures in one line, with the options to change."""
+    from sae_core.utils.hub_client import named
+
+    with named(where):
+        try:
+            yield
+        except (ValueError, FileNotFoundError) as error:
+            # The library's messages list the configurations and splits that there are.
+            said = re.sub(
+                r"Please pick one among the available", "There are these", one_line(error)
+            )
+            raise SAEError(
+                f"{where}: cannot be read ({said}); see --dataset-name and --dataset-split"
+            ) from error

@@ -1,0 +1,199 @@
+"""Files of records, and plain text, read piece by piece: JSON lines, Parquet, text files.
+
+What a reader gives is a record, a mapping of fields, for each text; of a text without fields, the
+text itself.
+"""
+
+import gzip
+import io
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from sae_core.data_processing.texts import kind_of
+from sae_core.utils.errors import SAEError, is_unicode, one_line
+
+LONGEST = 2**20
+"""Characters of a text file that become one text; a longer file is cut where a paragraph ends."""
+
+ROWS = 256
+"""Rows of a Parquet file that are in memory at once."""
+
+FIELDS_SHOWN = 30
+"""Of those that a message lists."""
+
+
+class Record(NamedTuple):
+    """One text of a file, with its fields."""
+
+    where: str
+    """For messages: the file, and where in it."""
+    content: Any
+    """A mapping, or a text."""
+
+
+def json_lines(path: Path) -> Iterator[Record]:
+    """The records of a file with a JSON value on each line, which may be compressed."""
+    with reading(str(path)), opened(path) as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
+                continue
+            try:
+                content = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+            except (ValueError, RecursionError) as error:
+                raise SAEError(
+                    f"{path}: line {number}: not JSON ({one_line(error)}); write one JSON value on "
+                    "each line"
+                ) from error
+            yield Record(f"{path}: line {number}", content)
+
+
+def parquet(path: Path, fields: Mapping[str, str]) -> Iterator[Record]:
+    """The rows of a Parquet file, with only the columns of these fields.
+
+    Args:
+        fields: with the option that names each.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    with reading(str(path)), ParquetFile(path, pre_buffer=False, buffer_size=2**16) as file:
+        names, every = file.schema_arrow.names, _of_schema(file.schema_arrow)
+        columns = {field if field in names else field.split(".")[0] for field in fields}
+        for field, option in fields.items():
+            if field not in every:
+                raise no_field(str(path), field, every, option)
+        number = 0
+        for batch in file.iter_batches(ROWS, columns=sorted(columns), use_threads=False):
+            for row in batch.to_pylist():
+                number += 1
+                yield Record(f"{path}: row {number}", row)
+
+
+def text_file(path: Path) -> Iterator[Record]:
+    """A text file, or if it is long its stretches of about `LONGEST` characters."""
+    with reading(str(path)), opened(path) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8-sig")
+        held = ""
+        while block := text.read(LONGEST - len(held)):
+            held += block
+            if len(held) == LONGEST:
+                end = _paragraph_end(held)
+                yield Record(str(path), held[:end])
+                held = held[end:]
+        if held:
+            yield Record(str(path), held)
+
+
+def _paragraph_end(text: str) -> int:
+    """Where to cut a text: after its last empty line, line or word."""
+    for mark in ("\n\n", "\n", " "):
+        if (at := text.rfind(mark, 1)) > 0:
+            return at + len(mark)
+    return len(text)
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A file, decompressed if it is gzip or zstd."""
+    with path.open("rb") as file:
+        magic = file.peek(4)[:4]
+        if magic.startswith(b"\x1f\x8b"):
+            with gzip.open(file) as unpacked:
+                yield unpacked  # type: ignore[misc]  # it has all that is used here
+        elif magic == b"\x28\xb5\x2f\xfd":
+            from pyarrow import CompressedInputStream, PythonFile
+
+            with CompressedInputStream(PythonFile(file), "zstd") as unpacked:
+                yield io.BufferedReader(unpacked)
+        else:
+            yield file
+
+
+@contextmanager
+def reading(where: str) -> Iterator[None]:
+    """A block that reads: what goes wrong in one line."""
+    try:
+        yield
+    except SAEError:
+        raise
+    except UnicodeDecodeError as error:
+        raise SAEError(f"{where}: not UTF-8; save it as UTF-8") from error
+    except Exception as error:  # gzip, zlib and pyarrow have exceptions of their own
+        raise SAEError(
+            f"{where}: damaged, cut off or not readable ({one_line(error)}); create it again"
+        ) from error
+
+
+def value_of(record: Record, field: str, option: str) -> Any:
+    """A field of a record, `a.b` for one within another.
+
+    Raises:
+        SAEError: the record has no such field.
+    """
+    content = record.content
+    if not isinstance(content, Mapping):
+        raise SAEError(
+            f"{record.where}: a JSON {kind_of(content)}, neither a text nor an object with fields"
+        )
+    if field in content:
+        return content[field]
+    for name in field.split("."):
+        if not isinstance(content, Mapping) or name not in content:
+            raise no_field(record.where, field, list(_of_record(record.content)), option)
+        content = content[name]
+    return content
+
+
+def text_of(record: Record, field: str) -> str:
+    """A record's text; empty where it is null.
+
+    Raises:
+        SAEError: it is no text.
+    """
+    is_bare = isinstance(record.content, str)
+    value = record.content if is_bare else value_of(record, field, "--text-field")
+    if isinstance(value, bytes):
+        try:
+            value = value.decode()
+        except UnicodeDecodeError as error:
+            raise SAEError(f"{record.where}: the bytes of {field} are not UTF-8") from error
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise SAEError(
+            f"{record.where}: --text-field {field}: holds a {kind_of(value)}, not a text; name the "
+            "field of the texts"
+        )
+    if not is_unicode(value):
+        raise SAEError(
+            f"{record.where}: holds half a surrogate pair, which is not a character; create the "
+            "file again"
+        )
+    return value
+
+
+def no_field(where: str, field: str, names: list[str], option: str = "--text-field") -> SAEError:
+    """A record without the field that is asked for; lists those that there are."""
+    more = f" and {len(names) - FIELDS_SHOWN} more" if len(names) > FIELDS_SHOWN else ""
+    there = ", ".join(names[:FIELDS_SHOWN]) + more if names else "none"
+    return SAEError(f"{where}: {option} {field}: no such field; there are: {there}")
+
+
+def _of_record(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    for name, value in content.items():
+        yield f"{prefix}{name}"
+        if isinstance(value, Mapping):
+            yield from _of_record(value, f"{prefix}{name}.")
+
+
+def _of_schema(schema: Any, prefix: str = "") -> list[str]:
+    from pyarrow.types import is_struct
+
+    found: list[str] = []
+    for field in schema:
+        found.append(f"{prefix}{field.name}")
+        if is_struct(field.type):
+            found += _of_schema(field.type.fields, f"{prefix}{field.name}.")
+    return found

@@ -1,0 +1,75 @@
+"""How a tokenizer turns texts into a stream of tokens."""
+
+import re
+from collections.abc import Sequence
+from itertools import chain, pairwise
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from sae_core.utils.errors import SAEError
+
+IntArray = npt.NDArray[np.integer[Any]]
+
+
+def is_blank(text: str) -> bool:
+    """Whether a text has nothing to tokenise; such texts are left out."""
+    return not text.strip()
+
+
+class Tokens:
+    """How a tokenizer's texts are packed: what separates them, and whether windows begin with
+    BOS (which Gemma needs, and Qwen3 and SmolLM2 do not have).
+
+    A control token that is spelled out in a text, such as `<|endoftext|>` in a chapter on
+    tokenizers, is read as ordinary text: it neither ends the text nor begins one.
+    """
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+        first = tokenizer("a")["input_ids"][0]
+        self.bos: int | None = first if first == tokenizer.bos_token_id else None
+        end = tokenizer.get_vocab().get("<|endoftext|>", tokenizer.eos_token_id)
+        if end is None:
+            raise SAEError(
+                f"{tokenizer.name_or_path}: the tokenizer has no end-of-text token to join texts "
+                "with; set its eos_token"
+            )
+        self.end_of_text: int = end
+        added = tokenizer.added_tokens_decoder
+        control = {*tokenizer.all_special_ids, *(i for i, t in added.items() if t.special), end}
+        # The token for what the vocabulary lacks is no control token, unless it is one as well.
+        control -= {tokenizer.unk_token_id} - {end, self.bos}
+        self._control: set[int] = control
+        words = filter(None, tokenizer.convert_ids_to_tokens(sorted(control)))
+        self._spelled = re.compile("|".join(map(re.escape, words)))
+
+    def spelled(self, text: str) -> str | None:
+        """The first control token that is spelled out in a text."""
+        found = self._spelled.search(text)
+        return found[0] if found else None
+
+    def packed(self, texts: Sequence[str]) -> tuple[IntArray, IntArray]:
+        """(T,) int32 token ids of texts that are not blank, each followed by the end-of-text token,
+        and (texts,) the number of tokens of each with it."""
+        encoded = self._encode(list(texts))
+        ids = chain.from_iterable(chain(text, (self.end_of_text,)) for text in encoded)
+        lengths = np.fromiter((len(text) + 1 for text in encoded), np.int64, len(encoded))
+        return np.fromiter(ids, np.int32, int(lengths.sum())), lengths
+
+    def _encode(self, texts: list[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        settings = {"add_special_tokens": False, "split_special_tokens": True}
+        encoded = self.tokenizer(texts, **settings)["input_ids"]
+        for at, ids in enumerate(encoded):
+            if not self._control.isdisjoint(ids):  # the vocabulary of words has them, too
+                pieces = self._cut(texts[at])
+                encoded[at] = [*chain(*self.tokenizer(pieces, **settings)["input_ids"])]
+        return encoded
+
+    def _cut(self, text: str) -> list[str]:
+        """The text in pieces, cut after the first character of each control token it contains."""
+        ends = [found.start() + 1 for found in self._spelled.finditer(text)]
+        return [text[a:b] for a, b in pairwise([0, *ends, len(text)])]
