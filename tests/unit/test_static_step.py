@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
+from sae_core.pretrained import Origin
 from sae_core.sae.kinds import build
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
@@ -43,6 +44,7 @@ def trainer(
     n_dead: int = 0,
     max_skipped: int = 10,
     recon_weight: float = 1.0,
+    origin: Origin | None = None,
     **changes: Any,
 ) -> tuple[Trainer, Recorder]:
     """A training of three epochs of eight steps, and a record of what it tells."""
@@ -52,7 +54,9 @@ def trainer(
         num_epochs=3, early_stopping_patience=0, lr=0.01, recon_weight=recon_weight
     )
     compute, source = Compute(precision=precision), source or SparseDirections()
-    made = Trainer(sae, source, settings, recorder, compute, None, max_skipped, log_freq, stepping)
+    made = Trainer(
+        sae, source, settings, recorder, compute, None, max_skipped, log_freq, stepping, origin
+    )
     return made, recorder
 
 
@@ -71,6 +75,19 @@ def assert_alike(found: Trainer, right: Trainer, rel: float = 1e-4) -> None:
     for name, tensor in right.sae.state_dict().items():
         other = found.sae.state_dict()[name]
         torch.testing.assert_close(other, tensor, rtol=1e-3, atol=rel, msg=name)
+
+
+def test_a_training_that_begins_with_an_sae_takes_its_weights_over() -> None:
+    first = run(trainer("ordinary")[0])
+    normalise = Normalisation(torch.full((D,), 2.0), 3.0, float("inf"))
+    origin = Origin(first.folded(normalise.mean, normalise.scale, torch.float32), "first", {})
+    found, right = (trainer(how, origin=origin)[0] for how in ("static", "ordinary"))
+    run(found)
+    run(right)
+    assert_alike(found, right)
+    from_random = trainer("ordinary")[0]
+    run(from_random)
+    assert found.history["loss"][0] != pytest.approx(from_random.history["loss"][0], rel=0.01)
 
 
 def kinds_of(recorder: Recorder) -> list[tuple[Any, ...]]:
