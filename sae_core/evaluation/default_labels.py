@@ -237,7 +237,7 @@ class DefaultLabels:
         return ", ".join(f"“{self._named_words([key])}”" for key in keys)
 
     def _base(self, word: Hashable) -> float:
-        return self._counts[word] / self.n_tokens  # type: ignore[call-overload]
+        return self._counts[word] / self.n_tokens
 
     def _base_near(self, word: Hashable) -> float:
         return 1 - (1 - self._base(word)) ** NEAR
