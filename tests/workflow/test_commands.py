@@ -39,7 +39,7 @@ def sends(command: str) -> bool:
 
 
 def needs_an_sae(command: str) -> bool:
-    words = ("eval_sae", "--init-from smoke_test_sae", "--sae smoke_test_sae")
+    words = ("eval_sae", "--init-from smoke_test_sae", "--sae smoke_test_sae", "compare.py")
     return any(word in command for word in words)
 
 
@@ -152,15 +152,16 @@ def test_side_by_side_evaluation_and_module_form(in_checkout, checkout: Path) ->
     )  # fmt: skip
     table = in_checkout(evaluation, start=run_python).stdout
     assert "smoke_test_sae" in table and "best_model.pt" in table
-    tuning, reading, steering = (
+    tuning, reading, steering, comparing = (
         next(c for c in commands() if word in c)
-        for word in ("--init-from", "inspect_text.py", "steer.py")
+        for word in ("--init-from", "inspect_text.py", "steer.py", "compare.py")
     )
     assert "smoke_test_sae" in in_checkout(f"{tuning} --val-fraction 0.3").stdout
     shutil.copytree(ROOT / "scripts", checkout / "scripts")
     in_checkout(reading)
     assert "absorbed" in (checkout / "light.html").read_text()
     assert "== strength 40" in in_checkout(steering).stdout
+    assert "smoke_test_sae_ft: of " in in_checkout(comparing).stdout
     heading = next(line for line in table.splitlines() if line.startswith("SAE"))
     assert heading.split()[:4] == ["SAE", "MSE", "FVU", "L0"]
     *_, last = table.splitlines()

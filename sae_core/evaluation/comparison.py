@@ -1,0 +1,109 @@
+"""Two SAEs side by side: each feature's nearest one in the other.
+
+    by decoder: the cosine of their decoder rows, for SAEs of one hook of one model
+    by activation: Pearson's correlation over tokens of their activations, for any two that read
+                   the same texts through the same model
+
+A feature whose nearest one is above 0.7 (0.9) has a twin. Matches are made both ways, as several
+features may share a nearest one.
+
+Memory of the correlation: 8 F G bytes for SAEs of F and G features.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.utils.errors import SAEError
+
+TWIN = (0.7, 0.9)
+"""How near a twin is."""
+
+ROWS = 1024
+"""Features of the first SAE that are compared at once."""
+
+MOST_PAIRS = 2**29
+"""Pairs of features that are correlated at most, 4 GiB."""
+
+
+class Matches(NamedTuple):
+    """The nearest feature in the other SAE, for each of F features."""
+
+    feature: Tensor
+    """(F,) its number."""
+    nearness: Tensor
+    """(F,) cosine or correlation; NaN for a feature that is never active."""
+
+    def share(self, least: float) -> float:
+        """The share of the features with a twin; those never active have none."""
+        return float((self.nearness > least).double().mean())
+
+
+def by_decoder(a: SparseAutoencoder, b: SparseAutoencoder) -> Matches:
+    """For each feature of `a`, the one of `b` with the largest cosine of decoder rows.
+
+    Raises:
+        SAEError: their outputs belong to other hooks, or have other widths.
+    """
+    sites = [(sae.spec.target_hook_spec, sae.spec.d_in) for sae in (a, b)]
+    if sites[0] != sites[1]:
+        raise SAEError(
+            f"--by decoder: one SAE is of {sites[0][0]} with width {sites[0][1]}, the other of "
+            f"{sites[1][0]} with {sites[1][1]}; compare them with --by activation"
+        )
+    rows, others = (F.normalize(sae.W_dec.detach().float(), dim=1) for sae in (a, b))
+    found = [(part @ others.T).max(1) for part in rows.split(ROWS)]
+    return Matches(torch.cat([m.indices for m in found]), torch.cat([m.values for m in found]))
+
+
+@torch.no_grad()
+def by_activation(
+    model: LanguageModel, a: SparseAutoencoder, b: SparseAutoencoder, windows: Tensor
+) -> tuple[Matches, Matches]:
+    """The matches of each by correlation over the tokens of `windows` (W, L), a window's first left
+    out.
+
+    Raises:
+        SAEError: together they have too many features.
+    """
+    n_pairs = a.spec.d_sae * b.spec.d_sae
+    if n_pairs > MOST_PAIRS:
+        raise SAEError(
+            f"--by activation: {a.spec.d_sae} x {b.spec.d_sae} features are more than "
+            f"{MOST_PAIRS:,} pairs; compare them with --by decoder"
+        )
+    n, cross = 0, torch.zeros(a.spec.d_sae, b.spec.d_sae, dtype=torch.float64)
+    sums = [torch.zeros(2, sae.spec.d_sae, dtype=torch.float64) for sae in (a, b)]
+    for both in _features(model, a, b, windows):
+        f, g = (features.double().cpu() for features in both)
+        n += len(f)
+        cross += f.T @ g
+        for total, features in zip(sums, (f, g), strict=True):
+            total += torch.stack([features.sum(0), features.pow(2).sum(0)])
+    (mean_f, square_f), (mean_g, square_g) = (total / n for total in sums)
+    covariance = cross / n - mean_f[:, None] * mean_g
+    deviation_f = (square_f - mean_f.pow(2)).clamp(min=0).sqrt()
+    deviation_g = (square_g - mean_g.pow(2)).clamp(min=0).sqrt()
+    correlation = covariance / (deviation_f[:, None] * deviation_g)
+    return _nearest(correlation), _nearest(correlation.T)
+
+
+def _features(
+    model: LanguageModel, a: SparseAutoencoder, b: SparseAutoencoder, windows: Tensor
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(N, F) and (N, G) of some windows at a time."""
+    hooks = [Hook(sae.spec.hook_layer, sae.spec.hook_name) for sae in (a, b)]
+    for part in windows.split(model.windows_at_once(windows.shape[1], 8)):
+        found = model.activations(part, hooks)
+        x, y = (found[hook][:, 1:].flatten(0, 1).float() for hook in hooks)
+        yield a.encode(x), b.encode(y)
+
+
+def _nearest(correlation: Tensor) -> Matches:
+    known = correlation.nan_to_num(nan=-2.0, posinf=-2.0, neginf=-2.0).max(1)
+    return Matches(known.indices, torch.where(known.values < -1.5, torch.nan, known.values))

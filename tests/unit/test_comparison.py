@@ -1,0 +1,91 @@
+"""Two SAEs side by side: features are matched, by decoder and by activation."""
+
+import copy
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from running import ROOT, run_here
+from synthetic import random_sae
+from tiny_model import WIDTH
+
+from sae_core.activations.token_windows import TokenWindows
+from sae_core.evaluation.comparison import Matches, by_activation, by_decoder
+from sae_core.formats.checkpoint import save_sae
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae_base import SparseAutoencoder
+from sae_core.utils.errors import SAEError
+
+N = 40
+
+
+def an_sae(seed: int = 0, **changes: object) -> SparseAutoencoder:
+    own = {"d_in": WIDTH, "d_sae": N, "hook_layer": 1, "hook_name": "hook_resid_post"}
+    return random_sae("batch_topk", torch.float32, seed, **{**own, **changes}).requires_grad_(False)
+
+
+def shuffled(sae: SparseAutoencoder) -> tuple[SparseAutoencoder, torch.Tensor]:
+    """The same SAE with its features in another order; feature i is there number `place[i]`."""
+    order = torch.randperm(N, generator=torch.Generator().manual_seed(4))
+    other = copy.deepcopy(sae)
+    other.W_dec.copy_(sae.W_dec[order])
+    other.W_enc.copy_(sae.W_enc[:, order])
+    other.b_enc.copy_(sae.b_enc[order])
+    return other, order.argsort()
+
+
+def test_by_decoder_the_same_features_are_found_in_any_order() -> None:
+    sae = an_sae()
+    other, place = shuffled(sae)
+    other.W_dec[place[:4]] *= -1  # four features have no twin
+    found = by_decoder(sae, other)
+    assert torch.equal(found.feature[4:], place[4:])
+    assert found.share(0.9) == pytest.approx((N - 4) / N)
+    assert 0.99 < found.nearness[4:].min() and found.nearness[:4].max() < 0.9
+
+
+def test_other_hooks_have_no_cosine() -> None:
+    with pytest.raises(SAEError, match="--by activation"):
+        by_decoder(an_sae(), an_sae(hook_layer=2))
+
+
+def test_by_activation_is_the_correlation_over_tokens(
+    language_model: LanguageModel, windows: TokenWindows
+) -> None:
+    tokens = windows.train(0, torch.arange(6))
+    sae, other = an_sae(), an_sae(seed=1, hook_layer=2)
+    sae.b_enc[3] = -1e6  # never active
+    found, back = by_activation(language_model, sae, other, tokens)
+    hooks = [Hook(1, "hook_resid_post"), Hook(2, "hook_resid_post")]
+    x, y = (language_model.activations(tokens, hooks)[hook][:, 1:].flatten(0, 1) for hook in hooks)
+    both = torch.cat([sae.encode(x), other.encode(y)], 1).double()
+    wanted = torch.corrcoef(both.T)[:N, N:].nan_to_num(nan=-1)
+    known = both[:, :N].std(0) > 0
+    assert not known[3] and torch.equal(found.nearness.isnan(), ~known)
+    torch.testing.assert_close(found.nearness[known], wanted.amax(1)[known], rtol=1e-4, atol=1e-6)
+    active = both[:, N:].std(0) > 0
+    torch.testing.assert_close(back.nearness[active], wanted.amax(0)[active], rtol=1e-4, atol=1e-6)
+
+
+def test_share_counts_those_never_active_as_alone() -> None:
+    assert Matches(torch.zeros(4), torch.tensor([0.8, 0.95, torch.nan, 0.1])).share(0.7) == 0.5
+
+
+@pytest.mark.parametrize("by", ["decoder", "activation"])
+def test_the_command(by: str, tmp_path: Path, tiny_model: Path, texts: list[str]) -> None:
+    sae = an_sae(metadata={"max_text_length": 24, "val_fraction": 0.5})
+    save_sae(tmp_path / "one", sae, {})
+    save_sae(tmp_path / "two", shuffled(sae)[0], {})
+    data = tmp_path / "texts.json"
+    data.write_text(json.dumps(texts))
+    options = ("--by", by, "--page", "page.html", "--model-name", tiny_model, "--device", "cpu")
+    texts_of = ("--data-path", data, "--token-root", tmp_path / "tokens")
+    printed = run_here(
+        ROOT / "scripts/compare.py", "one", "two", *options, *texts_of, cwd=tmp_path
+    ).stdout
+    assert "one: of 40 features" in printed and "two: of 40 features" in printed
+    page = (tmp_path / "page.html").read_text()
+    assert "Pairs: " in page and str(tmp_path) not in page
+    if by == "decoder":
+        assert "100.0% above 0.9" in printed
