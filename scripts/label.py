@@ -5,7 +5,7 @@ import sys
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
@@ -15,7 +15,6 @@ from sae_core.labelling.label_files import in_words, write_labels, write_table
 from sae_core.labelling.labeller import Labeller
 from sae_core.labelling.ledger import Ledger
 from sae_core.labelling.windows import Pool
-from sae_core.train_config import ComputeConfig
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError
 from sae_core.utils.progress import progress_bar
@@ -40,7 +39,8 @@ class Job:
     """JSON lines that keep every answer, so that nothing is asked twice: only appended to."""
     dry_run: bool = False
     """Print how many requests and tokens it would take, and what they would cost; ask nothing."""
-    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    device: Literal["auto", "cuda", "mps", "cpu"] = "auto"
+    """Where a local model computes; `auto` takes CUDA, then Apple's MPS, then the CPU."""
     labeller: LabellerConfig = field(default_factory=LabellerConfig)
     asking: AskingConfig = field(default_factory=AskingConfig)
 
@@ -90,7 +90,7 @@ def language_model(job: Job) -> "Chat":
     from sae_core.labelling.local_model import LocalModel
     from sae_core.utils.devices import pick_device
 
-    return LocalModel(job.labeller, pick_device(job.compute.device))
+    return LocalModel(job.labeller, pick_device(job.device))
 
 
 if __name__ == "__main__":

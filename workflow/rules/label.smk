@@ -29,5 +29,6 @@ rule label:
         job(
             "label.py --entries {input.entries} {params.options} {params.runtime}"
             " --answers {params.folder}/answers/{wildcards.run}.jsonl"
-            " --labels {output.labels} --table {output.table}"
+            " --labels {output.labels} --table {output.table}",
+            gpus=PLAN.labelling.labeller_backend == "local",
         )
