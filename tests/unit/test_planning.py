@@ -208,7 +208,7 @@ def test_a_corpus_that_is_not_there_is_said(
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit):
         plan_jobs.main(["--config", str(ROOT / "config/demo.yaml")])
-    assert "demo.yaml: its chapters.folders hold no chapters here" in capsys.readouterr().err
+    assert "demo.yaml: its texts are not here" in capsys.readouterr().err
 
 
 SHIPPED = load_plan(
