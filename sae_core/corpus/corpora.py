@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from itertools import chain, repeat
 from pathlib import Path
 
-from sae_core.corpus.forms import LINES, LIST, PARQUET, PLAIN, corpus_files, form_of
+from sae_core.corpus.forms import LINES, LIST, PARQUET, PLAIN, corpus_files, form_of, passed_over
 from sae_core.corpus.hub import find_dataset
 from sae_core.corpus.records import Record, json_lines, parquet, text_file, text_of, value_of
 from sae_core.corpus.tokenise import Corpus, Label, Text
@@ -78,6 +78,9 @@ def files_of_records(files: list[Path], config: CorpusConfig) -> Corpus:
         records = chain.from_iterable(_records(file, config) for file in files)
         return chosen(records, config, name, labels)
 
+    if passed := passed_over(config):
+        what = "file is" if len(passed) == 1 else "files are"
+        print(f"{config.data_path}: {len(passed)} {what} passed over, such as {passed[0].name}")
     hashes = [f"{file.relative_to(config.data_path)} {file_sha256(file)}" for file in files]
     return Corpus(texts, name, f"{hashes} {_choice(config)}", labels=labels)
 

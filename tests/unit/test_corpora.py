@@ -208,7 +208,9 @@ def test_no_form_that_is_known(made: Any, tmp_path: Path) -> None:
 # Folders
 
 
-def test_a_folder(texts: list[str], made: Any, tmp_path: Path) -> None:
+def test_a_folder(
+    texts: list[str], made: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "corpus"
     (folder / "more").mkdir(parents=True)
     (folder / "b.TXT").write_text(texts[1])
@@ -219,6 +221,7 @@ def test_a_folder(texts: list[str], made: Any, tmp_path: Path) -> None:
     (folder / "more/d.txt").write_text(texts[4])
     file = read(CorpusConfig(data_path=folder), made, tmp_path / "tokens")
     assert [*file.texts] == texts[:4]
+    assert f"{folder}: 3 files are passed over, such as .hidden.txt" in capsys.readouterr().out
     every = CorpusConfig(data_path=folder, data_pattern="**/*.txt")
     assert [*read(every, made, tmp_path / "tokens").texts] == [texts[4]]
     message = refused(
