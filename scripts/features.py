@@ -80,9 +80,9 @@ def run(job: Job) -> None:
     figures = identity(job.sae.name, sae.spec, record.name) | writer.corpus_figures() | calibration
     seed = sae.spec.metadata.get("seed") or 0
     figures["map"] = feature_map(sae.W_dec, table, job.features.map_features, seed)
-    if means is not None and corpus.sources is not None:
-        W_dec = None if sae.spec.target_hook_name else sae.W_dec
-        figures["probes"] = probe_subjects(means.samples(), corpus.subjects, W_dec, seed)
+    W_dec = None if sae.spec.target_hook_name else sae.W_dec
+    samples = means.samples() if means else None
+    figures["probes"] = samples and probe_subjects(samples, corpus.subjects, W_dec, seed)
     write_parts(job.entries, (line.encode() for line in lines))
     write_file(job.table, writer.rows())
     write_file(job.corpus, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")

@@ -50,8 +50,10 @@ class WindowMeans:
         self.x.append((x.float() * share[..., None]).sum(1).cpu()[kept])
         self.subject.append(subject[:, 0].cpu()[kept])
 
-    def samples(self) -> "Samples":
-        """All windows, in the order of the corpus."""
+    def samples(self) -> "Samples | None":
+        """All windows, in the order of the corpus; None if nothing was added."""
+        if not self.code:
+            return None
         code = sparse.vstack(self.code, format="csc")
         return Samples(torch.cat(self.x).numpy(), code, torch.cat(self.subject).numpy())
 

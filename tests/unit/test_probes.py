@@ -79,6 +79,7 @@ def test_means_are_over_the_counted_tokens_of_windows_of_one_subject() -> None:
     means = WindowMeans()
     means.add(x, sparse_ops.sparse([dense]), counted, subject)
     samples = means.samples()
+    assert samples is not None and WindowMeans().samples() is None
     assert samples.subject.tolist() == [0, 1]
     for row, window in enumerate((0, 2)):
         at = counted[window]
