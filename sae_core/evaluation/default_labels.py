@@ -94,7 +94,7 @@ class DefaultLabels:
         self.length = corpus.windows.tokens.shape[1]
         self.n_tokens = len(words.ids)
         self._ids, self._before = words.ids.tolist(), words.before.tolist()
-        self._counts = words.counts.tolist()
+        self._counts: dict[Hashable, int] = dict(enumerate(words.counts.tolist()))
 
     def of_all(self) -> list[Label]:
         """One label for each of the F features, in their order."""
