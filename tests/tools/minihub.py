@@ -268,7 +268,7 @@ class Handler(QuietHandler):
         if below and not found:
             raise HubError(404, f"{folder} does not exist", "EntryNotFound")
         answer = [{"type": "file", "path": p, **entry} for p, entry in found.items()]
-        if "recursive=True" not in self.path:
+        if "recursive=true" not in self.path.lower():
             nested = {
                 f"{below}{p[len(below) :].split('/')[0]}" for p in found if "/" in p[len(below) :]
             }

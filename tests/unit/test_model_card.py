@@ -49,7 +49,7 @@ def test_the_card_has_what_a_stranger_needs(kind: str, tmp_path: Path) -> None:
         f'load_pretrained("alice/saes/{NAME}")',
         f'SAE.from_pretrained("alice/saes", "{NAME}")',
         "| FVU | 0.1250 |",
-        "| dead | 5.00% |",
+        "| silent | 5.00% |",
         "| loss recovered, all spliced | 0.7330 |",
         "| loss recovered, sinks kept | 0.9330 |",
         "| left alone | 16 |",
