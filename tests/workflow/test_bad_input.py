@@ -163,7 +163,7 @@ def write(path: Path, content: str) -> Path:
     [
         (None, "no such file"),
         ('["a text", "cut o', "cut off"),
-        ('{"a": 1}', "list"),
+        ('{"a": 1}', "--text-field"),
         ('["a", 3]', "1"),
         ("[]", "empty"),
         (json.dumps(["one text"] * 3), "--val-fraction"),
