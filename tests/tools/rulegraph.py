@@ -14,10 +14,13 @@ import sys
 from collections.abc import Iterator
 from itertools import combinations, pairwise
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
+from sae_core.models.model_sources import ModelRecord
+
 ROOT = Path(__file__).resolve().parents[2]
-COMMAND = "--configfile config/demo.yaml --rulegraph --forceall --nolock".split()
+COMMAND = "--configfile config/demo.yaml --rulegraph --nolock".split()
 TIMEOUT = 120
 
 WHAT = {
@@ -232,15 +235,34 @@ def _box(rule: str, x: float, y: float, style: tuple[str, str]) -> list[str]:
     return box
 
 
+RECORD = ModelRecord(
+    name="SmolLM2-135M-Instruct",
+    source="wheel",
+    commit=None,
+    path=".",
+    n_layers=30,
+    d_model=576,
+    hook_names=["hook_resid_post"],
+    tokenizer_sha256="0" * 64,
+)
+"""Which rules follow the fetch is known only when a model's tokenizer is."""
+
+
 def rulegraph() -> str:
-    """What Snakemake prints."""
-    done = subprocess.run(
-        [sys.executable, "-m", "snakemake", *COMMAND],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-    )
+    """What Snakemake prints, in a folder where the example's model has been fetched."""
+    with TemporaryDirectory() as folder:
+        for name in ("workflow", "config", "sae_core", "scripts", "envs"):
+            Path(folder, name).symlink_to(ROOT / name)
+        record = Path(folder, f"results/models/{RECORD.name}.json")
+        record.parent.mkdir(parents=True)
+        RECORD.save(record)
+        done = subprocess.run(
+            [sys.executable, "-m", "snakemake", *COMMAND],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT,
+        )
     if done.returncode:
         sys.exit(done.stderr)
     return done.stdout
