@@ -95,8 +95,9 @@ def test_the_workflows_commands_do_on_a_gpu_what_they_do_on_a_cpu(
     there, here = (
         made_on(device, tmp_path / device, record, data_path) for device in ("cuda", "cpu")
     )
-    for name in ("fvu", "l0", "ce_sae", "kl"):
-        assert there[name] == pytest.approx(here[name], rel=0.02), name
+    # A GPU reads more windows per pass, so sums round otherwise; a tiny SAE's KL shows it most.
+    for name, rel in {"fvu": 0.02, "l0": 0.02, "ce_sae": 0.02, "kl": 0.05}.items():
+        assert there[name] == pytest.approx(here[name], rel=rel), name
     weights = [load_sae(tmp_path / device / "sae").W_dec for device in ("cuda", "cpu")]
     assert (weights[0] - weights[1]).abs().max() < 0.05
     assert (tmp_path / "cuda/entries").stat().st_size > 1000
