@@ -7,6 +7,7 @@ The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`
 
 import os
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 from itertools import combinations
 from pathlib import Path
@@ -63,9 +64,12 @@ class FromEnvironment:
 
     variable: str
     otherwise: str | None = None
+    kind: Callable[[str], Any] = str
+    """What makes the setting of the variable's text."""
 
     def __call__(self) -> Any:
-        return os.environ.get(self.variable) or self.otherwise
+        text = os.environ.get(self.variable)
+        return self.kind(text) if text else self.otherwise
 
 
 @dataclass(frozen=True)
@@ -378,7 +382,7 @@ class TextsConfig(CorpusConfig):
     """A JSON list of texts, JSON lines (also `.gz` and `.zst`), Parquet, a text file, or a folder
     of such files."""
 
-    token_root: Path | None = field(default_factory=FromEnvironment("SAE_CORE_TOKENS"))
+    token_root: Path | None = field(default_factory=FromEnvironment("SAE_CORE_TOKENS", kind=Path))
     """Folder of the tokenised texts, which later runs on the same texts with the same tokenizer
     use; by default `tokens` in the cache (default: $SAE_CORE_TOKENS)."""
 
