@@ -117,7 +117,9 @@ class ModelPlan:
 
     def origin_run(self, run: "RunPlan", n_layers: int | None) -> str | None:
         """The name of the SAE that a training begins with, if this configuration makes it too."""
-        folder, _, name = (run.origin or "").rpartition("/")
+        if run.origin is None:
+            return None
+        folder, _, name = run.origin.rpartition("/")
         if folder not in ("", SAES) or name not in {other.name for other in self.runs(n_layers)}:
             return None
         return name

@@ -11,7 +11,7 @@ from project import Project
 pytestmark = pytest.mark.slow
 
 MODELS, LAYERS, TOPK = 8, 36, (16, 32, 64, 128)
-SECONDS, GB = 60, 1.0
+SECONDS, GB = 30, 1.0
 LONGEST = 100_000
 """Characters of a command; Linux takes 131,071 bytes as one argument of `bash -c`."""
 

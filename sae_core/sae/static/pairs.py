@@ -38,7 +38,7 @@ class Slots(NamedTuple):
 
 
 class Codes(NamedTuple):
-    """M codes of the same tokens, one behind the other: token r of code m is row `m N + r`."""
+    """M codes of the same tokens, one after the other: token r of code m is row `m N + r`."""
 
     row: Tensor
     """(P,) int32"""
