@@ -7,6 +7,7 @@ import re
 import shlex
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,12 +116,22 @@ class ModelPlan:
                 name = run_name(self.name, layer, self.hook.label, sae.tag, sae.sae_expansion)
                 yield RunPlan(name, self, label, layer, sae)
 
+    @cached_property
+    def _by_name(self) -> "dict[int | None, dict[str, RunPlan]]":
+        return {}
+
+    def runs_by_name(self, n_layers: int | None) -> "dict[str, RunPlan]":
+        """The same by name, listed once: a thousand SAEs ask thousands of times."""
+        if n_layers not in self._by_name:
+            self._by_name[n_layers] = {run.name: run for run in self.runs(n_layers)}
+        return self._by_name[n_layers]
+
     def origin_run(self, run: "RunPlan", n_layers: int | None) -> str | None:
         """The name of the SAE that a training begins with, if this configuration makes it too."""
         if run.origin is None:
             return None
         folder, _, name = run.origin.rpartition("/")
-        if folder not in ("", SAES) or name not in {other.name for other in self.runs(n_layers)}:
+        if folder not in ("", SAES) or name not in self.runs_by_name(n_layers):
             return None
         return name
 
@@ -186,7 +197,7 @@ class Plan:
 
     def run(self, name: str, n_layers: int | None) -> RunPlan:
         """The SAE of that name."""
-        return next(run for run in self.model_of(name).runs(n_layers) if run.name == name)
+        return self.model_of(name).runs_by_name(n_layers)[name]
 
     def chapters(self) -> list[Path]:
         """The existing chapters, in the order in which they are processed."""
