@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from sae_core.evaluation.features import DENSE, FEW_WINDOWS, SPECIFIC, Corpus, FeatureTable
+from sae_core.evaluation.features import DENSE, FEW_WINDOWS, SPECIFIC, FeatureTable
 from sae_core.evaluation.words import END_SIGN, SIGNS, Words
 
 MOST_NAMES = 3
@@ -87,11 +87,14 @@ Keys = Callable[[int], Iterable[Hashable]]
 
 
 class DefaultLabels:
-    """Labels for the features of a table; both sides have read the same corpus."""
+    """Labels for the features of a table, which has read the same corpus as `words`.
 
-    def __init__(self, table: FeatureTable, corpus: Corpus, words: Words) -> None:
-        self.table, self.words, self.subjects = table, words, corpus.subjects
-        self.length = corpus.windows.tokens.shape[1]
+    `subjects` are the names of the table's subjects.
+    """
+
+    def __init__(self, table: FeatureTable, words: Words, subjects: Sequence[str]) -> None:
+        self.table, self.words, self.subjects = table, words, subjects
+        self.length = len(words.pieces[0])
         self.n_tokens = len(words.ids)
         self._ids, self._before = words.ids.tolist(), words.before.tolist()
         self._counts: dict[Hashable, int] = dict(enumerate(words.counts.tolist()))

@@ -52,7 +52,7 @@ class Writer:
         self.model, self.sae, self.corpus, self.table = model, sae, corpus, table
         self.pieces = Pieces(model.tokenizer)
         self.words = Words(self.pieces, corpus.windows.tokens, corpus.file.end_of_text)
-        self.labels = DefaultLabels(table, corpus, self.words).of_all()
+        self.labels = DefaultLabels(table, self.words, corpus.subjects).of_all()
         self.occurring = corpus.windows.tokens.unique()
         self._partners = _partners(table)
 

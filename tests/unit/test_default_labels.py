@@ -7,10 +7,8 @@ from collections.abc import Sequence
 import torch
 from synthetic import random_sae
 
-from sae_core.activations.token_windows import CorpusWindows
-from sae_core.data_processing.sources import Chapter, Sources
 from sae_core.evaluation.default_labels import DefaultLabels, Label
-from sae_core.evaluation.features import Corpus, feature_table
+from sae_core.evaluation.features import feature_table
 from sae_core.evaluation.tally import Tally
 from sae_core.evaluation.words import Pieces, Words
 from sae_core.sae.sparse_ops import sparse
@@ -70,26 +68,20 @@ class Read:
             ids += tokens
             text += [number] * len(tokens)
         n = len(ids) // LENGTH * LENGTH
-        windows = CorpusWindows(
-            torch.tensor(ids[:n]).view(-1, LENGTH), torch.tensor(text[:n]).view(-1, LENGTH)
-        )
-        sources = Sources(
-            (Chapter("one", "a", N_TEXTS // 2, 1), Chapter("two", "b", N_TEXTS // 2, 1)), {}
-        )
-        self.corpus = Corpus(texts, windows, sources, 0)
-        self.words = Words(Pieces(tokenizer), windows.tokens, 0)
+        windows = torch.tensor(ids[:n]).view(-1, LENGTH)
+        self.texts = torch.tensor(text[:n]).view(-1, LENGTH)
+        self.words = Words(Pieces(tokenizer), windows, 0)
         self.pieces = [piece for window in self.words.pieces for piece in window]
         self.names = [self.words.names[i] for i in self.words.ids]
 
     def label(self, *active: Sequence[float]) -> list[Label]:
         """Of features whose activations on all tokens are given."""
         code = torch.tensor(active, dtype=torch.float32).T.contiguous()  # (tokens, features)
-        n_windows = len(self.corpus.windows.tokens)
         tally = Tally(len(active), 2, top=10, context=8, device=torch.device("cpu"))
-        subject = (self.corpus.windows.text >= N_TEXTS // 2).long()
-        tally.add(sparse([code]), torch.zeros(n_windows, LENGTH, dtype=torch.bool), subject)
+        subject = (self.texts >= N_TEXTS // 2).long()
+        tally.add(sparse([code]), torch.zeros_like(self.texts, dtype=torch.bool), subject)
         table = feature_table(random_sae("standard", d_in=4, d_sae=len(active)), tally)
-        return DefaultLabels(table, self.corpus, self.words).of_all()
+        return DefaultLabels(table, self.words, ("one", "two")).of_all()
 
     def on(self, *words: str, strength: float = 1.0) -> list[float]:
         return [strength * (name in words) for name in self.names]
@@ -156,7 +148,7 @@ def test_a_word_that_stands_before_all_peaks() -> None:
 
 
 def test_subject_and_silence() -> None:
-    text = READ.corpus.windows.text.flatten().tolist()
+    text = READ.texts.flatten().tolist()
     late = [
         float(t >= N_TEXTS // 2 and name == "mass")
         for t, name in zip(text, READ.names, strict=True)

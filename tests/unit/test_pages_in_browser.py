@@ -74,7 +74,9 @@ class Page:
         return self.driver.find_element(By.CSS_SELECTOR, css)
 
     def texts(self, css: str) -> list[str]:
-        return [e.text for e in self.driver.find_elements(By.CSS_SELECTOR, css)]
+        """Of all such elements at one moment: the page may replace them at any."""
+        shown = "[...document.querySelectorAll(arguments[0])].map(e => e.innerText.trim())"
+        return self.driver.execute_script(f"return {shown}", css)
 
     def run(self, script: str) -> Any:
         return self.driver.execute_script(script)

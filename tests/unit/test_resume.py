@@ -329,7 +329,7 @@ def test_the_state_of_another_training_is_set_aside(
     assert f"is of another training: sae.top_k, sae.top_k_aux differ; it is now in {stale}" in (
         done.stdout
     )
-    assert (stale / "11/tensors.pt").is_file()
+    assert list(stale.glob("1[01]/tensors.pt")), "that of step 11 was being written"
     assert sae(tmp_path) == {k: v for k, v in undisturbed.items() if k.startswith("sae/")}
 
 

@@ -59,9 +59,14 @@ def test_any_submit_command_will_do(small: Project, tmp_path: Path) -> None:
     small.options = ("--workflow-profile", "workflow/profiles/generic", "--max-threads", "2")
     small.snakemake(f"results/saes/{RUN}/weights.pt")
     jobs = (tmp_path / "submitted").read_text().splitlines()
-    assert [job.split()[1] for job in jobs] == ["sae_process", "sae_harvest", "sae_train"]
+    assert [job.split()[1] for job in jobs] == [
+        "sae_process",
+        "sae_tokenize",
+        "sae_harvest",
+        "sae_train",
+    ]
     for job, ncpus, mem, ngpus, minutes in zip(
-        jobs, (1, 2, 2), (4000, 32000, 32000), (0, 1, 1), (30, 480, 480), strict=True
+        jobs, (1, 2, 2, 2), (4000, 4000, 32000, 32000), (0, 0, 1, 1), (30, 30, 480, 480), strict=True
     ):
         assert f"select=1:ncpus={ncpus}:mem={mem}mb:ngpus={ngpus} " in job
         assert f"walltime={60 * minutes} " in job
@@ -111,9 +116,10 @@ def test_containerize_prints_a_dockerfile_with_every_environment(
     project.configure(config)
     printed = project.snakemake("--containerize")
     assert len(re.findall("^FROM ", printed, re.MULTILINE)) == 1
-    for name in ("data", f"train{build}", f"evaluate{build}", "report", "publish"):
+    names = "data", f"train{build}", f"evaluate{build}", "report", "label", "publish"
+    for name in names:
         text = (project.folder / f"envs/{name}.yaml").read_text(encoding="utf-8")
         assert f"envs/{name}.yaml" in printed
         for line in text.splitlines():
             assert f"#   {line}" in printed
-    assert printed.count("conda env create ") == 5
+    assert printed.count("conda env create ") == len(names)

@@ -218,7 +218,8 @@ def model_record(wildcards):
 def fetched(model):
     """The record of a model, once there is one."""
     record = checkpoints.fetch.get(model_id=model.model_id).output.record
-    return ModelRecord.load(Path(record))
+    with record.open():  # brings it here from a storage
+        return ModelRecord.load(Path(record))
 
 
 def tokens(wildcards):
