@@ -66,7 +66,12 @@ def test_any_submit_command_will_do(small: Project, tmp_path: Path) -> None:
         "sae_train",
     ]
     for job, ncpus, mem, ngpus, minutes in zip(
-        jobs, (1, 2, 2, 2), (4000, 4000, 32000, 32000), (0, 0, 1, 1), (30, 30, 480, 480), strict=True
+        jobs,
+        (1, 2, 2, 2),
+        (4000, 4000, 32000, 32000),
+        (0, 0, 1, 1),
+        (30, 30, 480, 480),
+        strict=True,
     ):
         assert f"select=1:ncpus={ncpus}:mem={mem}mb:ngpus={ngpus} " in job
         assert f"walltime={60 * minutes} " in job

@@ -74,6 +74,7 @@ def made_on(device: str, folder: Path, record: Path, texts: Path) -> dict[str, A
     model = json.loads(record.read_text())["path"]
     run_here(TOKENIZE, "--data-path", texts, "--tokenizer", model, "--output", tokens)
     given = ["--tokens", tokens, "--record", record, "--device", device, "--batch-size", 4]
+    given += ["--model-dtype", "float32"]  # `auto` depends on the processor
     shard, sae, points = folder / "shard", folder / "sae", folder / "points"
     windows = "--max-text-length 32 --passes 1 --shard 0 --shards 1".split()
     receipt = ["--output", shard, "--receipt", folder / "receipt.json"]
@@ -95,9 +96,8 @@ def test_the_workflows_commands_do_on_a_gpu_what_they_do_on_a_cpu(
     there, here = (
         made_on(device, tmp_path / device, record, data_path) for device in ("cuda", "cpu")
     )
-    # A GPU reads more windows per pass, so sums round otherwise; a tiny SAE's KL shows it most.
-    for name, rel in {"fvu": 0.02, "l0": 0.02, "ce_sae": 0.02, "kl": 0.05}.items():
-        assert there[name] == pytest.approx(here[name], rel=rel), name
+    for name in ("fvu", "l0", "ce_sae", "kl"):  # windows per pass differ, so sums round otherwise
+        assert there[name] == pytest.approx(here[name], rel=0.01), name
     weights = [load_sae(tmp_path / device / "sae").W_dec for device in ("cuda", "cpu")]
     assert (weights[0] - weights[1]).abs().max() < 0.05
     assert (tmp_path / "cuda/entries").stat().st_size > 1000
@@ -110,20 +110,14 @@ def test_a_single_run_of_every_sort_of_kind(
 ) -> None:
     """Small differences grow in training, so that only the error is compared."""
     options = [*TRAINING.split(), "--model-name", tiny_model, "--data-path", data_path]
+    options += ["--model-dtype", "float32"]
     options += ["--sae-type", kind, *(["--sparsity-penalty", "0.01"] if kind == "gated" else [])]
     errors = {}
     for device in ("cuda", "cpu"):
         folder = tmp_path / device
-        places = [
-            "--output-root",
-            folder,
-            "--checkpoint-root",
-            folder / "points",
-            "--run-name",
-            "r",
-        ]
+        places = ["--output-root", folder, "--checkpoint-root", folder / "points"]
         script = "sae_core/model_training/single_sae_training.py"
-        run_on(device, script, *options, *places, "--device", device)
+        run_on(device, script, *options, *places, "--run-name", "r", "--device", device)
         history = json.loads((folder / "r/history.json").read_text())
         errors[device] = history["recon_loss"][-1]
     assert errors["cuda"] == pytest.approx(errors["cpu"], rel=0.02)
