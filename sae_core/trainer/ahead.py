@@ -81,10 +81,12 @@ class Ahead:
             self.look()
 
     def look(self) -> None:
-        """Wait for the device, and tell what it has done."""
+        """Wait for the device, and tell what it has done with every batch that it was given."""
+        while self.waiting:  # those that come after one that was redone are given again
+            self._look_once()
+
+    def _look_once(self) -> None:
         given, self.waiting = self.waiting, []
-        if not given:
-            return
         assert self.step is not None
         figures = self.step.figures(len(given))
         n_taken = sum(bool(each.taken) for each in figures)  # after one that was not none was
@@ -106,7 +108,7 @@ class Ahead:
         self.run()
         self.waiting.append(batch)
         if len(self.waiting) >= self.length:
-            self.look()
+            self._look_once()
 
     def _prepare(self, raw: Tensor) -> StaticStep:
         self.most = max(1, min(self.log_freq, KEPT_BYTES // raw.nbytes))

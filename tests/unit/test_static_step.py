@@ -126,11 +126,11 @@ def test_a_transcoder() -> None:
     assert_alike(static, ordinary)
 
 
-def broken(n_outliers: int = 16) -> SparseDirections:
+def broken(n_outliers: int = 16, window: int = 5) -> SparseDirections:
     """Activations with outliers and, in one batch of an epoch, NaN."""
     source = SparseDirections()
     source.activations[: 4 * n_outliers : 4, 3] *= 1000
-    source.activations[5, 7, 2] = torch.nan
+    source.activations[window, 7, 2] = torch.nan
     return source
 
 
@@ -186,8 +186,12 @@ def assert_same(found: Trainer, right: Trainer) -> None:
         assert torch.equal(found.state().tensors[name], tensor), name
 
 
-def test_when_the_host_looks_changes_no_byte() -> None:
-    made = [trainer("static", source=broken(), log_freq=n, n_dead=30) for n in (1, 3, 100)]
+@pytest.mark.parametrize("window", [5, 25])
+def test_when_the_host_looks_changes_no_byte(window: int) -> None:
+    """Wherever in an epoch the batch with NaN is, and so however many come after it."""
+    made = [
+        trainer("static", source=broken(window=window), log_freq=n, n_dead=30) for n in (1, 3, 100)
+    ]
     for training, _ in made:
         run(training)
     for training, recorder in made[1:]:
