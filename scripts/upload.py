@@ -23,6 +23,8 @@ class Job:
     """The SAE's evaluation, JSON."""
     labels: Path | None = None
     """Labels of its features by a language model, JSON lines."""
+    features: Path | None = None
+    """What its features fire on, CSV."""
     checkpoints: Path | None = None
     """Folder of its checkpoints, which has the note of its W&B run."""
     dry_run: bool = False
@@ -40,13 +42,13 @@ def run(job: Job) -> None:
     from sae_core.publishing.model_card import SAEFacts
 
     if job.dry_run:
-        facts = SAEFacts.read(job.sae, job.evaluation, job.repo, job.labels)
+        facts = SAEFacts.read(job.sae, job.evaluation, job.repo, job.labels, job.features)
         print(f"would be sent to {job.repo.hf_repo_id}, plus a line in its README.md:")
         for name, content in hub.run_files(job.sae, job.evaluation, facts).items():
             size = len(content) if isinstance(content, bytes) else content.stat().st_size
             print(f"{size:>12,}  {name}")
         return
-    marker = hub.upload(job.sae, job.evaluation, job.repo, job.labels)
+    marker = hub.upload(job.sae, job.evaluation, job.repo, job.labels, job.features)
     marker.save(job.marker)
     print(f"uploaded: {marker.url}")
     if job.checkpoints is not None:

@@ -68,10 +68,14 @@ class Marker:
 
 
 def upload(
-    folder: Path, evaluation: Path | None, repo: RepoConfig, labels: Path | None = None
+    folder: Path,
+    evaluation: Path | None,
+    repo: RepoConfig,
+    labels: Path | None = None,
+    features: Path | None = None,
 ) -> Marker:
-    """Upload an SAE directory, its evaluation, the labels of its features and its model card to the
-    repository's folder of that name, and add its line to the card at the root. All of it is one
+    """Upload an SAE directory, its evaluation, what is known of its features (`SAEFacts.read`) and
+    its model card to the repository's folder of that name, and add its line to the card at the root. All of it is one
     commit, or none if the repository already has exactly this. Nothing that is sent contains a path
     of this machine.
 
@@ -79,7 +83,7 @@ def upload(
         SAEError: it cannot be done; what was there before is still there.
     """
     repo_id, api = str(repo.hf_repo_id), connect()
-    facts = SAEFacts.read(folder, evaluation, repo, labels)
+    facts = SAEFacts.read(folder, evaluation, repo, labels, features)
     run_files(folder, evaluation, facts)  # what is missing is said before a repository is made
     if facts.run_name != folder.name:
         print(f"{folder}: its name contains a local path; published as {facts.run_name}")

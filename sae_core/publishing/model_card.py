@@ -3,15 +3,17 @@
 Both are pure functions of what they describe, so an unchanged SAE gives an unchanged card.
 """
 
+import html
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import ModelCard, ModelCardData
 
-from sae_core.labelling.label_files import in_words, read_labels
+from sae_core.labelling.label_files import SCORES, in_words, read_labels
+from sae_core.labelling.labels import Label
 from sae_core.reporting.summary import COLUMNS, SPLICED_COLUMNS, reading_order, show
 from sae_core.sae.config import SAESpec
 from sae_core.train_config import RepoConfig
@@ -19,6 +21,7 @@ from sae_core.utils.errors import SAEError, one_line
 from sae_core.utils.files import file_sha256
 from sae_core.utils.naming import (
     EXPORT_FILES,
+    FEATURES_FILE,
     LABELS_FILE,
     LOCAL_PATH,
     REPO_ID,
@@ -41,6 +44,9 @@ BEGIN, END = "<!-- list of SAEs: begin -->", "<!-- list of SAEs: end -->"
 LISTED = ("l0", "fvu", "loss_recovered", "dead_fraction")
 """Figures in a repository's list of SAEs."""
 
+SHOWN_LABELS = 10
+"""Labels by a language model on the card of an SAE."""
+
 
 @dataclass(frozen=True)
 class SAEFacts:
@@ -54,15 +60,21 @@ class SAEFacts:
     renamed: Mapping[str, str]
     """What others read in place of a name that was made of a path."""
     files: Mapping[str, Path]
-    """The directory's files by name, whether they are there or not, and the labels."""
-    labelled: str = ""
-    """How many features have a label by a language model, and how good the labels are."""
+    """The directory's files by name, whether they are there or not, and those about its features."""
+    labels: tuple[Label, ...] = ()
+    """What a language model says of its features."""
 
     @classmethod
     def read(
-        cls, folder: Path, evaluation: Path | None, repo: RepoConfig, labels: Path | None = None
+        cls,
+        folder: Path,
+        evaluation: Path | None,
+        repo: RepoConfig,
+        labels: Path | None = None,
+        features: Path | None = None,
     ) -> "SAEFacts":
-        """The facts of a final SAE directory and, if there are any, of its evaluation and labels.
+        """The facts of a final SAE directory and, if there are any, of its evaluation, of the
+        labels by a language model (JSON lines) and of the table of its features (CSV).
 
         A directory from before models had names of their own may be called after a path; it gets
         the name that it would have now. A directory in the older form needs only weights and
@@ -85,10 +97,12 @@ class SAEFacts:
         files = {name: folder / name for name in EXPORT_FILES}
         if spec.is_older_form:
             files = {name: path for name, path in files.items() if path.exists()}
-        labelled = ""
+        if features is not None:
+            files[FEATURES_FILE] = features
+        said: tuple[Label, ...] = ()
         if labels is not None:
-            files[LABELS_FILE], labelled = labels, in_words(list(read_labels(labels).values()))
-        facts = cls(name, spec, None, repo, file_sha256(weights), renamed, files, labelled)
+            files[LABELS_FILE], said = labels, tuple(read_labels(labels).values())
+        facts = cls(name, spec, None, repo, file_sha256(weights), renamed, files, said)
         if evaluation is None:
             return facts
         figures = facts.public(evaluation)
@@ -103,6 +117,21 @@ class SAEFacts:
     @property
     def model_name(self) -> str:
         return str(self.spec.metadata.get("model_name") or "an unnamed language model")
+
+    @property
+    def is_described(self) -> bool:
+        """Whether there is a table of what its features fire on."""
+        return FEATURES_FILE in self.files
+
+    @property
+    def has_features(self) -> bool:
+        """Whether anything is known of its features."""
+        return self.is_described or bool(self.labels)
+
+    @property
+    def labelled(self) -> str:
+        """How many features have a label by a language model, and how good the labels are."""
+        return in_words(self.labels) if self.labels else ""
 
     @property
     def threshold(self) -> float | None:
@@ -135,8 +164,25 @@ def sae_card(facts: SAEFacts) -> str:
         origin=origin,
         training=training,
         figures=shown,
+        scores=SCORES,
+        labels=_label_rows(facts.labels),
     )
     return _text(card)
+
+
+def _label_rows(labels: Sequence[Label]) -> list[str]:
+    """The first labels as lines of a Markdown table, each with its scores."""
+    shown = [label for label in labels if label.status == "ok"][:SHOWN_LABELS]
+    return [
+        _line(
+            [
+                str(label.feature),
+                html.escape(label.label, quote=False),
+                *(show(getattr(label, name), ".2f") for name in SCORES),
+            ]
+        )
+        for label in shown
+    ]
 
 
 def repo_card(old: str | None, facts: SAEFacts, repo_id: str) -> str:

@@ -35,8 +35,12 @@ WANDB_NOTE = "wandb.json"
 """The W&B run of a training, next to its checkpoints."""
 
 EVALUATION_FILE = "evaluation.json"
-LABELS_FILE = "labels.jsonl"
 """An SAE's evaluation, in its folder on the Hub and next to the checkpoints of a run by hand."""
+
+FEATURES_FILE = "features.csv"
+LABELS_FILE = "labels.jsonl"
+"""What the features of an SAE fire on, and what a language model says of them, in its folder on the
+Hub."""
 
 UPLOAD_MARKER = "upload.json"
 """The result of uploading a run by hand, next to its checkpoints."""

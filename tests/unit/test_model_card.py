@@ -90,13 +90,27 @@ def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
 def test_labels_are_sent_and_the_card_says_how_good_they_are(tmp_path: Path) -> None:
     made = make_sae_directory(tmp_path / NAME)
     labels = tmp_path / "labels.jsonl"
-    write_labels(labels, [Label(7, "a", "b", 0.5, 0.75, 1.0), Label(8, status="refused")])
+    said = [Label(7, "a | <b>", "", 0.5, 0.75, 1.0), Label(8, status="refused"), Label(9, "c")]
+    write_labels(labels, said)
     about = SAEFacts.read(made.folder, made.evaluation, REPO, labels)
     assert run_files(made.folder, made.evaluation, about)[f"{NAME}/labels.jsonl"] == labels
-    words = "1 of 2 features are labelled; mean detection 0.75; mean fuzzing 1.00; 1 refused."
-    assert words in sae_card(about)
+    card = sae_card(about)
+    words = "2 of 3 features are labelled; mean detection 0.75; mean fuzzing 1.00; 1 refused."
+    assert words in card and "features.csv" not in card and "\n\n\n" not in card
+    assert "| 7 | a \\| &lt;b&gt; | 0.75 | 1.00 |\n| 9 | c | – | – |\n\n## How it was trained" in card
     without = SAEFacts.read(made.folder, made.evaluation, REPO)
-    assert "numbered from 0 and have no names." in sae_card(without)
+    assert "numbered from 0 and have no names.\n\n## How" in sae_card(without)
+
+
+def test_what_features_fire_on_is_sent_without_any_language_model(tmp_path: Path) -> None:
+    made = make_sae_directory(tmp_path / NAME)
+    table = tmp_path / "some.csv"
+    table.write_text("feature,label\n0,photosynthesis (84%)\n")
+    about = SAEFacts.read(made.folder, made.evaluation, REPO, features=table)
+    assert run_files(made.folder, made.evaluation, about)[f"{NAME}/features.csv"] == table
+    card = sae_card(about)
+    assert "](./features.csv) says of every feature" in card and "labels.jsonl" not in card
+    assert "\n\n\n" not in card
 
 
 def test_the_repository_s_card_lists_every_sae_once(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ rule upload:
     input:
         **{Path(path).stem: path for path in SAE_FILES},
         evaluation="results/evaluations/{run}.json",
+        features="results/features/{run}.csv",
         labels=LABELS,
     output:
         marker="results/uploads/{run}.json",
@@ -29,6 +30,6 @@ rule upload:
     shell:
         job(
             "upload.py --sae {params.folder} --evaluation {input.evaluation}"
-            " {params.labels} {input.labels} {params.options} {params.tracking}"
+            " --features {input.features} {params.labels} {input.labels} {params.options} {params.tracking}"
             " --checkpoints {params.results}/checkpoints/{wildcards.run} --marker {output.marker}"
         )
