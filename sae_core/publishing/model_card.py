@@ -60,7 +60,8 @@ class SAEFacts:
     renamed: Mapping[str, str]
     """What others read in place of a name that was made of a path."""
     files: Mapping[str, Path]
-    """The directory's files by name, whether they are there or not, and those about its features."""
+    """The directory's files by name, whether they are there or not, and what is known of its
+    features."""
     labels: tuple[Label, ...] = ()
     """What a language model says of its features."""
 

@@ -97,7 +97,7 @@ def test_labels_are_sent_and_the_card_says_how_good_they_are(tmp_path: Path) -> 
     card = sae_card(about)
     words = "2 of 3 features are labelled; mean detection 0.75; mean fuzzing 1.00; 1 refused."
     assert words in card and "features.csv" not in card and "\n\n\n" not in card
-    assert "| 7 | a \\| &lt;b&gt; | 0.75 | 1.00 |\n| 9 | c | – | – |\n\n## How it was trained" in card
+    assert "| 7 | a \\| &lt;b&gt; | 0.75 | 1.00 |\n| 9 | c | – | – |\n\n## How it was" in card
     without = SAEFacts.read(made.folder, made.evaluation, REPO)
     assert "numbered from 0 and have no names.\n\n## How" in sae_card(without)
 
