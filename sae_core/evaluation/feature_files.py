@@ -255,10 +255,12 @@ def _ranked_pairs(table: FeatureTable) -> Tensor:
 
 
 def _top_pairs(table: FeatureTable) -> list[list[Any]]:
+    """[feature, feature, tokens with both, Jaccard, PMI in bits, correlation]."""
     together, best = table.together, _ranked_pairs(table)[:N_PAIRS]
-    columns = (together.first, together.second, together.tokens, together.jaccard)
-    pairs = zip(*(column[best].tolist() for column in columns), strict=True)
-    return [[a, b, n, short(j)] for a, b, n, j in pairs]
+    counts = (together.first, together.second, together.tokens)
+    measures = (together.jaccard, together.pmi, together.correlation)
+    pairs = zip(*(column[best].tolist() for column in (*counts, *measures)), strict=True)
+    return [[a, b, n, *map(short, found)] for a, b, n, *found in pairs]
 
 
 def _partners(table: FeatureTable) -> dict[int, list[list[Any]]]:

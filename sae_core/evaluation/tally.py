@@ -162,6 +162,22 @@ class Together(NamedTuple):
         either = self.active[self.first] + self.active[self.second] - self.tokens
         return self.tokens / either
 
+    @property
+    def pmi(self) -> Tensor:
+        """(Q,) pointwise mutual information in bits: the log2 of how many times as often both are
+        active as if one knew nothing of the other."""
+        chance = self.active[self.first] * self.active[self.second] / self.n_tokens
+        return (self.tokens / chance).log2()
+
+    @property
+    def correlation(self) -> Tensor:
+        """(Q,) between being active and not (the phi coefficient); 0 with a feature that is active
+        on every token."""
+        a, b = (self.active[pair].double() / self.n_tokens for pair in (self.first, self.second))
+        spread = (a * (1 - a) * b * (1 - b)).sqrt()
+        both = self.tokens / self.n_tokens
+        return torch.where(spread > 0, (both - a * b) / spread, 0.0)
+
 
 class TokenSample:
     """The codes of a random sample of tokens, as large as `PAIR_BUDGET` allows.

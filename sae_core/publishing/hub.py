@@ -75,9 +75,9 @@ def upload(
     features: Path | None = None,
 ) -> Marker:
     """Upload an SAE directory, its evaluation, what is known of its features (`SAEFacts.read`) and
-    its model card to the repository's folder of that name, and add its line to the card at the root.
-    All of it is one commit, or none if the repository already has exactly this. Nothing that is
-    sent contains a path of this machine.
+    its model card to the repository's folder of that name, and add its line to the card at the
+    root. All of it is one commit, or none if the repository already has exactly this. Nothing that
+    is sent contains a path of this machine.
 
     Raises:
         SAEError: it cannot be done; what was there before is still there.

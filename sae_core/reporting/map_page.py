@@ -1,4 +1,4 @@
-"""The page with the map of an SAE's features, and with the clusters that are active together."""
+"""The page with the map of an SAE's features: which are active together, and which are alike."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -7,6 +7,9 @@ from sae_core.reporting.html import embedded, render
 
 HALF = 0.5
 """Share of a feature's activation from which on it has the colour of a subject."""
+
+SHOWN_NEAR = 30
+"""Pairs of features with the nearest directions that the page shows."""
 
 
 def map_page(corpus: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], browser: str) -> str:
@@ -31,7 +34,9 @@ def map_page(corpus: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], br
         for entry in entries
         if entry["feature"] in places
     ]
+    labels = {point["feature"]: point["label"] for point in points}
     together = corpus["map"]["together"]
+    clusters = [together["features"][first:end] for first, end in together["clusters"]]
     data = {"points": points, "subjects": subjects, "together": together, "browser": browser}
     return render(
         "map.html.j2",
@@ -42,6 +47,10 @@ def map_page(corpus: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], br
         subjects=subjects,
         n_points=len(points),
         n_clustered=len(together["features"]) if together["pairs"] else 0,
+        labels=labels,
+        clusters=sorted(clusters, key=len, reverse=True),
+        close=together["close"],
+        near=corpus["map"]["near"][:SHOWN_NEAR],
         data=embedded(data),
     )
 

@@ -129,11 +129,20 @@ def a_corpus(run_name="org_model.blocks.9.hook_resid_post.btop32sae.exp8", subje
             "mean": 0.4,
             "above_0.9": 5,
         },
-        "co_occurrence": {"sampled_tokens": 12000, "pairs": [[7, 12, 40, 0.81], [7, 400, 9, 0.2]]},
+        "co_occurrence": {
+            "sampled_tokens": 12000,
+            "pairs": [[7, 12, 40, 0.81, 7.9, 0.89], [7, 400, 9, 0.2, 2.0, 0.3]],
+        },
         "subjects": found,
         "map": {
             "points": [[7, 1.0, -0.5], [12, 0.9, -0.4], [400, -1.0, 0.25], [499, 0.1, 1.0]],
-            "together": {"features": [400, 7, 12], "pairs": [[0, 1, 0.2], [1, 2, 0.81]]},
+            "together": {
+                "features": [400, 7, 12],
+                "pairs": [[0, 1, 0.2, 2.0, 0.3], [1, 2, 0.81, 7.9, 0.89]],
+                "clusters": [[1, 3]],
+                "close": 0.2,
+            },
+            "near": [[7, 12, 0.42, 0.81], [12, 400, 0.3, 0.0]],
         },
         "probes": some_probes() if found else None,
     }

@@ -1,9 +1,14 @@
 """The map and the clusters, on directions and pairs that are planted."""
 
+import math
+from typing import NamedTuple
+
 import pytest
 import torch
+from torch import Tensor
 
-from sae_core.evaluation.feature_map import clustered, place
+from sae_core.evaluation.feature_map import clustered, nearest_pairs, place
+from sae_core.evaluation.features import nearest
 from sae_core.evaluation.tally import Together
 
 GROUPS, SIZE, D = 4, 30, 32
@@ -44,5 +49,41 @@ def test_features_that_are_active_together_stand_together() -> None:
     found = clustered(together, list(range(8)))
     parities = [feature % 2 for feature in found["features"]]
     assert parities in ([0] * 4 + [1] * 4, [1] * 4 + [0] * 4)
-    named = {(found["features"][i], found["features"][j]) for i, j, _ in found["pairs"]}
+    named = {(found["features"][i], found["features"][j]) for i, j, *_ in found["pairs"]}
     assert {frozenset(pair) for pair in named} == {frozenset(pair) for pair in pairs[:-1]}
+    assert found["clusters"] == [[0, 4], [4, 8]]
+    jaccard, bits, phi = 5 / 11, math.log2(5 * 80 / 64), (5 / 80 - 0.01) / 0.09
+    for _, _, *measures in found["pairs"]:
+        assert measures == pytest.approx([jaccard, bits, phi], abs=1e-3)
+
+
+def test_features_that_are_seldom_together_are_no_cluster() -> None:
+    tokens = torch.tensor([1])
+    pair = torch.tensor([0]), torch.tensor([1])
+    found = clustered(Together(*pair, tokens, torch.full((3,), 8), 80), [0, 1, 2])
+    assert found["clusters"] == [] and len(found["pairs"]) == 1
+
+
+class Near(NamedTuple):
+    """What of a table the nearest pairs are read from."""
+
+    neighbours: Tensor
+    cosines: Tensor
+    density: Tensor
+    together: Together
+
+
+def test_the_nearest_directions_come_first_and_once() -> None:
+    """0 and 2 have nearly one direction and are never active together: one meaning split up."""
+    W_dec = torch.tensor([[1.0, 0, 0], [0, 1, 0], [1, 0.1, 0], [0, 1, 0.5], [0, 0, 1]])
+    pair = torch.tensor([1]), torch.tensor([3])
+    together = Together(*pair, torch.tensor([4]), torch.full((5,), 8), 80)
+    table = Near(*nearest(W_dec, 3), torch.ones(5), together)
+    found = nearest_pairs(table, [0, 1, 2, 3])  # type: ignore[arg-type]
+    unit = torch.nn.functional.normalize(W_dec, dim=1)
+    assert [pair[:2] for pair in found[:2]] == [[0, 2], [1, 3]]
+    assert [jaccard for *_, jaccard in found[:2]] == [0, pytest.approx(1 / 3, abs=1e-3)]
+    for a, b, cosine, _ in found:
+        assert cosine == pytest.approx(float(unit[a] @ unit[b]), abs=1e-3)
+    pairs = [(a, b) for a, b, *_ in found]
+    assert len(set(pairs)) == len(pairs) and all(a < b < 4 for a, b in pairs)

@@ -218,6 +218,15 @@ def test_features_active_together(table: FeatureTable, dense: Dense) -> None:
         together.jaccard.double(), (both / either)[together.first, together.second],
         rtol=1e-5, atol=1e-6,
     )  # fmt: skip
+    n = together.n_tokens
+    counted = active[dense.counted.flatten()]
+    share = counted.mean(0)
+    bits = (both / n / (share[:, None] * share)).log2()
+    correlation = torch.corrcoef(counted.T)
+    at = together.first, together.second
+    torch.testing.assert_close(together.pmi.double(), bits[at], rtol=1e-4, atol=1e-4)
+    phi = correlation[at].nan_to_num()  # 0 where a feature is active on every token
+    torch.testing.assert_close(together.correlation, phi, rtol=1e-4, atol=1e-4)
 
 
 def test_a_sample_of_tokens_keeps_to_its_budget(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -323,7 +332,7 @@ def test_figures_of_the_corpus(writer: Writer, table: FeatureTable, dense: Dense
     active = dense.code > 0
     assert figures["l0"] == pytest.approx(float(active.sum()) / figures["n_tokens"], rel=1e-3)
     assert sum(figures["similarity"]["nearest_cosine"]["counts"]) == figures["active"]
-    jaccards = [jaccard for *_, jaccard in figures["co_occurrence"]["pairs"]]
+    jaccards = [jaccard for _, _, _, jaccard, *_ in figures["co_occurrence"]["pairs"]]
     assert jaccards == sorted(jaccards, reverse=True)
     subjects = figures["subjects"]
     assert sum(s["tokens"] for s in subjects.values()) == figures["n_tokens"]

@@ -353,6 +353,36 @@ def test_labels_by_an_llm_are_shown_and_sorted(driver: WebDriver, tmp_path: Path
     assert "not in the schema" in page.find("#detail").text
 
 
+POINT_AT_CELL = """
+    const [row, column, n] = arguments, plot = document.getElementById("together");
+    const box = plot.getBoundingClientRect();
+    const at = (start, size, i) => start + (size * (i + 0.5)) / n;
+    plot.dispatchEvent(new PointerEvent("pointermove", {
+        clientX: at(box.left, box.width, column), clientY: at(box.top, box.height, row),
+    }));
+"""
+
+
+def test_a_cell_of_the_map_says_how_often_two_features_are_together(
+    driver: WebDriver, tmp_path: Path
+) -> None:
+    path = data_folder(write_features(tmp_path, entries())) / "map.html"
+    driver.get(path.as_uri())
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#map circle")) == 3
+    assert len(driver.find_elements(By.CSS_SELECTOR, "#together .cluster")) == 1
+    for (row, column), said in {
+        (1, 2): "7: energy (84%), physics and 12: acid (84%), physics: 81%, PMI 7.9 bits, "
+        "correlation 0.89",
+        (0, 2): "never",
+        (0, 0): "400: membrane",
+    }.items():
+        driver.execute_script(POINT_AT_CELL, row, column, 3)
+        assert said in driver.find_element(By.ID, "pair").text
+    driver.find_element(By.CSS_SELECTOR, "#near a").click()
+    ready(driver)
+    assert driver.current_url.endswith("#feature=7")
+
+
 def test_white_space_and_parts_of_characters_have_signs(driver: WebDriver, tmp_path: Path) -> None:
     entry = an_entry(7) | {"promoted": [[" ", 3.0], ["\n\n", 2.0], [" to", 1.0], ["‹E282›", 0.5]]}
     entry["top"][0]["tokens"] = ["The", " ", "\t", "", "₂", "<|end|>"]

@@ -446,6 +446,19 @@ def test_the_features_page_needs_nothing_from_outside():
         assert word in page
 
 
+def test_the_map_names_clusters_and_nearest_directions():
+    page = map_page(a_corpus(), entries(), "../run.html")
+    [group] = re.findall(r'<ol class="groups">(.*?)</ol>', page, re.DOTALL)
+    assert re.findall(r"#feature=(\d+)", group) == ["7", "12"] and "acid (84%)" in group
+    [near] = re.findall(r'<table id="near">(.*?)</table>', page, re.DOTALL)
+    assert re.findall(r"#feature=(\d+)", near) == ["7", "12", "12", "400"]
+    assert ">0.42<" in near and ">81%<" in near
+    bare = a_corpus()
+    bare["map"] |= {"near": [], "together": bare["map"]["together"] | {"clusters": []}}
+    page = map_page(bare, entries(), "../run.html")
+    assert 'class="groups"' not in page and 'id="near"' not in page
+
+
 def received(path):
     """The name and the value that a script hands to the page."""
     call = re.fullmatch(r"received\((.*)\)\n", path.read_text(encoding="utf-8"))
