@@ -197,6 +197,7 @@ def _write_part(
             hook: stack.enter_context(window_files(*_files(folder, hook.spec, part)))
             for hook in hooks
         }
+        stack.callback(writer.stop)  # before they are closed, also after an error
         first = 0
         for of_pass in found:
             for hook, values in of_pass.items():

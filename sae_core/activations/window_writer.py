@@ -9,7 +9,7 @@ import hashlib
 import os
 from collections import deque
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
@@ -96,6 +96,12 @@ class WindowWriter:
             OSError: some could not be.
         """
         self._forget(done=False)
+
+    def stop(self) -> None:
+        """Begin no further write, and wait for those that have begun: the files may be closed."""
+        for job in self._jobs:
+            job.cancel()
+        wait(self._jobs)
 
     def _forget(self, done: bool) -> None:
         while self._jobs and (self._jobs[0].done() or not done):

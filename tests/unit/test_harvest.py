@@ -1,7 +1,10 @@
 """The harvest: blocks that are not needed, passes that fill a GPU, writing beside the model."""
 
+import os
 import threading
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -126,3 +129,33 @@ def test_what_fails_beside_the_model_ends_the_harvest(
     with pytest.raises(SAEError, match="cannot be written .No space left on device"):
         harvest(language_model, windows, HOOKS, tmp_path / "shard", batch_size=8)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_files_stay_open_until_their_writers_have_ended(
+    language_model: LanguageModel,
+    windows: TokenWindows,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also when the model fails: a descriptor that is closed may soon be of another file."""
+    write_at, written = window_writer.write_at, []
+
+    def slow(descriptor: int, content: memoryview, offset: int) -> None:
+        time.sleep(0.2)
+        os.fstat(descriptor)
+        write_at(descriptor, content, offset)
+        written.append(offset)
+
+    activations, n_passes = language_model.activations, iter(range(9))
+
+    def failing(*given: Any) -> dict[Hook, Tensor]:
+        if next(n_passes) == 1:
+            raise RuntimeError("the second pass")
+        return activations(*given)
+
+    monkeypatch.setattr(window_writer, "write_at", slow)
+    monkeypatch.setattr("sae_core.models.language_model.CPU_TOKENS", 24)
+    monkeypatch.setattr(language_model, "activations", failing)
+    with pytest.raises(RuntimeError, match="the second pass"):
+        harvest(language_model, windows, HOOKS[:1], tmp_path / "shard", batch_size=1)
+    assert written == [0, 0], "the first window and its digest"
