@@ -252,17 +252,17 @@ class WindowFile:
         content = window_bytes(windows)
         with self.path.open("rb", buffering=0) as file:
             for place, index in zip(places, indices, strict=True):
-                read_at(file.fileno(), content[place], index * self.n_bytes)
-                if not self.checked[index]:
-                    self._check(index, content[place])
+                is_whole = read_at(file.fileno(), content[place], index * self.n_bytes)
+                if not (is_whole and (self.checked[index] or self._fits(index, content[place]))):
+                    raise SAEError(
+                        f"{self.path}: window {index} has changed since it was written; harvest "
+                        "again"
+                    )
+                self.checked[index] = True
 
-    def _check(self, index: int, window: memoryview) -> None:
+    def _fits(self, index: int, window: memoryview) -> bool:
         digest = self.digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES]
-        if hashlib.sha256(window).digest() != digest:
-            raise SAEError(
-                f"{self.path}: window {index} has changed since it was written; harvest again"
-            )
-        self.checked[index] = True
+        return hashlib.sha256(window).digest() == digest
 
 
 def _check_length(path: Path, expected: int) -> None:

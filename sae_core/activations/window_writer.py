@@ -120,10 +120,11 @@ class WindowWriter:
         write_at(files.digests, memoryview(digests), first * DIGEST_BYTES)
 
 
-def read_at(descriptor: int, content: memoryview, offset: int) -> None:
-    """Fill `content` from a place of a file; what the file no longer has stays as it was."""
+def read_at(descriptor: int, content: memoryview, offset: int) -> bool:
+    """Fill `content` from a place of a file; whether the file has that much."""
     while content and (n := os.preadv(descriptor, [content], offset)):
         content, offset = content[n:], offset + n
+    return not content
 
 
 def write_at(descriptor: int, content: memoryview, offset: int) -> None:

@@ -382,6 +382,18 @@ def test_windows_that_change_places(shards: Harvest) -> None:
         list(cached(folder).train_batches(0))
 
 
+def test_a_file_that_is_cut_while_it_is_in_use(shards: Harvest) -> None:
+    """After its windows have been checked: the rest of a buffer is of other windows."""
+    [folder] = shards(1, 1)
+    source = cached(folder)
+    last = torch.tensor([source.n_train - 1])
+    source.read("train", 0, last)
+    content = (folder / TRAIN).read_bytes()
+    (folder / TRAIN).write_bytes(content[:-4])
+    with pytest.raises(SAEError, match=f"{TRAIN}: window {int(last)} has changed since"):
+        source.read("train", 0, last)
+
+
 def test_a_hook_that_was_not_harvested(whole: Path) -> None:
     with pytest.raises(SAEError, match=f"{whole}: has no activations of blocks.0.hook_mlp_out"):
         cached(whole, hook=Hook(0, "hook_mlp_out"))
