@@ -30,6 +30,9 @@ ROWS = 1024
 MOST_PAIRS = 2**29
 """Pairs of features that are correlated at most, 4 GiB."""
 
+NEVER = -2.0
+"""The correlation with a feature that is never active."""
+
 
 class Matches(NamedTuple):
     """The nearest feature in the other SAE, for each of F features."""
@@ -82,15 +85,16 @@ def by_activation(
     for both in _features(model, a, b, windows):
         f, g = (features.double().cpu() for features in both)
         n += len(f)
-        cross += f.T @ g
+        cross.addmm_(f.T, g)
         for total, features in zip(sums, (f, g), strict=True):
             total += torch.stack([features.sum(0), features.pow(2).sum(0)])
     (mean_f, square_f), (mean_g, square_g) = (total / n for total in sums)
-    covariance = cross / n - mean_f[:, None] * mean_g
     deviation_f = (square_f - mean_f.pow(2)).clamp(min=0).sqrt()
     deviation_g = (square_g - mean_g.pow(2)).clamp(min=0).sqrt()
-    correlation = covariance / (deviation_f[:, None] * deviation_g)
-    return _nearest(correlation), _nearest(correlation.T)
+    correlation = cross.div_(n).addr_(mean_f, mean_g, alpha=-1)  # in place: it may take 4 GiB
+    correlation.div_(deviation_f[:, None]).div_(deviation_g)
+    correlation.nan_to_num_(nan=NEVER, posinf=NEVER, neginf=NEVER)
+    return _nearest(correlation, 1), _nearest(correlation, 0)
 
 
 def _features(
@@ -104,6 +108,6 @@ def _features(
         yield a.encode(x), b.encode(y)
 
 
-def _nearest(correlation: Tensor) -> Matches:
-    known = correlation.nan_to_num(nan=-2.0, posinf=-2.0, neginf=-2.0).max(1)
+def _nearest(correlation: Tensor, dim: int) -> Matches:
+    known = correlation.max(dim)
     return Matches(known.indices, torch.where(known.values < -1.5, torch.nan, known.values))

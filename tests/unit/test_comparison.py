@@ -3,12 +3,15 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from running import ROOT, run_here
 from synthetic import random_sae
 from tiny_model import WIDTH
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.evaluation.comparison import Matches, by_activation, by_decoder
@@ -66,6 +69,31 @@ def test_by_activation_is_the_correlation_over_tokens(
     torch.testing.assert_close(found.nearness[known], wanted.amax(1)[known], rtol=1e-4, atol=1e-6)
     active = both[:, N:].std(0) > 0
     torch.testing.assert_close(back.nearness[active], wanted.amax(0)[active], rtol=1e-4, atol=1e-6)
+
+
+class NewMatrices(TorchDispatchMode):
+    """Counts the tensors of a shape that are made while it is active."""
+
+    def __init__(self, *shape: int) -> None:
+        super().__init__()
+        self.shape, self.n = shape, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {x.data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+        found = func(*args, **(kwargs or {}))
+        for x in tree_leaves(found):
+            is_one = isinstance(x, torch.Tensor) and sorted(x.shape) == sorted(self.shape)
+            self.n += is_one and x.data_ptr() not in given
+        return found
+
+
+def test_the_correlation_is_in_memory_once(
+    language_model: LanguageModel, windows: TokenWindows
+) -> None:
+    tokens = windows.train(0, torch.arange(3))
+    with NewMatrices(N, N + 9) as made:
+        by_activation(language_model, an_sae(), an_sae(seed=1, d_sae=N + 9), tokens)
+    assert made.n == 1
 
 
 def test_share_counts_those_never_active_as_alone() -> None:
