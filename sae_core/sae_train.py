@@ -1,17 +1,14 @@
-"""One training run: its texts cut into windows, its source of activations, the loop around which
-states and checkpoints are stored, and the SAE that it exports."""
+"""One training run: the loop around which states and checkpoints are stored, and the SAE that it
+exports."""
 
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from sae_core.activations.store import StreamingSource
-from sae_core.activations.token_windows import (
-    TokenWindows,
-    corpus_notes,
-    token_windows,
-)
 from sae_core.distributed.interrupts import Interrupts
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.formats.checkpoint import (
@@ -22,30 +19,28 @@ from sae_core.formats.checkpoint import (
     write_files,
 )
 from sae_core.formats.saelens import saelens_files
-from sae_core.models.language_model import LanguageModel
-from sae_core.models.model_sources import model_sha256
-from sae_core.sae.config import SAEConfig
 from sae_core.sae.kinds import build
 from sae_core.sae.precision import pick_precision
 from sae_core.sae_base import Compute, SparseAutoencoder
 from sae_core.train_config import RunConfig
-from sae_core.trainer.checked_run import CheckedRun, check_run
+from sae_core.trainer.batches import Batch
+from sae_core.trainer.checked_run import check_run
 from sae_core.trainer.events import EpochRecord, Observer
 from sae_core.trainer.observers import MetricsFile, Observers
 from sae_core.trainer.resume import SavedStates, StateWriter, Timer, forget_states
+from sae_core.trainer.streamed import activations_of
 from sae_core.trainer.training_inputs import (
     Activations,
-    Provenance,
     Settings,
     end_to_end_phase,
     resolved_spec,
 )
 from sae_core.trainer.training_state import TrainingState
-from sae_core.training import Trainer
+from sae_core.training import Trainer, Validation
 from sae_core.utils.code_hash import code_hash
 from sae_core.utils.devices import keep_freed_memory, pick_device
 from sae_core.utils.errors import Interrupted, SAEError, one_line
-from sae_core.utils.files import bring_back, folder_stamp
+from sae_core.utils.files import bring_back
 from sae_core.utils.naming import (
     BEST_CHECKPOINT,
     METRICS_FILE,
@@ -53,6 +48,9 @@ from sae_core.utils.naming import (
     epoch_checkpoint,
 )
 from sae_core.utils.seeding import generator
+
+Piece = Callable[[], None]
+"""Work of a training that is done as a whole."""
 
 
 class SAETrainer:
@@ -119,41 +117,61 @@ class SAETrainer:
         Raises:
             Interrupted: a signal came; all that was done is stored.
         """
+        self.restore()
+        with self.interrupts:
+            try:
+                for work in self.pieces():
+                    if work:
+                        with self.interrupts.deferred():
+                            work()
+            except Interrupted as interrupted:
+                self.save_progress()
+                raise Interrupted(self.told(interrupted)) from None
+            finally:
+                self.state_writer.wait()
+
+    def restore(self) -> None:
+        """Go on from the newest saved state, if there is one."""
         if self.group.is_first:
             self._restore()
             self.group.barrier()
         else:
             self.group.barrier()
             self._restore()
-        with self.interrupts:
-            try:
-                self._train()
-            except Interrupted as interrupted:
-                n_done = self.loop.progress.n_done
-                if n_done > 0:
-                    self._save_state()
-                done = f"{n_done} of {self.loop.batches.n_steps} steps"
-                raise Interrupted(f"{interrupted} after {done}; run it again to continue") from None
-            finally:
-                self.state_writer.wait()
 
-    def _train(self) -> None:
-        loop, deferred = self.loop, self.interrupts.deferred
+    def told(self, interrupted: Interrupted) -> str:
+        """What a signal ended, and when."""
+        done = f"{self.loop.progress.n_done} of {self.loop.batches.n_steps} steps"
+        return f"{interrupted} after {done}; run it again to continue"
+
+    def pieces(self) -> Iterator[Piece | None]:
+        """The rest of the training in pieces. Between two of them it reads activations or
+        validates, which may be broken off. A piece is for the caller to do as a whole; None has
+        nothing to do."""
+        loop = self.loop
         loop.begin()
         while not loop.is_over:
             for batch in loop.rest_of_epoch():
-                with deferred():
-                    loop.train_on(batch)
-                    if self.timer.is_due:
-                        self._begin_to_save()
-            with deferred():
-                loop.look()
-            validation = loop.validate()
-            with deferred():
-                self._write_checkpoints(loop.close_epoch(validation))
-                if loop.is_over:
-                    self._save_state()  # what is made of the SAE may fail, and begin again
+                yield partial(self._step, batch)
+            yield loop.look
+            validation = yield from loop.validating()
+            yield partial(self._close_epoch, validation)
         loop.end()
+
+    def _step(self, batch: Batch | Tensor) -> None:
+        self.loop.train_on(batch)
+        if self.timer.is_due:
+            self._begin_to_save()
+
+    def _close_epoch(self, validation: Validation) -> None:
+        self._write_checkpoints(self.loop.close_epoch(validation))
+        if self.loop.is_over:
+            self._save_state()  # what is made of the SAE may fail, and begin again
+
+    def save_progress(self) -> None:
+        """Store what was done, if anything was."""
+        if self.loop.progress.n_done > 0:
+            self._save_state()
 
     def _write_checkpoints(self, record: EpochRecord) -> None:
         frequency = self.runtime.checkpoint_freq
@@ -311,72 +329,6 @@ def train_sae(
     trainer.train()
     group.leave()
     return trainer.export(output)
-
-
-def _announce(sae: SAEConfig, run: CheckedRun, windows: TokenWindows) -> None:
-    width = run.facts.d_model
-    target = f" to {run.target.hook_name}" if run.target else ""
-    print(f"hook: {run.hook.spec}{target}, width {width}")
-    kind = "transcoder" if run.target else "SAE"
-    print(f"{kind}: {sae.sae_type} with {sae.n_features(width)} features")
-    if run.origin:
-        spec = run.origin.sae.spec
-        print(f"begins with: {run.origin.name}, {spec.sae_type} with {spec.d_sae} features")
-    print(
-        f"windows: {windows.n_train} to train, {windows.n_validation} to validate, "
-        f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",
-        flush=True,
-    )
-
-
-def activations_of(
-    config: RunConfig, run: CheckedRun, group: ProcessGroup = SINGLE_PROCESS
-) -> Activations:
-    """The activations of the run's texts, streamed from its model.
-
-    Raises:
-        SAEError: a setting does not fit the model.
-    """
-    file, given = run.file, config.model.model_name
-    assert file.manifest is not None
-    texts = f"{file.manifest.n_texts} from {config.output.place}"
-    print(f"texts: {texts}\nmodel: {given} on {run.device}", flush=True)
-    folder = None if run.facts.commit else Path(given).expanduser()
-    model = LanguageModel.load(replace(config.model, revision=run.facts.commit), run.device)
-    for note in corpus_notes(file, config.data):
-        print(note, flush=True)
-    windows = token_windows(file, model.tokenizer, config.data)
-    _announce(config.sae, run, windows)
-    source = StreamingSource(
-        model,
-        windows,
-        run.hook,
-        batch_size=config.runtime.batch_size,
-        tokens_per_step=config.training.tokens_per_step,
-        seed=config.data.seed,
-        target=run.target,
-        group=group,
-    )
-    provenance = Provenance(
-        model_name=config.model.name,
-        model_commit=run.facts.commit,
-        model_dtype=str(model.dtype).removeprefix("torch."),
-        data_file=file.manifest.data_file,
-        data_sha256=file.manifest.data_sha256,
-        prepend_bos=windows.bos is not None,
-        model_sha256=model_sha256(folder) if folder else None,
-    )
-    return Activations(
-        source,
-        run.hook,
-        run.facts.d_model,
-        provenance,
-        run.target,
-        model,
-        windows,
-        folder_stamp(folder) if folder else None,
-        run.origin,
-    )
 
 
 def train_from_model(config: RunConfig, observer: Observer, batch: bool = False) -> Path:

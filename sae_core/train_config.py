@@ -8,12 +8,12 @@ The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from itertools import combinations
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from sae_core.sae.config import SAEConfig
+from sae_core.sae.config import TAGS, SAEConfig, SAEType
 from sae_core.utils.errors import SAEError
 from sae_core.utils.limits import (
     InConfiguration,
@@ -543,7 +543,7 @@ class PublishingConfig(RepoConfig):
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything that one training run needs: the options of `single_sae_training.py`."""
+    """Everything that one training run needs."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     output: OutputConfig = field(default_factory=OutputConfig)
@@ -555,3 +555,62 @@ class RunConfig:
     end_to_end: EndToEndConfig = field(default_factory=EndToEndConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     publishing: PublishingConfig = field(default_factory=PublishingConfig)
+
+
+@dataclass(frozen=True)
+class SeveralConfig:
+    """Several SAEs from one stream: all combinations of the layers, kinds and L0s given here. One
+    pass of the language model feeds all of them, and each is the SAE that it would be alone."""
+
+    hook_layers: tuple[NaturalInt, ...] = ()
+    """0-based layers, in place of --hook-layer."""
+
+    sae_types: tuple[SAEType, ...] = ()
+    """Kinds of SAE, in place of --sae-type."""
+
+    topks: tuple[PositiveInt, ...] = ()
+    """L0s to train for, in place of --topk. A kind without one is trained once."""
+
+    def __post_init__(self) -> None:
+        check_limits(self)
+
+
+@dataclass(frozen=True)
+class RunsConfig(RunConfig):
+    """The options of `single_sae_training.py`."""
+
+    several: SeveralConfig = field(default_factory=SeveralConfig)
+
+    def runs(self) -> list[RunConfig]:
+        """A run for each SAE; they differ in the SAE and its layer alone.
+
+        Raises:
+            SAEError: several SAEs are to have one name, or to share several GPUs.
+        """
+        several, base = self.several, part_of(RunConfig, self)
+        if several.hook_layers and self.hook.hook_layer is not None:
+            raise SAEError("--hook-layers: give either --hook-layer or --hook-layers")
+        layers = several.hook_layers or (self.hook.hook_layer,)
+        kinds = several.sae_types or (self.sae.sae_type,)
+        saes = [
+            replace(self.sae, sae_type=kind, topk=k)
+            for kind in kinds
+            for k in (several.topks if "{k}" in TAGS[kind] and several.topks else (self.sae.topk,))
+        ]
+        runs = [
+            replace(base, hook=replace(self.hook, hook_layer=layer), sae=sae)
+            for layer in layers
+            for sae in saes
+        ]
+        runs = list(dict.fromkeys(runs))
+        if len(runs) > 1 and self.output.run_name:
+            raise SAEError(
+                f"--run-name {self.output.run_name}: {len(runs)} SAEs cannot have one name; leave "
+                "it out, and each is named after its layer, kind and L0"
+            )
+        if len(runs) > 1 and self.runtime.gpus > 1:
+            raise SAEError(
+                f"--gpus {self.runtime.gpus}: several SAEs are trained from one stream on 1 GPU; "
+                "leave it out, or start a run for each GPU with some of the layers"
+            )
+        return runs

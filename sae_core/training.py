@@ -28,7 +28,7 @@ states and checkpoints are for whoever runs it: `sae_train.py`.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any, NamedTuple
 
@@ -116,6 +116,8 @@ class Trainer:
         patience = config.early_stopping_patience if source.n_validation else 0
         stopping = EarlyStopping(patience, config.early_stopping_min_delta)
         self.progress = Progress(stopping=stopping)
+        self.n_validated = 0
+        """How often the validation that is under way has stopped."""
         self.last_batch: Tensor | None = None
         self.microbatch = Microbatch(
             compute.row_block or source.tokens_per_step, "rows of the encoder product", ADVICE
@@ -133,6 +135,11 @@ class Trainer:
     @property
     def group(self) -> ProcessGroup:
         return self.compute.group
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """How far it is: the steps done, and of the validation after them."""
+        return self.progress.n_done, self.n_validated
 
     @property
     def normalise(self) -> Normalisation:
@@ -261,10 +268,21 @@ class Trainer:
             raise NotFinite
         return terms, made, aux
 
-    @torch.no_grad()
     def validate(self) -> Validation:
+        """All of `validating` at once."""
+        steps = self.validating()
+        while True:
+            try:
+                next(steps)
+            except StopIteration as end:
+                validation: Validation = end.value
+                return validation
+
+    @torch.no_grad()
+    def validating(self) -> Generator[None, None, Validation]:
         """Calibrate the inference threshold on held-out activations, and measure the SAE as it is
-        used afterwards. Changes nothing: `close_epoch` takes the result."""
+        used afterwards. Changes nothing: `close_epoch` takes the result. Stops before each batch,
+        so that several trainings can measure on the same one."""
         sae, aux_bound = self.sae.with_own_threshold(), replace(self.progress.aux_bound)
         if not (self.progress.means and self.progress.means.tokens):
             raise not_finite(sae.spec, "loss", self.progress.skipped_in_a_row)
@@ -273,19 +291,21 @@ class Trainer:
             sae.calibrate([self.last_batch])
             return Validation({}, sae.threshold, aux_bound)
         sae.calibrate(self.batches.calibration())
+        self.n_validated += 1
+        yield
         means, skipped = Means(), 0
         for batch in self.batches.validation(self.progress.in_phase):
             if not batch.finite:
                 skipped += 1
-                continue
-            if len(batch.x) == 0:
-                continue
-            terms, l0 = self._measured(sae, batch, aux_bound)
-            by_name = terms.by_name()
-            if torch.stack(list(by_name.values())).isfinite().all():
-                means.add(by_name, l0, len(batch.x))
-            else:
-                skipped += 1
+            elif len(batch.x):
+                terms, l0 = self._measured(sae, batch, aux_bound)
+                by_name = terms.by_name()
+                if torch.stack(list(by_name.values())).isfinite().all():
+                    means.add(by_name, l0, len(batch.x))
+                else:
+                    skipped += 1
+            self.n_validated += 1
+            yield
         figures = means.values()
         if figures:
             figures["loss"] -= sae.spec.aux_penalty * figures["aux_loss"]
@@ -295,6 +315,7 @@ class Trainer:
         """Record the epoch; after it, the SAE may be stored."""
         progress, sae = self.progress, self.sae
         assert progress.means is not None
+        self.n_validated = 0
         if validation.threshold is not None:
             sae.known_threshold.data.copy_(validation.threshold)
         progress.aux_bound = validation.aux_bound

@@ -1,6 +1,7 @@
 """What both training command lines do for one model: check, train, track, evaluate, publish."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +12,7 @@ from sae_core.utils.errors import SAEError
 from sae_core.utils.ranks import is_follower
 
 if TYPE_CHECKING:
+    from sae_core.model_training.tracked_run import Plan, TrackedRun
     from sae_core.models.language_model import LanguageModel
     from sae_core.trainer.checked_run import CheckedRun
 
@@ -54,30 +56,75 @@ def train_one(config: RunConfig, batch: bool = False) -> Trained:
     login = check_services(config.tracking, config.publishing)
 
     from sae_core.distributed.process_group import join
-    from sae_core.model_training.tracked_run import Plan, tracked_run
-    from sae_core.models.language_model import LanguageModel
-    from sae_core.sae_train import activations_of
+    from sae_core.model_training.tracked_run import tracked_run
     from sae_core.trainer.checked_run import check_run
+    from sae_core.trainer.streamed import activations_of
     from sae_core.trainer.training_inputs import Settings
 
     group = join(config.runtime.device)
     run = check_run(config, batch)
+    with tracked_run(
+        _plan(config, run, login),
+        Settings.of(config),
+        lambda: activations_of(config, run, group),
+        group,
+    ) as done:
+        _finish(config, run, login, done)
+    return Trained(done.folder, run.checkpoints)
+
+
+def train_several(configs: Sequence[RunConfig]) -> list[Trained]:
+    """The same for several SAEs of one model, from one stream of its activations.
+
+    Args:
+        configs: they differ in the SAE and its layer alone.
+
+    Raises:
+        SAEError: something is wrong, or some SAEs have failed; those of the others are there.
+    """
+    first = configs[0]
+    login = check_services(first.tracking, first.publishing)
+
+    from sae_core.model_training.tracked_run import tracked_runs
+    from sae_core.trainer.checked_run import check_runs
+    from sae_core.trainer.streamed import activations_of_all
+    from sae_core.trainer.training_inputs import Settings
+
+    runs = check_runs(configs)
+    pairs = list(zip(configs, runs, strict=True))
+    with tracked_runs(
+        [_plan(config, run, login) for config, run in pairs],
+        [Settings.of(config) for config in configs],
+        lambda: activations_of_all(configs, runs),
+    ) as all_done:
+        for (config, run), done in zip(pairs, all_done, strict=True):
+            _finish(config, run, login, done)
+    return [Trained(run.output, run.checkpoints) for run in runs]
+
+
+def _plan(config: RunConfig, run: "CheckedRun", login: TrackingConfig) -> "Plan":
+    from sae_core.model_training.tracked_run import Plan
+
     tags = (config.sae.sae_type, f"layer {run.hook.layer}", config.model.name)
     resolved = _resolved(config, run.hook.layer)
-    plan = Plan(run.name, run.output, run.checkpoints, login, resolved, tags)
-    with tracked_run(
-        plan, Settings.of(config), lambda: activations_of(config, run, group), group
-    ) as done:
-        folder, tracking = done.folder, done.tracking
-        if config.publishing.upload_to_hf or is_on(login):
-            model = done.activations.model
-            assert isinstance(model, LanguageModel), "they are streamed from it"
-            evaluation = _evaluate(config, run, folder, model)
-            if evaluation:
-                tracking.summarise(**evaluation_summary(json.loads(evaluation.read_text())))
-        if config.publishing.upload_to_hf:
-            tracking.summarise(**_upload(config, folder, evaluation, run.checkpoints))
-    return Trained(folder, run.checkpoints)
+    return Plan(run.name, run.output, run.checkpoints, login, resolved, tags)
+
+
+def _finish(
+    config: RunConfig, run: "CheckedRun", login: TrackingConfig, done: "TrackedRun"
+) -> None:
+    """Evaluate and publish a trained SAE, if the settings ask for that."""
+    from sae_core.models.language_model import LanguageModel
+
+    folder, tracking, evaluation = done.folder, done.tracking, None
+    if config.publishing.upload_to_hf or is_on(login):
+        model = done.activations.model
+        assert isinstance(model, LanguageModel), "they are streamed from it"
+        evaluation = _evaluate(config, run, folder, model)
+        if evaluation:
+            tracking.summarise(**evaluation_summary(json.loads(evaluation.read_text())))
+    if config.publishing.upload_to_hf:
+        tracking.summarise(**_upload(config, folder, evaluation, run.checkpoints))
 
 
 def _resolved(config: RunConfig, layer: int) -> dict[str, Any]:

@@ -1,17 +1,20 @@
-"""One training as every command line runs it: locked, tracked, and exported."""
+"""A training, or several together, as every command line runs it: locked, tracked, and exported."""
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sae_core.activations.shared_stream import SharedStream
 from sae_core.distributed.process_group import ProcessGroup
+from sae_core.lockstep import Training, train_together
 from sae_core.model_training.wandb_utils import WandbRun
 from sae_core.sae_train import train_sae
 from sae_core.train_config import TrackingConfig
 from sae_core.trainer.console import Console
 from sae_core.trainer.observers import Observers
 from sae_core.trainer.training_inputs import Activations, Settings
+from sae_core.utils.progress import progress_bar
 from sae_core.utils.run_lock import run_lock
 
 
@@ -55,10 +58,58 @@ def tracked_run(
     """
     with (
         run_lock(plan.checkpoints),
-        WandbRun(plan.login, plan.name, plan.checkpoints, plan.resolved, plan.tags) as tracking,
+        _tracking(plan) as tracking,
     ):
         observer = Observers(Console(settings.runtime.log_freq), tracking)
         activations = make_activations()
         folder = train_sae(activations, settings, plan.output, plan.checkpoints, observer, group)
         tracking.exported(folder)
         yield TrackedRun(folder, activations, tracking)
+
+
+@contextmanager
+def tracked_runs(
+    plans: Sequence[Plan],
+    settings: Sequence[Settings],
+    make_activations: Callable[[], tuple[SharedStream, list[Activations]]],
+) -> Iterator[list[TrackedRun]]:
+    """The same for several SAEs from one stream, in this process alone.
+
+    Raises:
+        SAEError: another process is training one of them, or some fail.
+    """
+    with ExitStack() as stack:
+        for plan in plans:
+            stack.enter_context(run_lock(plan.checkpoints))
+        trackings = [stack.enter_context(_tracking(plan)) for plan in plans]
+        stream, activations = make_activations()
+        trainings = [
+            Training(
+                plan.name,
+                own,
+                how,
+                plan.output,
+                plan.checkpoints,
+                Observers(Console(how.runtime.log_freq, plan.name), tracking),
+            )
+            for plan, own, how, tracking in zip(
+                plans, activations, settings, trackings, strict=True
+            )
+        ]
+        with progress_bar(f"{len(plans)} SAEs", "step") as bar:
+
+            def progress(done: int, total: int) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            train_together(trainings, stream, progress)
+        for plan, tracking in zip(plans, trackings, strict=True):
+            tracking.exported(plan.output)
+        yield [
+            TrackedRun(plan.output, own, tracking)
+            for plan, own, tracking in zip(plans, activations, trackings, strict=True)
+        ]
+
+
+def _tracking(plan: Plan) -> WandbRun:
+    return WandbRun(plan.login, plan.name, plan.checkpoints, plan.resolved, plan.tags)

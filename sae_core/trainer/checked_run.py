@@ -1,8 +1,8 @@
 """A run's settings, checked against the model and the machine before anything starts."""
 
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 
@@ -51,14 +51,11 @@ def choose_target(config: HookConfig, hook: Hook, facts: ModelFacts) -> Hook | N
     return target and check_hook(target, facts.n_layers, facts.hook_names, "--target-hook-name")
 
 
-class CheckedRun(NamedTuple):
-    """A run whose settings are known to fit together and the machine."""
+@dataclass(frozen=True)
+class Named:
+    """What an SAE is called, where it sits, and where its files go."""
 
     name: str
-    file: TokenFile
-    """The texts, tokenised."""
-    device: torch.device
-    facts: ModelFacts
     hook: Hook
     output: Path
     """The final SAE directory."""
@@ -67,6 +64,16 @@ class CheckedRun(NamedTuple):
     """Of a transcoder."""
     origin: Origin | None
     """The SAE that the training begins with, if not with random weights."""
+
+
+@dataclass(frozen=True)
+class CheckedRun(Named):
+    """A run whose settings are known to fit together and the machine."""
+
+    file: TokenFile
+    """The texts, tokenised."""
+    device: torch.device
+    facts: ModelFacts
 
 
 def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
@@ -78,11 +85,31 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
     Raises:
         SAEError: a setting is wrong.
     """
-    warn_of_density(config.sae)
-    corpus = read_corpus(config.output)
-    device = pick_device(config.runtime.device)
-    facts = model_facts(config.model)
-    check_window(config.data.max_text_length, facts.context_length)
+    [run] = check_runs([config], batch)
+    return run
+
+
+def check_runs(configs: Sequence[RunConfig], batch: bool = False) -> list[CheckedRun]:
+    """The same for runs that differ in their SAE and its layer alone.
+
+    Raises:
+        SAEError: a setting is wrong.
+    """
+    for config in configs:
+        warn_of_density(config.sae)
+    first = configs[0]
+    corpus = read_corpus(first.output)
+    device = pick_device(first.runtime.device)
+    facts = model_facts(first.model)
+    check_window(first.data.max_text_length, facts.context_length)
+    named = [_named(config, facts, batch) for config in configs]
+    model = replace(first.model, revision=facts.commit)
+    file = cached_tokens(corpus, load_tokenizer(model), first.output.token_root)
+    held_out_texts(len(file.texts), first.data.val_fraction, first.data.seed)
+    return [CheckedRun(**vars(own), file=file, device=device, facts=facts) for own in named]
+
+
+def _named(config: RunConfig, facts: ModelFacts, batch: bool) -> Named:
     hook = choose_hook(config.hook, facts)
     target = choose_target(config.hook, hook, facts)
     later_layers(config.end_to_end, target or hook, facts.n_layers)
@@ -97,17 +124,4 @@ def check_run(config: RunConfig, batch: bool = False) -> CheckedRun:
     origin = origin_of(config.sae, hook, target, facts.d_model, model_name, output)
     points = batch_checkpoint_name(model_name, hook.layer, expansion) if batch else name
     checkpoints = ensure_writable(config.output.checkpoint_root, "--checkpoint-root") / points
-    model = replace(config.model, revision=facts.commit)
-    file = cached_tokens(corpus, load_tokenizer(model), config.output.token_root)
-    held_out_texts(len(file.texts), config.data.val_fraction, config.data.seed)
-    return CheckedRun(
-        name,
-        file,
-        device,
-        facts,
-        hook,
-        output,
-        checkpoints,
-        target,
-        origin,
-    )
+    return Named(name, hook, output, checkpoints, target, origin)

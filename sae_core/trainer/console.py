@@ -29,10 +29,13 @@ class Console(Observer):
 
     Args:
         log_freq: steps between updates of the figures in the bar.
+        name: of one of several SAEs that are trained together: each line begins with it, and there
+            is no bar.
     """
 
-    def __init__(self, log_freq: int) -> None:
-        self.log_freq = log_freq
+    def __init__(self, log_freq: int, name: str = "") -> None:
+        self.log_freq, self.has_bar = log_freq, not name
+        self.before = f"{name}: " if name else ""
         self.bar: Progress | None = None
 
     def on_start(self, n_epochs: int, steps_per_epoch: int) -> None:
@@ -40,9 +43,11 @@ class Console(Observer):
 
     def on_resume(self, n_epochs: int, steps_per_epoch: int, step: int) -> None:
         self.on_start(n_epochs, steps_per_epoch)
-        print(f"an interrupted training continues after step {step}", flush=True)
+        print(f"{self.before}an interrupted training continues after step {step}", flush=True)
 
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
+        if not self.has_bar:
+            return
         if self.bar is None:
             self.bar = progress_bar(f"epoch {epoch}/{self.n_epochs}", "step", self.steps_per_epoch)
         self.bar.update(step - self.bar.n)
@@ -50,7 +55,7 @@ class Console(Observer):
             self.bar.set_postfix(loss=f"{float(loss):.4f}", l0=f"{l0:.1f}")
 
     def on_skip(self, epoch: int, step: int, what: str) -> None:
-        print(f"epoch {epoch}: step {step} skipped: {what} not finite", flush=True)
+        print(f"{self.before}epoch {epoch}: step {step} skipped: {what} not finite", flush=True)
 
     def on_epoch(self, record: EpochRecord) -> None:
         if self.bar is not None:
@@ -58,15 +63,18 @@ class Console(Observer):
             self.bar = None
         figures = {n: v for n, v in record.metrics.items() if "skipped_batches" not in n or v}
         shown = (f"{name} {figures[name]:.4g}" for name in SHOWN if name in figures)
-        print(f"epoch {record.epoch}/{record.n_epochs}: {', '.join(shown)}", flush=True)
+        print(
+            f"{self.before}epoch {record.epoch}/{record.n_epochs}: {', '.join(shown)}", flush=True
+        )
 
     def on_checkpoint(self, folder: Path, best: bool) -> None:
-        print(f"{'best so far' if best else 'checkpoint'}: {folder}", flush=True)
+        what = "best so far" if best else "checkpoint"
+        print(f"{self.before}{what}: {folder}", flush=True)
 
     def on_end(self, history: History, stopped_early: bool) -> None:
         if stopped_early:
-            print(
-                f"stopped after epoch {history['epoch'][-1]}: the validation loss no longer falls"
-            )
+            last = history["epoch"][-1]
+            print(f"{self.before}stopped after epoch {last}: the validation loss no longer falls")
         if skipped := sum(filter(None, history.get("skipped_batches", []))):
-            print(f"{skipped} batches were skipped: they contained NaN or infinite numbers")
+            what = "batches were skipped: they contained NaN or infinite numbers"
+            print(f"{self.before}{skipped} {what}")
