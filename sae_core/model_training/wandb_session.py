@@ -203,6 +203,7 @@ def _init(mode: Literal["online", "offline"], note: RunNote, **about: Any) -> An
         id=note.id,
         resume="allow",
         mode=mode,
+        reinit="create_new",  # beside the runs of SAEs that are trained together
         settings=wandb.Settings(
             init_timeout=init_timeout(_login_seconds),
             finish_timeout=FINISH_TIMEOUT,

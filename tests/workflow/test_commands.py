@@ -13,7 +13,7 @@ from huggingface_hub import constants
 from running import ROOT, Run, run_here, run_python
 
 from sae_core.model_training.Qwen3_all_sae_training import BatchConfig
-from sae_core.train_config import RunConfig
+from sae_core.train_config import RunsConfig
 from sae_core.utils import cli
 
 HUB_MODELS = {
@@ -118,7 +118,9 @@ def test_command_runs_as_written(command: str, in_checkout, checkout: Path) -> N
     models = re.findall(r"(?:Qwen|google)/\S+", command) or ["Qwen/Qwen3-0.6B"]
     if command.endswith("Qwen3_all_sae_training.py"):
         models = [name for name in HUB_MODELS if name.startswith("Qwen")]
-    assert len(saes) == len(models)
+        assert len(saes) == len(models)
+    elif "single_sae_training" in command:
+        assert len(saes) == len(cli.parse(RunsConfig, "", arguments(command)[1:]).runs())
     for sae in saes:
         assert f"{sae.name}" in done.stdout
         config = json.loads((sae / "config.json").read_text())
@@ -132,7 +134,7 @@ def test_command_runs_as_written(command: str, in_checkout, checkout: Path) -> N
 def test_command_that_sends_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SAE_HF_REPO_ID", "someone/saes")
     script, *options = arguments(command)
-    config = cli.parse(BatchConfig if "Qwen3_all" in script else RunConfig, "", options)
+    config = cli.parse(BatchConfig if "Qwen3_all" in script else RunsConfig, "", options)
     assert config.tracking.wandb == ("--wandb" in options)
     assert config.publishing.upload_to_hf == ("--upload-to-hf" in options)
 
