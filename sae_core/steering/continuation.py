@@ -7,8 +7,10 @@ from typing import NamedTuple
 import torch
 
 from sae_core.models.language_model import LanguageModel
+from sae_core.models.model_configuration import context_length
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.steering.splice import steered
+from sae_core.utils.errors import SAEError
 
 
 class Sampling(NamedTuple):
@@ -22,8 +24,20 @@ class Sampling(NamedTuple):
 
 @torch.no_grad()
 def continuation(model: LanguageModel, prompt: str, sampling: Sampling) -> str:
-    """The text that the model writes after `prompt`, with the hooks that are on it now."""
+    """The text that the model writes after `prompt`, with the hooks that are on it now.
+
+    Raises:
+        SAEError: the prompt is empty, or prompt and continuation are longer than the model reads.
+    """
     tokens = model.tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
+    n_tokens, most = tokens.shape[1], context_length(model.model.config)
+    if n_tokens == 0:
+        raise SAEError("the prompt is empty; give a word or more")
+    if most is not None and n_tokens + sampling.n_tokens > most:
+        raise SAEError(
+            f"--n-tokens {sampling.n_tokens}: with the {n_tokens} tokens of the prompt more than "
+            f"the {most} that the model reads; use fewer, or a shorter prompt"
+        )
     draws = sampling.temperature > 0
     options = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if draws else {}
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
@@ -36,7 +50,7 @@ def continuation(model: LanguageModel, prompt: str, sampling: Sampling) -> str:
             pad_token_id=model.tokenizer.eos_token_id,
             **options,
         )
-    return model.tokenizer.decode(written[0, tokens.shape[1] :], skip_special_tokens=True)
+    return model.tokenizer.decode(written[0, n_tokens:], skip_special_tokens=True)
 
 
 def steered_continuations(
@@ -50,7 +64,7 @@ def steered_continuations(
     """Each strength with its continuation, the same seed for all; first 0, without steering.
 
     Raises:
-        SAEError: no such feature.
+        SAEError: no such feature, or see `continuation`.
     """
     yield 0.0, continuation(model, prompt, sampling)
     for strength in strengths:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sae_core.evaluation.words import Pieces
 from sae_core.models.language_model import LanguageModel
+from sae_core.models.model_configuration import context_length
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.steering.splice import hooks_of
 from sae_core.utils.errors import SAEError
@@ -40,7 +41,7 @@ def read_text(
     if not tokens:
         raise SAEError("the text is empty; give a sentence")
     first = _first_token(model, sae)
-    most_tokens = getattr(model.model.config.get_text_config(), "max_position_embeddings", None)
+    most_tokens = context_length(model.model.config)
     if most_tokens is not None and len(tokens) >= most_tokens:
         raise SAEError(
             f"the text has {len(tokens)} tokens, and the model reads {most_tokens - 1}; give less"

@@ -230,6 +230,14 @@ def test_what_cannot_be_steered(
         pass
 
 
+def test_what_cannot_be_continued(language_model: LanguageModel) -> None:
+    with pytest.raises(SAEError, match="the prompt is empty"):
+        continuation(language_model, "", Sampling(5, 0.0, 0))
+    n_tokens = language_model.model.config.max_position_embeddings
+    with pytest.raises(SAEError, match=f"--n-tokens {n_tokens}: .* the {n_tokens} that the model"):
+        continuation(language_model, PROMPT, Sampling(n_tokens, 0.0, 0))
+
+
 # Reading
 
 
