@@ -71,7 +71,7 @@ def spliced(
                 f"{x.shape[-1]} there; give the SAE's own model"
             )
         seen.x = x
-        seen.features = _with_gradient(sae.encode(x.float()))
+        seen.features = _with_gradient(sae.encode(_float_at(sae, x)))
         return x
 
     def put(y: Tensor, position: int) -> Tensor:
@@ -79,10 +79,10 @@ def spliced(
         assert features is not None
         decoded = features if replace is None else replace(features)
         seen.x_hat = sae.decode(decoded).float()
-        value = seen.x_hat
+        value, y = seen.x_hat, _float_at(sae, y)
         if keep_error:
-            value = value + (y.float() - sae.decode(features).float()).detach()
-        return torch.where(_is_first(y, position), y.float(), value)
+            value = value + (y - sae.decode(features).float()).detach()
+        return torch.where(_is_first(y, position), y, value)
 
     with ExitStack() as stack:
         if hook == target:
@@ -116,7 +116,8 @@ def steered(sae: SparseAutoencoder, model: Any, strengths: Mapping[int, float]) 
     shift = scales @ rows
 
     def add(x: Tensor, position: int) -> Tensor:
-        return torch.where(_is_first(x, position), x.float(), x.float() + shift)
+        x = _float_at(sae, x)
+        return torch.where(_is_first(x, position), x, x + shift)
 
     with editing(model, hooks_of(sae)[1], add):
         yield
@@ -125,6 +126,11 @@ def steered(sae: SparseAutoencoder, model: Any, strengths: Mapping[int, float]) 
 def _prepare(sae: SparseAutoencoder, model: Any) -> None:
     sae.known_threshold  # noqa: B018  an SAE without one cannot encode
     sae.to(model.device)
+
+
+def _float_at(sae: SparseAutoencoder, x: Tensor) -> Tensor:
+    """`x` in float32 where the SAE is: of a model on several GPUs, not every layer is there."""
+    return x.to(sae.b_dec.device, torch.float32)
 
 
 def _is_first(x: Tensor, position: int) -> Tensor:

@@ -1,12 +1,14 @@
 """An SAE at work in its model: spliced in, steering, reading a text; and the two commands."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from pretend_gpu import GPU, PretendGPU, _move_module
 from running import ROOT, run_here
 from synthetic import random_sae
 from tiny_model import WIDTH
@@ -236,6 +238,25 @@ def test_what_cannot_be_continued(language_model: LanguageModel) -> None:
     n_tokens = language_model.model.config.max_position_embeddings
     with pytest.raises(SAEError, match=f"--n-tokens {n_tokens}: .* the {n_tokens} that the model"):
         continuation(language_model, PROMPT, Sampling(n_tokens, 0.0, 0))
+
+
+def test_a_layer_may_be_on_another_device_than_the_sae(
+    language_model: LanguageModel, tokens: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a model that is spread over several GPUs, of which the SAE is on the first."""
+    found = []
+    for device in (torch.device("cpu"), GPU):
+        with PretendGPU() if device == GPU else nullcontext(), torch.no_grad():
+            monkeypatch.setattr(torch.nn.Module, "to", _move_module)
+            monkeypatch.setattr(language_model, "device", device)
+            sae = an_sae()
+            with (
+                sae.spliced_into(language_model, keep_error=True),
+                sae.steer(language_model, {3: 4.0}),
+            ):
+                found.append(logits(language_model, tokens))
+            assert sae.b_dec.device == device
+    torch.testing.assert_close(*found)
 
 
 # Reading
