@@ -84,8 +84,8 @@ class WindowWriter:
         rows = buffer[: windows.numel() * windows.element_size()]
         rows = rows.view(windows.dtype).view(windows.shape)
         copy = self._copies.copy(rows, windows, Moment.now(windows.device))
-        # `windows` is handed on so that its memory is not used again before it is copied.
-        job = self._threads.submit(self._store, files, first, rows, windows, copy)
+        # Held until it is copied: its memory may not be used again before.
+        job = self._threads.submit(self._store, files, first, rows, [windows], copy)
         job.add_done_callback(lambda _: self._buffers.give_back(buffer))
         self._jobs.append(job)
 
@@ -109,10 +109,10 @@ class WindowWriter:
 
     @staticmethod
     def _store(
-        files: WindowFiles, first: int, rows: Tensor, source: Tensor, copied: Moment
+        files: WindowFiles, first: int, rows: Tensor, held: list[Tensor], copied: Moment
     ) -> None:
         copied.wait()
-        del source
+        held.clear()  # the executor keeps the arguments themselves until the end
         windows = window_bytes(rows)
         digests = b"".join(hashlib.sha256(window).digest() for window in windows)
         write_at(files.data, rows.flatten().view(torch.uint8).numpy().data,

@@ -40,7 +40,7 @@ class Moment:
         """The moment when it has done everything so far."""
         if device.type != "cuda":
             return cls(None)
-        event = torch.cuda.Event()
+        event = torch.cuda.Event(blocking=True)  # who waits leaves the core to others
         event.record(torch.cuda.current_stream(device))
         return cls(event)
 

@@ -158,7 +158,7 @@ def _move_module(module: nn.Module, *args: Any, **kwargs: Any) -> nn.Module:
 class NoStream(nullcontext):
     """A stream or an event of a GPU that does everything at once."""
 
-    def __init__(self, *_: Any) -> None:
+    def __init__(self, *_: Any, **__: Any) -> None:
         super().__init__()
 
     def wait_stream(self, other: Any) -> None: ...

@@ -3,6 +3,7 @@
 import os
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,29 @@ def test_the_device_goes_on_while_windows_are_written(
         writer.finish()
     assert data.read_bytes() == windows_of(60).numpy().tobytes()
     assert digests.stat().st_size == 60 * DIGEST_BYTES
+
+
+def test_what_has_been_copied_is_let_go_before_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a GPU it takes memory that the next pass needs."""
+    may_write, writes = threading.Event(), threading.Event()
+
+    def slow(*_: object) -> None:
+        writes.set()
+        assert may_write.wait(30)
+
+    monkeypatch.setattr(window_writer, "write_at", slow)
+    with window_files(tmp_path / "data", tmp_path / "digests") as to:
+        with WindowWriter(CPU, 1, 100) as writer:
+            given = windows_of(1)
+            held = weakref.ref(given)
+            writer.write(to, 0, given)
+            del given
+            assert writes.wait(30)
+            is_held = held() is not None
+            may_write.set()
+    assert not is_held
 
 
 def test_what_fails_beside_the_model_ends_the_harvest(
