@@ -307,6 +307,10 @@ class FeaturesConfig:
     probes: bool = True
     """Train linear probes for the texts' subjects on a few features, and on the activations."""
 
+    absorption_words: NaturalInt = 2000
+    """Words of the model's vocabulary, at most, on which absorption of first-letter features is
+    measured; 0 to leave it out."""
+
     def __post_init__(self) -> None:
         check_limits(self)
 

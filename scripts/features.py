@@ -38,11 +38,10 @@ def run(job: Job) -> None:
 
     from sae_core.corpus.token_file import TokenFile, check_tokenizer
     from sae_core.evaluation.calibration import calibrated
+    from sae_core.evaluation.feature_figures import feature_figures
     from sae_core.evaluation.feature_files import Writer
-    from sae_core.evaluation.feature_map import feature_map
     from sae_core.evaluation.features import Corpus, feature_table, tally_features
     from sae_core.evaluation.identity import identity
-    from sae_core.evaluation.probes import probe_subjects
     from sae_core.evaluation.unseen import ModelIdentity, check_model
     from sae_core.evaluation.window_means import WindowMeans
     from sae_core.formats.checkpoint import load_sae
@@ -64,25 +63,21 @@ def run(job: Job) -> None:
     n_windows = len(windows)
     sae = sae.to(model.device, torch.float32)
     means = WindowMeans() if job.features.probes else None
-    with (
-        calibrated(model, sae, windows, job.compute.batch_size) as calibration,
-        progress_bar("features", "window", n_windows) as bar,
-    ):
-        tallies = tally_features(
-            model, sae, corpus, job.features, job.compute.batch_size, precision, means
+    batch_size = job.compute.batch_size
+    with calibrated(model, sae, windows, batch_size) as calibration:
+        tallies = tally_features(model, sae, corpus, job.features, batch_size, precision, means)
+        with progress_bar("features", "window", n_windows) as bar:
+            for tally in tallies:
+                bar.update(tally.n_windows - bar.n)
+        table = feature_table(sae, tally)
+        further = feature_figures(
+            model, sae, corpus, table, means, job.features, batch_size, precision
         )
-        for tally in tallies:
-            bar.update(tally.n_windows - bar.n)
-    table = feature_table(sae, tally)
     writer = Writer(model, sae, corpus, table)
     shown = writer.telling_order()
     lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in writer.entries(shown))
     figures = identity(job.sae.name, sae.spec, record.name) | writer.corpus_figures() | calibration
-    seed = sae.spec.metadata.get("seed") or 0
-    figures["map"] = feature_map(sae.W_dec, table, job.features.map_features, seed)
-    W_dec = None if sae.spec.target_hook_name else sae.W_dec
-    samples = means.samples() if means else None
-    figures["probes"] = samples and probe_subjects(samples, corpus.subjects, W_dec, seed)
+    figures |= further
     write_parts(job.entries, (line.encode() for line in lines))
     write_file(job.table, writer.rows())
     write_file(job.corpus, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")

@@ -10,7 +10,7 @@ from sae_core.corpus.token_file import TokenManifest
 from sae_core.reporting.page import Making, read_run, report_page
 from sae_core.reporting.plots import l0_against_fvu, l0_against_loss_recovered
 from sae_core.reporting.provenance import environment, read_jobs
-from sae_core.reporting.summary import probe_figures, summary_csv, summary_table
+from sae_core.reporting.summary import feature_figures, summary_csv, summary_table
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError
 from sae_core.utils.files import write_file
@@ -59,7 +59,7 @@ def summarise(options: Options) -> None:
         for name in names
     ]
     page = report_page(runs, making(options, names))
-    evaluations = [run.evaluation | probe_figures(run.features) for run in runs]
+    evaluations = [run.evaluation | feature_figures(run.features) for run in runs]
     write_file(options.summary, summary_csv(evaluations))
     write_file(options.loss_recovered, l0_against_loss_recovered(evaluations))
     write_file(options.fvu, l0_against_fvu(evaluations))

@@ -64,7 +64,7 @@ def probe_subjects(
         return None
     train, test = samples.split(chosen)
     rng = np.random.default_rng(seed)
-    dense = {i: _fit(train.x, train.subject == i) for i in chosen}
+    dense = {i: fit_probe(train.x, train.subject == i) for i in chosen}
     clean = {i: _accuracy(dense[i], test.x, test.subject == i) for i in chosen}
     found: dict[str, Any] = {}
     for i in chosen:
@@ -91,7 +91,7 @@ def _sparse_probes(
     active = np.flatnonzero(train.code.sum(axis=0))
 
     def accuracy(columns: Array) -> float:
-        probe = _fit(train.code[:, columns].toarray(), own)
+        probe = fit_probe(train.code[:, columns].toarray(), own)
         return _accuracy(probe, test.code[:, columns].toarray(), test.subject == index)
 
     def at_random(k: int) -> float:
@@ -133,7 +133,8 @@ def _difference(code: sparse.csc_array, own: Array) -> Array:
     return next(means) - next(means)
 
 
-def _fit(x: Array, own: Array) -> Pipeline:
+def fit_probe(x: Array, own: Array) -> Pipeline:
+    """A probe that tells samples (W, D) of a class, where `own` (W,) is true, from the others."""
     probe = make_pipeline(
         StandardScaler(), LogisticRegression(class_weight="balanced", max_iter=1000)
     )

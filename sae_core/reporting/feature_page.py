@@ -15,7 +15,7 @@ from sae_core.utils.records import read_json_lines
 CORPUS_KEYS = (
     "run_name", "model_name", "hook_spec", "d_sae", "active", "n_tokens", "n_texts", "l0",
     "density_histogram", "position", "similarity", "co_occurrence", "subjects", "end_of_text",
-    "n_outlier_tokens", "map", "probes",
+    "n_outlier_tokens", "map", "probes", "absorption",
 )  # fmt: skip
 
 LABEL_KEYS = ("feature", "label", "description", "confidence", "detection", "fuzzing", "status")

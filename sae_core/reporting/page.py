@@ -13,6 +13,7 @@ from sae_core.reporting import plots
 from sae_core.reporting.html import render
 from sae_core.reporting.provenance import Environment, Job
 from sae_core.reporting.summary import (
+    ABSORPTION_COLUMNS,
     COLUMNS,
     EVALUATION_KEYS,
     OTHER_SPLICES,
@@ -20,6 +21,7 @@ from sae_core.reporting.summary import (
     SPLICED_KEYS,
     Evaluation,
     History,
+    absorption_figures,
     probe_figures,
     read_histories,
     read_object,
@@ -112,8 +114,7 @@ def report_page(runs: Sequence[Run], making: Making) -> str:
         columns=COLUMNS,
         splices=OTHER_SPLICES,
         spliced_keys=SPLICED_KEYS,
-        probe_columns=PROBE_COLUMNS,
-        probes={run.name: probes for run in ordered if (probes := probe_figures(run.features))},
+        of_features=_of_features(ordered),
         kinds=_named((e["sae_type"] for e in evaluations), "kinds"),
         models=_named((e["model_name"] for e in evaluations), "models"),
         hooks=_named((e["hook_spec"] for e in evaluations), "hooks"),
@@ -124,6 +125,36 @@ def report_page(runs: Sequence[Run], making: Making) -> str:
         saes=[_sae(index, run) for index, run in enumerate(ordered, start=1)],
         making=making,
     )
+
+
+def _of_features(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """The sections about figures of features, without those that no SAE has figures for."""
+    sections = (
+        (
+            "probes",
+            "Telling the subjects apart",
+            "Linear probes say which of the texts' subjects a window is about: from its mean "
+            "activation, or from a few features of the SAE.",
+            PROBE_COLUMNS,
+            probe_figures,
+        ),
+        (
+            "absorption",
+            "First letters of words",
+            "A probe of the activation tells with which letter a word of the model's vocabulary "
+            "begins. The features for that letter should be active on all words that begin with "
+            "it; where features of the words themselves stand in for them, they are absorbed.",
+            ABSORPTION_COLUMNS,
+            absorption_figures,
+        ),
+    )
+    found = []
+    for anchor, title, text, columns, figures_of in sections:
+        figures = {run.name: of for run in runs if (of := figures_of(run.features))}
+        if figures:
+            section = {"anchor": anchor, "title": title, "text": text}
+            found.append(section | {"columns": columns, "figures": figures})
+    return found
 
 
 def _sae(index: int, run: Run) -> dict[str, Any]:

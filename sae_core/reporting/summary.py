@@ -178,6 +178,45 @@ PROBE_COLUMNS = {
 """Figures of the probes for the texts' subjects, where there are subjects."""
 
 
+ABSORPTION_COLUMNS = {
+    "absorption": Column(
+        "absorption",
+        ".3f",
+        "how far the features for a word's first letter are silent because other features have "
+        "taken over their direction: 0 not at all, 1 entirely. The mean over words, then letters.",
+    ),
+    "absorption_full": Column(
+        "fully absorbed",
+        ".3f",
+        "share of words on which a letter's features are all silent and one other feature takes "
+        "their place.",
+    ),
+    "letter_features": Column(
+        "features a letter",
+        ".2f",
+        "features that tell words with a letter from others; more than one is feature splitting.",
+    ),
+}
+"""Figures of the first-letter task, where the model's activations tell letters apart."""
+
+
+def feature_figures(features: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """The numbers of `PROBE_COLUMNS` and `ABSORPTION_COLUMNS` from an analysis of features."""
+    return probe_figures(features) | absorption_figures(features)
+
+
+def absorption_figures(features: Mapping[str, Any] | None) -> dict[str, float | None]:
+    """The numbers of `ABSORPTION_COLUMNS`; none if absorption was not measured."""
+    mean = ((features or {}).get("absorption") or {}).get("mean")
+    if mean is None:
+        return {}
+    return {
+        "absorption": mean["fraction"],
+        "absorption_full": mean["full"],
+        "letter_features": mean["n_features"],
+    }
+
+
 def probe_figures(features: Mapping[str, Any] | None) -> dict[str, float | None]:
     """The numbers of `PROBE_COLUMNS` from an analysis of features; none if it has no probes."""
     mean = ((features or {}).get("probes") or {}).get("mean")
@@ -223,10 +262,10 @@ def whole_history(history: History) -> History:
 
 
 def summary_csv(evaluations: Iterable[Evaluation]) -> str:
-    """`SUMMARY_COLUMNS` and `PROBE_COLUMNS` of every SAE as CSV, by run name, numbers in full
-    precision."""
+    """`SUMMARY_COLUMNS` and the numbers of `feature_figures` of every SAE as CSV, by run name, in
+    full precision."""
     text = io.StringIO()
-    columns = (*SUMMARY_COLUMNS, *PROBE_COLUMNS)
+    columns = (*SUMMARY_COLUMNS, *PROBE_COLUMNS, *ABSORPTION_COLUMNS)
     writer = csv.DictWriter(text, columns, extrasaction="ignore", lineterminator="\n")
     writer.writeheader()
     writer.writerows(sorted(evaluations, key=lambda evaluation: evaluation["run_name"]))

@@ -40,12 +40,13 @@ from sae_core.reporting.map_page import map_page
 from sae_core.reporting.page import read_run, report_page
 from sae_core.reporting.provenance import commit, read_jobs
 from sae_core.reporting.summary import (
+    ABSORPTION_COLUMNS,
     COLUMNS,
     PROBE_COLUMNS,
     SPLICED_COLUMNS,
     SUMMARY_COLUMNS,
     TABLE_WIDTH,
-    probe_figures,
+    feature_figures,
     read_evaluations,
     read_histories,
     summary_csv,
@@ -184,10 +185,10 @@ def test_plots_have_the_same_bytes_each_time(draw):
 
 
 def test_csv_has_every_number_in_full_sorted_by_run_name():
-    probes = probe_figures(a_corpus())
+    probes = feature_figures(a_corpus())
     evaluations = [an_evaluation(9, name="b") | probes, an_evaluation(20, name="a") | probes]
     rows = list(csv.DictReader(io.StringIO(summary_csv(evaluations))))
-    assert tuple(rows[0]) == (*SUMMARY_COLUMNS, *PROBE_COLUMNS)
+    assert tuple(rows[0]) == (*SUMMARY_COLUMNS, *PROBE_COLUMNS, *ABSORPTION_COLUMNS)
     assert [row["run_name"] for row in rows] == ["a", "b"]
     for row, evaluation in zip(rows, reversed(evaluations), strict=True):
         read = {key: type(evaluation[key])(value) for key, value in row.items()}
@@ -195,9 +196,23 @@ def test_csv_has_every_number_in_full_sorted_by_run_name():
 
 
 def test_csv_has_no_probes_where_there_are_none():
-    without = probe_figures(a_corpus(subjects=()))
+    without = feature_figures(a_corpus(subjects=()) | {"absorption": None})
     (row,) = csv.DictReader(io.StringIO(summary_csv([an_evaluation() | without])))
-    assert {row[key] for key in PROBE_COLUMNS} == {""}
+    assert {row[key] for key in (*PROBE_COLUMNS, *ABSORPTION_COLUMNS)} == {""}
+
+
+def test_page_has_the_figures_of_features_that_there_are():
+    measured, neither = a_corpus(), a_corpus(subjects=()) | {"absorption": None}
+    runs = [a_run(an_evaluation(9), measured), a_run(an_evaluation(20), neither)]
+    page = report_page(runs, a_making())
+    for title, shown in (
+        ("Telling the subjects apart", ("0.950", "0.860")),
+        ("First letters of words", ("0.125", "0.062", "1.50")),
+    ):
+        [table] = re.findall(rf'aria-label="{title}">\n(.*?)</table>', page, re.DOTALL)
+        assert table.count('<th scope="row">') == 1 and all(f">{n}<" in table for n in shown)
+    page = report_page(runs[1:], a_making())
+    assert 'id="probes"' not in page and 'href="#absorption"' not in page
 
 
 def test_table_is_aligned_and_in_the_order_of_the_layers():
@@ -666,7 +681,7 @@ def test_summarise_script(runs, tmp_path):
     assert done.returncode == 0, done.stderr
     read = read_evaluations([tmp_path / f"evaluations/{name}.json" for name in runs])
     assert done.stdout == summary_table(read)
-    probes = probe_figures(a_corpus())
+    probes = feature_figures(a_corpus())
     told = summary_csv([evaluation | probes for evaluation in read])
     assert (tmp_path / "made" / "summary.csv").read_text() == told
     for name in ("recovered", "fvu"):
