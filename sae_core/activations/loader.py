@@ -80,8 +80,8 @@ def _through_pinned_memory(
 ) -> Iterator[Tensor]:
     n_bytes = form.size(most) * form.dtype.itemsize
     host, side = HostBuffers(2, n_bytes, device), SideStream(device)
-    # One place on the device, and since when it is free.
-    there: SimpleQueue[tuple[Tensor, Moment]] = SimpleQueue()
+    # One place on the device, and since when it is free; None at the end, whoever has the place.
+    there: SimpleQueue[tuple[Tensor, Moment] | None] = SimpleQueue()
     there.put((torch.empty(form.size(most), dtype=form.dtype, device=device), Moment.now(device)))
 
     def in_memory() -> Iterator[tuple[Tensor, Chunk]]:
@@ -92,18 +92,18 @@ def _through_pinned_memory(
 
     def on_the_device() -> Iterator[tuple[Tensor, Chunk]]:
         for buffer, chunk in one_ahead(in_memory()):
-            n, (target, free) = form.size(len(chunk.windows)), there.get()
+            if (place := there.get()) is None:
+                return
+            n, (target, free) = form.size(len(chunk.windows)), place
             try:
                 side.copy(target[:n], buffer.view(form.dtype)[:n], free).wait()
             finally:
                 host.give_back(buffer)
             yield target, chunk
 
-    for target, (windows, order) in one_ahead(on_the_device()):
-        try:
-            rows = in_order(form.view(target, len(windows)), to_device(order, device))
-        finally:  # else the thread would wait for ever
-            there.put((target, Moment.now(device)))
+    for target, (windows, order) in one_ahead(on_the_device(), lambda: there.put(None)):
+        rows = in_order(form.view(target, len(windows)), to_device(order, device))
+        there.put((target, Moment.now(device)))
         yield rows
 
 
@@ -114,15 +114,22 @@ def in_order(windows: Tensor, order: Tensor) -> Tensor:
     return sites[0] if len(sites) == 1 else torch.cat(sites, dim=1)
 
 
-def one_ahead(items: Iterator[Item]) -> Iterator[Item]:
-    """The same items, each computed in a thread while the one before is in use."""
+def one_ahead(items: Iterator[Item], stop: Callable[[], None] = lambda: None) -> Iterator[Item]:
+    """The same items, each computed in a thread while the one before is in use.
+
+    Args:
+        stop: is called before the thread is waited for at the end, also after an error or a signal.
+    """
 
     def following() -> list[Item]:
         """The next item; nothing at the end."""
         return list(islice(items, 1))
 
     with ThreadPoolExecutor(1) as thread:
-        coming = thread.submit(following)
-        while item := coming.result():
+        try:
             coming = thread.submit(following)
-            yield from item
+            while item := coming.result():
+                coming = thread.submit(following)
+                yield from item
+        finally:
+            stop()

@@ -2,14 +2,16 @@
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from pretend_gpu import GPU, OnGPU, PretendGPU, pretended_streams
 from torch import Tensor
 
-from sae_core.activations import store
+from sae_core.activations import loader, store
 from sae_core.activations.loader import Chunk, Form, shuffled_chunks
 from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource
@@ -78,10 +80,10 @@ def numbers(rows: Tensor, windows: Tensor) -> None:
 def test_a_loader_that_is_left_early_ends(device: torch.device, a_gpu: torch.device) -> None:
     n_threads = threading.active_count()
     for n_taken in (1, 2, 5):
-        loader = shuffled_chunks(chunks(20), numbers, FORM, 2, device)
-        taken = [next(loader).cpu().flatten().tolist() for _ in range(n_taken)]
+        rows = shuffled_chunks(chunks(20), numbers, FORM, 2, device)
+        taken = [next(rows).cpu().flatten().tolist() for _ in range(n_taken)]
         assert taken == [[2 * i + 1, 2 * i + 1, 2 * i, 2 * i] for i in range(n_taken)]
-        loader.close()  # type: ignore[attr-defined]
+        rows.close()  # type: ignore[attr-defined]
     assert threading.active_count() == n_threads
 
 
@@ -92,7 +94,31 @@ def test_what_fails_in_a_thread_is_raised(device: torch.device, a_gpu: torch.dev
             raise OSError("the third")
         numbers(rows, windows)
 
-    loader = shuffled_chunks(chunks(20), read, FORM, 2, device)
-    next(loader), next(loader)
+    rows = shuffled_chunks(chunks(20), read, FORM, 2, device)
+    next(rows), next(rows)
     with pytest.raises(OSError, match="the third"):
-        next(loader)
+        next(rows)
+
+
+def test_a_signal_between_two_chunks_ends_the_loader(
+    a_gpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """When the thread has begun with the next chunk, and the place of this one is not free yet."""
+    n_chunks = iter(range(9))
+
+    def take() -> None:
+        with PretendGPU(), pytest.raises(KeyboardInterrupt):
+            list(shuffled_chunks(chunks(20), numbers, FORM, 2, a_gpu))
+
+    class Interrupted(ThreadPoolExecutor):
+        def submit(self, *given: Any) -> Any:
+            coming = super().submit(*given)
+            if threading.current_thread() is taker and next(n_chunks) == 2:
+                raise KeyboardInterrupt
+            return coming
+
+    monkeypatch.setattr(loader, "ThreadPoolExecutor", Interrupted)
+    taker = threading.Thread(target=take, daemon=True)
+    taker.start()
+    taker.join(10)
+    assert not taker.is_alive() and next(n_chunks) == 3
