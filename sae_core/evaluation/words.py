@@ -52,9 +52,16 @@ class Pieces:
         for i, piece in enumerate(pieces):
             if UNKNOWN not in piece:
                 first = i + 1
-            elif UNKNOWN not in (whole := self.tokenizer.decode(list(tokens[first : i + 1]))):
-                pieces[first : i + 1] = [""] * (i - first) + [whole]
-                first = i + 1
+                continue
+            begin, whole = first, self.tokenizer.decode(list(tokens[first : i + 1]))
+            if whole.endswith(UNKNOWN):  # the rest is to come
+                continue
+            while UNKNOWN in whole and begin < i:  # the first character begins before the tokens
+                begin += 1
+                whole = self.tokenizer.decode(list(tokens[begin : i + 1]))
+            if UNKNOWN not in whole:
+                pieces[begin : i + 1] = [""] * (i - begin) + [whole]
+            first = i + 1
         return [
             self.one(token) if UNKNOWN in piece else piece
             for token, piece in zip(tokens, pieces, strict=True)

@@ -390,6 +390,8 @@ def test_characters_of_several_tokens_are_whole() -> None:
     pieces = Pieces(Bytes()).of(list("a₂ b→".encode()))
     assert pieces == ["a", "", "", "₂", " ", "b", "", "", "→"]
     assert Pieces(Bytes()).of([0xE2, 0x61, 0xC2]) == ["‹E2›", "a", "‹C2›"]
+    cut = Pieces(Bytes()).of(list("→₂→".encode()[1:-1]))
+    assert cut == ["‹86›", "‹92›", "", "", "₂", "‹E2›", "‹86›"], "only what is cut is not whole"
 
 
 # The windows of the corpus
