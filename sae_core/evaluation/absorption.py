@@ -11,8 +11,8 @@ As in Chanin et al. (arXiv 2409.14507) and SAEBench (arXiv 2503.09532), for each
   contributes a_f (W_dec[f] . p) to the projection P = x . p. M is what the main features
   contribute. A is the sum of the `N_ABSORBERS` largest positive contributions of other features
   whose decoder rows have a cosine with p of at least `FRACTION_COSINE`.
-* A word's absorbed fraction is 0 if M >= P or A < `SHARE` P. Otherwise it is 1 if M <= 0, and
-  A' / (A' + M) with A' = min(A, P - M) if not.
+* A word's absorbed fraction is 0 if P <= 0, M >= P or A < `SHARE` P. Otherwise it is 1 if M <= 0,
+  and A' / (A' + M) with A' = min(A, P - M) if not.
 * A word is fully absorbed if no main feature is active, and the feature that contributes most
   contributes at least `SHARE` P > 0 and has a cosine with p of at least `FULL_COSINE`.
 
@@ -188,7 +188,8 @@ def absorbed(x: Array, code: Array, W_dec: Array, direction: Array, main: list[i
     missing = np.minimum(taken, whole - own)
     with np.errstate(divide="ignore", invalid="ignore"):
         shared = np.where(own <= 0, 1.0, missing / (missing + own))
-    fraction = np.where((own >= whole) | (taken < SHARE * whole), 0.0, shared)
+    none = (whole <= 0) | (own >= whole) | (taken < SHARE * whole)
+    fraction = np.where(none, 0.0, shared)
     strongest = parts.argmax(1)
     most = parts[np.arange(len(x)), strongest]
     full = (code[:, main] == 0).all(1) & (cosine[strongest] >= FULL_COSINE)

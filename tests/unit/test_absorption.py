@@ -92,7 +92,7 @@ def by_definition(
     P, M = float(x @ p), sum(part[f] for f in main)
     others = [part[f] for f in range(len(part)) if f not in main and cosine[f] >= 0.1]
     A = sum(sorted(o for o in others if o > 0)[-3:])
-    if P <= M or A < 0.4 * P:
+    if P <= 0 or P <= M or A < 0.4 * P:
         fraction = 0.0
     elif M <= 0:
         fraction = 1.0
