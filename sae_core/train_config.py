@@ -273,8 +273,20 @@ class HarvestConfig:
     harvest_jobs: PositiveInt = 1
     """Jobs that split the pass of one model, each writing one shard."""
 
+    store: bool = True
+    """Store the activations. Without a store, one job runs the model and trains the SAEs of a batch
+    of layers on what comes out of it; each epoch is another pass, over other crops."""
+
+    layers_per_job: PositiveInt | None = None
+    """Layers whose SAEs a job without a store trains, by default all of a model's that are to be
+    trained. Each job runs the model up to the last of its layers, on a GPU of its own."""
+
     def __post_init__(self) -> None:
         check_limits(self)
+        if self.store and self.layers_per_job:
+            raise SAEError("--layers-per-job is for --no-store; give both or neither")
+        if not self.store and (self.passes, self.harvest_jobs) != (1, 1):
+            raise SAEError("--passes and --harvest-jobs are for a store; leave them out")
 
 
 @dataclass(frozen=True)

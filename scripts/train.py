@@ -129,15 +129,7 @@ def stored_activations(job: Job) -> "Activations":
     if job.end_to_end.use_end_to_end:
         model, windows = model_and_windows(job, record, target or hook, source)
     texts = TokenManifest.load(job.tokens)
-    provenance = Provenance(
-        model_name=record.name,
-        model_commit=record.commit,
-        model_dtype=source.dtype,
-        data_file=texts.data_file,
-        data_sha256=texts.data_sha256,
-        prepend_bos=source.bos is not None,
-        model_sha256=record.model_sha256,
-    )
+    provenance = Provenance.recorded(record, texts, source.dtype, source.bos is not None)
     model_files = None if record.commit else folder_stamp(Path(record.path))
     return Activations(
         source, hook, source.d_in, provenance, target, model, windows, model_files, origin

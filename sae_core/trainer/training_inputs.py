@@ -7,8 +7,10 @@ import torch
 
 from sae_core.activations.store import ActivationSource
 from sae_core.activations.token_windows import TokenWindows
+from sae_core.corpus.token_file import TokenManifest
 from sae_core.distributed.process_group import ProcessGroup
 from sae_core.models.language_model import Hook
+from sae_core.models.model_sources import ModelRecord
 from sae_core.pretrained import Origin
 from sae_core.sae.config import SAEConfig, SAESpec
 from sae_core.train_config import DataConfig, EndToEndConfig, RuntimeConfig, TrainingConfig
@@ -27,6 +29,25 @@ class Provenance:
     prepend_bos: bool
     model_sha256: str | None = None
     """Of the model's files, where it has no commit."""
+
+    @classmethod
+    def recorded(
+        cls, record: ModelRecord, texts: TokenManifest, dtype: str, prepend_bos: bool
+    ) -> "Provenance":
+        """What the workflow's records say.
+
+        Args:
+            dtype: of the model's activations.
+        """
+        return cls(
+            model_name=record.name,
+            model_commit=record.commit,
+            model_dtype=dtype,
+            data_file=texts.data_file,
+            data_sha256=texts.data_sha256,
+            prepend_bos=prepend_bos,
+            model_sha256=record.model_sha256,
+        )
 
     def as_metadata(self) -> dict[str, Any]:
         """What `config.json` says of it."""

@@ -97,7 +97,14 @@ SECTIONS: dict[str, Section] = {
     "sae": Section((SAEConfig,), "`train` and what follows, for the SAEs that it concerns"),
     "training": Section((TrainingConfig,), TRAIN),
     "end_to_end": Section((EndToEndConfig,), TRAIN),
-    "harvest": Section((HarvestConfig,), "`harvest` and what follows, for all models"),
+    "harvest": Section(
+        (HarvestConfig,),
+        "`harvest` and what follows, for all models",
+        exceptions={
+            "store": "`train` and what follows, for all SAEs",
+            "layers_per_job": "nothing",
+        },
+    ),
     "evaluation": Section((EvaluationConfig,), "`evaluate` and what follows"),
     "features": Section((FeaturesConfig,), "`features` and what follows"),
     "labelling": Section(

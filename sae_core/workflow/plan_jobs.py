@@ -11,7 +11,15 @@ from sae_core.utils import cli
 from sae_core.utils.code_hash import ROOT
 from sae_core.utils.errors import SAEError
 from sae_core.workflow.config_files import read_file
-from sae_core.workflow.planning import Planner, Tables, corpus_tokens, light, sufficiency, table
+from sae_core.workflow.planning import (
+    Planner,
+    Tables,
+    both_ways,
+    corpus_tokens,
+    light,
+    sufficiency,
+    table,
+)
 from sae_core.workflow.workflow_config import load_plan
 
 
@@ -47,11 +55,16 @@ def plan(options: Options) -> None:
             "chapters.folders or corpus.data_path are relative to, or give --corpus-tokens"
         )
     costs = [light("process", "chapters")] if resolved.process else []
+    stored, streamed = [], []
     for model in resolved.models.values():
         shape = tables.shape(model, options.results / f"models/{model.model_id}.json")
-        costs += Planner(resolved, model, shape, machine, tokens).costs()
+        planner = Planner(resolved, model, shape, machine, tokens)
+        costs += planner.costs()
+        with_store, without = planner.ways()
+        stored += with_store
+        streamed += without
     costs.append(light("summarise", "all SAEs"))
-    print(table(costs, machine), end="")
+    print(table(costs, machine) + both_ways(stored, streamed), end="")
     print(f"{options.machine}: {machine.basis}. {sufficiency(tokens)}")
 
 

@@ -5,7 +5,7 @@ D the number of features, k the active features per token and L the length of a 
 
 * a block of the model: two per parameter of its matrices, and 4 L per dimension of all heads
   (attention is computed over the whole window); the logits: two per parameter;
-* harvest: the blocks up to the last hooked one;
+* harvest: the blocks up to the last hooked one; without a store, the same in every epoch;
 * a training step: 2 d D for the encoder product, and 8 k d for decoding and the gradients, which
   work on pairs of token and feature; 10 d D where the code is dense (the `standard` and `gated`
   kinds); with end-to-end losses the model once, the blocks after the hook once and back, which
@@ -24,7 +24,7 @@ them before. docs/benchmarks.md has what this is compared with.
 
 import json
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -168,6 +168,28 @@ class Machine:
     """Where these figures are from."""
     is_cpu: bool = False
     """Whether it is no GPU; here `auto` may mean float32."""
+
+
+class Work(NamedTuple):
+    """The training of an SAE."""
+
+    tokens: float
+    steps: float
+    model_flops: float
+    """Of the end-to-end phase."""
+    sae_flops: float
+    pair_flops: float
+    traffic: float
+    """Bytes of memory."""
+    disk: float
+    model_memory: float
+    """Bytes that the end-to-end phase needs; 0 without one."""
+    sae_memory: float
+
+    def done(self) -> dict[str, float]:
+        """All but the memory."""
+        found = self._asdict()
+        return {name: found[name] for name in found if not name.endswith("_memory")}
 
 
 class Cost(NamedTuple):
@@ -344,10 +366,17 @@ class Planner:
     def costs(self) -> Iterator[Cost]:
         """The jobs, in the order in which they can run."""
         yield self._cost("fetch", self.model.model_id, disk=self.model_bytes, read=self.model_bytes)
-        yield from self.harvests()
-        for run in self.model.runs(self.shape.n_layers):
-            yield from (self.training(run), self.evaluation(run), self.features(run))
+        is_stored, runs = self.plan.harvest.store, list(self.model.runs(self.shape.n_layers))
+        yield from self.harvests() if is_stored else self.streams()
+        for run in runs:
+            yield self.training(run) if is_stored else light("train", run.name)
+            yield from (self.evaluation(run), self.features(run))
             yield from (light("browse", run.name), light("plot", run.name))
+
+    def ways(self) -> "tuple[list[Cost], list[Cost]]":
+        """What makes the SAEs with stored activations, and without."""
+        trainings = [self.training(run) for run in self.model.runs(self.shape.n_layers)]
+        return [*self.harvests(), *trainings], list(self.streams())
 
     def harvests(self) -> Iterator[Cost]:
         """One pass over all layers, in `harvest_jobs` parts."""
@@ -377,7 +406,56 @@ class Planner:
             )
 
     def training(self, run: RunPlan) -> Cost:
-        """All epochs of an SAE."""
+        """All epochs of an SAE on stored activations."""
+        work, d, positions = self._work(run), self.shape.d_model, self.length - 1
+        read = self.plan.training.num_epochs * (self.n_train + self.n_validation) * positions * d
+        model_read = self.model_bytes if work.model_flops else 0
+        # The model is loaded when activations are no longer shuffled.
+        memory = max(work.model_memory, 3 * self._shuffled()) + work.sae_memory
+        return self._cost(
+            "train",
+            run.name,
+            **work.done(),
+            read=read * MODEL_BYTES * self.sites + model_read,
+            memory=memory,
+        )
+
+    def streams(self) -> Iterator[Cost]:
+        """Jobs that run the model and train the SAEs of some layers, with nothing stored."""
+        runs = list(self.model.runs(self.shape.n_layers))
+        layers = list(dict.fromkeys(run.layer for run in runs))
+        most = self.plan.harvest.layers_per_job or len(layers)
+        for first in range(0, len(layers), most):
+            some = layers[first : first + most]
+            yield self._stream(some, [run for run in runs if run.layer in some])
+
+    def _stream(self, layers: Sequence[int], runs: Sequence[RunPlan]) -> Cost:
+        works = [self._work(run) for run in runs]
+        tokens = self.plan.training.num_epochs * (self.n_train + self.n_validation) * self.length
+        totals = {name: sum(work.done()[name] for work in works) for name in works[0].done()} | {
+            "tokens": tokens
+        }
+        totals["model_flops"] += tokens * self.shape.flops(max(layers) + 1, self.length)
+        in_phase = max(work.model_memory for work in works)
+        model = self._loading(self.shape.up_to(max(layers))) if not in_phase else in_phase
+        batch = self.n_pass_tokens * self.shape.d_model * (4 * len(layers) + 16)
+        # A chunk of each layer while the one before it is still in use, and one in its old order.
+        shuffled = (2 * len(layers) + 1) * self._shuffled() * self.sites
+        return self._cost(
+            "stream",
+            f"{self.model.model_id} {'+'.join(map(str, layers))}",
+            **totals,
+            read=self.model_bytes,
+            memory=model + batch + shuffled + sum(work.sae_memory for work in works),
+        )
+
+    def _shuffled(self) -> float:
+        """Bytes of the activations at a hook that are shuffled together."""
+        tokens = min(SHUFFLE_TOKENS, self.n_train * (self.length - 1))
+        return tokens * self.shape.d_model * MODEL_BYTES
+
+    def _work(self, run: RunPlan) -> "Work":
+        """All epochs of an SAE, but where its activations come from."""
         training, e2e, positions = self.plan.training, self.plan.end_to_end, self.length - 1
         per_step = min(training.tokens_per_step, self.n_train * positions)
         steps = training.num_epochs * (self.n_train * positions // per_step)
@@ -402,11 +480,7 @@ class Planner:
                 + self._graph(length, behind),
             )
         parameters = 2 * d * width
-        read = training.num_epochs * (self.n_train + self.n_validation) * positions * d
-        shuffled = min(SHUFFLE_TOKENS, self.n_train * positions) * d * MODEL_BYTES
-        return self._cost(
-            "train",
-            run.name,
+        return Work(
             tokens=steps * per_step,
             steps=steps,
             model_flops=model_flops,
@@ -414,9 +488,8 @@ class Planner:
             pair_flops=steps * per_step * 8 * run.sae.k * d,
             traffic=steps * parameters * OPTIMIZER_BYTES + n_logits * LOGIT_BYTES,
             disk=4 * parameters * 4,
-            read=read * MODEL_BYTES * self.sites + (self.model_bytes if model_flops else 0),
-            # The model is loaded when activations are no longer shuffled.
-            memory=max(memory, 3 * shuffled) + parameters * self._state_bytes(),
+            model_memory=memory,
+            sae_memory=parameters * self._state_bytes(),
         )
 
     def evaluation(self, run: RunPlan) -> Cost:
@@ -499,6 +572,19 @@ def table(costs: Iterable[Cost], machine: Machine) -> str:
     body = [_line(cost, width, machine) for cost in costs]
     foot = [_line(cost, width, machine) for cost in [*sums, whole]]
     return "\n".join([head, rule, *body, rule, *foot]) + "\n"
+
+
+def both_ways(stored: Iterable[Cost], streamed: Iterable[Cost]) -> str:
+    """What the SAEs cost with stored activations and without: disk and hours, in two lines."""
+    lines = []
+    for name, costs in (("true: ", list(stored)), ("false:", list(streamed))):
+        whole = _sum("", costs)
+        lines.append(
+            f"harvest.store {name} {len(costs):4} jobs make the SAEs, {whole.disk / 1e9:11,.1f} GB "
+            f"of disk, {whole.seconds / 3600:9,.2f} hours, of these the longest "
+            f"{max(cost.seconds for cost in costs) / 3600:,.2f}\n"
+        )
+    return "".join(lines)
 
 
 def _sum(rule: str, costs: list[Cost]) -> Cost:

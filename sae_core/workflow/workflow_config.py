@@ -254,6 +254,13 @@ class Plan:
         settings = part_of(LoadConfig, model.model)
         return _joined(options(settings), options(model.data), passes)
 
+    def stream_options(self, model: ModelPlan) -> str:
+        """The settings of a training without a store that all SAEs of a model have."""
+        target = model.hook.target_hook_name
+        hooks = f"--target-hook-name {target}" if target else ""
+        settings = [self.training, model.data, self.end_to_end, part_of(LoadConfig, model.model)]
+        return _joined(hooks, *map(options, settings))
+
     def train_options(self, run: RunPlan) -> str:
         """The settings that determine an SAE, apart from its activations."""
         target = run.model.hook.target_hook_name
@@ -321,6 +328,12 @@ def load_plan(config: dict[str, Any], schema: Path) -> Plan:
     )
     for index, entry in enumerate(config["models"]):
         model = _model(entry, f"models[{index}]", config)
+        if not plan.harvest.store and model.runtime.gpus > 1:
+            raise SAEError(
+                f"config: models[{index}]: gpus {model.runtime.gpus}: without a store the SAEs of "
+                "a job are trained on 1 GPU; leave it out, and give harvest.layers_per_job for "
+                "several jobs"
+            )
         if same_name(model.model_id) in map(same_name, plan.models):
             raise SAEError(f"config: models[{index}].name: {model.name!r} is in the list twice")
         plan.models[model.model_id] = model

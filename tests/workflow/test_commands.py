@@ -118,9 +118,10 @@ def test_command_runs_as_written(command: str, in_checkout, checkout: Path) -> N
     models = re.findall(r"(?:Qwen|google)/\S+", command) or ["Qwen/Qwen3-0.6B"]
     if command.endswith("Qwen3_all_sae_training.py"):
         models = [name for name in HUB_MODELS if name.startswith("Qwen")]
-        assert len(saes) == len(models)
-    elif "single_sae_training" in command:
-        assert len(saes) == len(cli.parse(RunsConfig, "", arguments(command)[1:]).runs())
+    n_saes = len(models)
+    if "single_sae_training" in command:
+        n_saes = len(cli.parse(RunsConfig, "", arguments(command)[1:]).runs())
+    assert len(saes) == n_saes
     for sae in saes:
         assert f"{sae.name}" in done.stdout
         config = json.loads((sae / "config.json").read_text())

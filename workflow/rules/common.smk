@@ -31,6 +31,7 @@ from sae_core.utils.naming import EXPORT_FILES
 from sae_core.workflow.planning import Tables, corpus_tokens, downloads, sufficiency
 from sae_core.workflow.preflight import check_inputs
 from sae_core.workflow.slurm import wait_for_jobs
+from sae_core.workflow.streams import notes, sae_options, settings_sha256, streams
 from sae_core.workflow.workflow_config import check_run_names, load_plan, save_config
 from sae_core.workflow.workflow_lock import record_holder
 
@@ -72,6 +73,7 @@ wildcard_constraints:
     hook_name=r"\w[\w.-]*",
     batch=r"(\d+|middle)(\+(\d+|middle))*",
     shard=r"\d+",
+    stream="[0-9a-f]{12}",
 
 
 def with_torch(family):
@@ -255,6 +257,49 @@ def shards(wildcards):
         batch=run.model.batch_of(run.label, [path.parent.name for path in receipts]),
         shard=range(PLAN.harvest.harvest_jobs),
     )
+
+
+STREAMS = {}
+
+
+def streams_of(model):
+    """The SAEs of a model by stream, as it is when they are first asked for: a stream that ends does
+    not change it."""
+    if model.model_id not in STREAMS:
+        results = Path(rules.stream.output.saes).parents[1]  # also under another workflow's prefix
+        folder, weights = results / model.model_id, str(rules.train.output.weights)
+
+        def is_there(run, stream):
+            return any(
+                path.exists()
+                for path in (Path(weights.replace("{run}", run)), folder / stream / run)
+            )
+
+        try:
+            STREAMS[model.model_id] = streams(PLAN, model, depth(model), notes(folder), is_there)
+        except SAEError as error:
+            raise WorkflowError(str(error))
+    return STREAMS[model.model_id]
+
+
+def stream_runs(wildcards):
+    """The SAEs of a stream."""
+    return streams_of(model_plan(wildcards))[wildcards.stream]
+
+
+def stream_of_run(wildcards):
+    """The folder in which a stream leaves an SAE and others."""
+    run = run_plan(wildcards)
+    for stream, runs in streams_of(run.model).items():
+        if run in runs:
+            return f"results/streams/{run.model.model_id}/{stream}"
+
+
+def stream_origins(wildcards):
+    """The files of the SAEs that trainings of a stream begin with, as `origin_files`."""
+    model = model_plan(wildcards)
+    origins = {model.origin_run(run, depth(model)) for run in stream_runs(wildcards)}
+    return expand(SAE_FILES[:2], run=sorted(filter(None, origins)))
 
 
 def origin_files(wildcards):
