@@ -574,15 +574,15 @@ def table(costs: Iterable[Cost], machine: Machine) -> str:
     return "\n".join([head, rule, *body, rule, *foot]) + "\n"
 
 
-def both_ways(stored: Iterable[Cost], streamed: Iterable[Cost]) -> str:
-    """What the SAEs cost with stored activations and without: disk and hours, in two lines."""
+def both_ways(stored: Sequence[Cost], streamed: Sequence[Cost]) -> str:
+    """What it costs to make the SAEs with stored activations and without, in two lines."""
+    ways = (("with harvest.store: true", stored), ("with harvest.store: false", streamed))
     lines = []
-    for name, costs in (("true: ", list(stored)), ("false:", list(streamed))):
-        whole = _sum("", costs)
+    for way, costs in ways:
+        whole, longest = _sum("", [*costs]), max(cost.seconds for cost in costs)
         lines.append(
-            f"harvest.store {name} {len(costs):4} jobs make the SAEs, {whole.disk / 1e9:11,.1f} GB "
-            f"of disk, {whole.seconds / 3600:9,.2f} hours, of these the longest "
-            f"{max(cost.seconds for cost in costs) / 3600:,.2f}\n"
+            f"SAEs {way:25} {len(costs):6} jobs, {whole.disk / 1e9:11,.1f} GB of disk, "
+            f"{whole.seconds / 3600:9,.2f} hours, the longest {longest / 3600:,.2f}\n"
         )
     return "".join(lines)
 

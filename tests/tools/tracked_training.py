@@ -5,6 +5,7 @@ after each epoch until `FOLDER/go` is there, and a line is printed for each epoc
 """
 
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -27,6 +28,8 @@ class Training:
     folder: Annotated[Path, tyro.conf.Positional]
     seed: int = 0
     fails: bool = False
+    beside: bool = False
+    """Another training is told of at the same time, with its checkpoints in FOLDER/beside."""
     start_seconds: float = wandb_session.START_TIMEOUT
     """What W&B has to log in and to start a run, where an outage is to be known sooner."""
     finish_seconds: float = wandb_session.FINISH_TIMEOUT
@@ -44,9 +47,18 @@ def run(training: Training) -> None:
     wandb_session.FINISH_TIMEOUT = training.finish_seconds
     login = wandb_session.log_in(training.tracking)
     config = {"data": {"seed": training.seed}, "runtime": {"device": "cpu"}}
-    with WandbRun(login, "a.run", folder, config, ("standard", "layer 1", "x" * 80)) as tracking:
+    tags = ("standard", "layer 1", "x" * 80)
+    with ExitStack() as stack:
+        tracking = stack.enter_context(WandbRun(login, "a.run", folder, config, tags))
+        told = [tracking]
+        if training.beside:
+            points = folder / "beside"
+            points.mkdir()
+            told.append(stack.enter_context(WandbRun(login, "b.run", points, config, tags)))
         for epoch in range(1, EPOCHS + 1):
-            tracking.on_epoch(EpochRecord(epoch, EPOCHS, 10 * epoch, metrics(epoch), epoch <= 2))
+            record = EpochRecord(epoch, EPOCHS, 10 * epoch, metrics(epoch), epoch <= 2)
+            for each in told:
+                each.on_epoch(record)
             print(f"epoch {epoch}", flush=True)
             wait(folder)
         if training.fails:

@@ -191,6 +191,45 @@ def test_all_layers_of_all_models(run: Callable[..., Any]) -> None:
     assert "assumed, not measured" in lines[-1]
 
 
+def test_a_billion_tokens_both_ways(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A store would hold every token of training and validation at every layer."""
+    monkeypatch.chdir(ROOT)
+    config = "config/billion_tokens.yaml"
+    with pytest.raises(SystemExit, match="0"):
+        plan_jobs.main(["--config", config, "--machine", "h100", "--corpus-tokens", "1e9"])
+    lines = capsys.readouterr().out.splitlines()
+    assert sum(line.startswith("stream") for line in lines) == 7 + 1
+    assert not any(line.startswith("harvest") for line in lines)
+    gigabytes = [
+        float(line.split("jobs,")[1].split()[0].replace(",", ""))
+        for line in lines
+        if line.startswith("SAEs with harvest.store")
+    ]
+    assert gigabytes[0] == pytest.approx(28 * 1024 * 2 * 0.9975 * 511 / 512, rel=0.01)
+    assert gigabytes[1] < 100
+    page = (ROOT / config).read_text(encoding="utf-8")
+    assert f"{gigabytes[0] / 1000:.0f} TB" in page and "!" not in "".join(lines)
+
+
+def test_a_stream_runs_the_model_once_for_all_its_saes() -> None:
+    def streams(**model: Any) -> list[float]:
+        sections = {"harvest": {"store": False}, "end_to_end": {"use_end_to_end": False}}
+        own = {"name": "m", "layers": [4, 9], "saes": [{"topk": 32}], **model}
+        plan = demo_planner(**sections, models=[own])
+        [cost], [one, *_] = plan.streams(), plan.model.runs(30)
+        stored = [plan.training(run).flops for run in plan.model.runs(30)]
+        model_flops = cost.flops - sum(stored)
+        assert cost.disk == len(stored) * plan.training(one).disk
+        return [model_flops / cost.tokens, cost.tokens]
+
+    two, six = streams(), streams(saes=[{"topk": k} for k in (8, 16, 32)])
+    assert two == pytest.approx(six)
+    assert two[0] == pytest.approx(SMOLLM2.flops(10, 128))
+    assert two[1] == 16 * (195 + 17) * 128
+
+
 def test_what_is_not_known_is_named(run: Callable[..., Any], tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "config/demo.yaml").read_text(encoding="utf-8"))
     config["models"] = [{"name": "someone/unknown", "layers": [1]}]

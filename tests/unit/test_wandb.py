@@ -152,6 +152,16 @@ def test_a_run_online(key: str, training: Training, server: MiniWandb) -> None:
     assert "/runs/" in printed and training.note()["finished"] is True
 
 
+def test_saes_that_are_trained_together_have_a_run_each(
+    training: Training, server: MiniWandb
+) -> None:
+    training.run("--beside")
+    assert sorted(run.about["displayName"] for run in server.runs.values()) == ["a.run", "b.run"]
+    for run in server.runs.values():
+        check_history(run)
+        assert run.summary["status"] == "completed"
+
+
 @pytest.mark.slow
 def test_the_axes_are_epochs_and_tokens(training: Training, server: MiniWandb) -> None:
     training.run()

@@ -53,7 +53,7 @@ rule train:
         "results/logs/train/{run}.log",
     localrule: True
     conda:
-        "../../envs/data.yaml"
+        with_torch("train")
     resources:
         attempt=attempt_number,
     params:
