@@ -56,6 +56,8 @@ class ActivationSource(ABC):
     ) -> None:
         self.n_train, self.n_validation, self.positions = n_train, n_validation, positions
         self.tokens_per_step, self.seed = min(tokens_per_step, n_train * positions), seed
+        self._drawn: tuple[int, Tensor] | None = None
+        """The last order, and its epoch: each step that takes whole windows looks at it."""
 
     @abstractmethod
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
@@ -107,7 +109,10 @@ class ActivationSource(ABC):
         return self._order(epoch)[torch.arange(first, last) % self.n_train]
 
     def _order(self, epoch: int) -> Tensor:
-        return torch.randperm(self.n_train, generator=generator(self.seed, "order", epoch))
+        if self._drawn is None or self._drawn[0] != epoch:
+            draw = generator(self.seed, "order", epoch)
+            self._drawn = epoch, torch.randperm(self.n_train, generator=draw)
+        return self._drawn[1]
 
     def _batches(self, epoch: int, order: Tensor, skip: int) -> Iterator[Tensor]:
         rows_together = self.shuffle_windows * self.positions

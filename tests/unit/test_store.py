@@ -256,6 +256,17 @@ def test_a_step_shorter_than_a_window_takes_a_whole_one() -> None:
     assert [int(step) for step in steps] == [order[i % 50] for i in range(len(steps))]
 
 
+def test_the_order_of_an_epoch_is_drawn_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For millions of windows it takes as long as a small step."""
+    randperm, drawn = torch.randperm, []
+    monkeypatch.setattr(torch, "randperm", lambda *a, **k: drawn.append(a) or randperm(*a, **k))
+    source = numbered()
+    for epoch in (0, 1):
+        for step in range(source.steps_per_epoch):
+            source.windows_of(epoch, step)
+    assert drawn == [(50,), (50,)]
+
+
 # Memory, and reading ahead
 
 
