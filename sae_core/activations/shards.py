@@ -137,10 +137,39 @@ def harvest(
     Raises:
         SAEError: it does not fit on the disk, or cannot be written.
     """
+    manifest = _planned(model, windows, hooks, passes, shard, n_shards)
+    done, total = 0, sum(manifest.windows.values())
+    n_window_bytes = windows.positions * model.d_model * model.dtype.itemsize
+    n_bytes = total * len(hooks) * (n_window_bytes + DIGEST_BYTES)
+    microbatch = model.forward_microbatch(windows.length, batch_size)
+    with writing(folder, n_bytes), new_folder(folder) as staging:
+        check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
+        most_bytes = max(1, min(microbatch.size, total)) * n_window_bytes
+        with WindowWriter(model.device, len(hooks), most_bytes) as writer:
+            for part, first in manifest.first.items():
+                indices = torch.arange(first, first + manifest.windows[part])
+                found = _activations(model, windows, hooks, part, indices, microbatch)
+                for n_windows in _write_part(writer, found, staging, hooks, part):
+                    done += n_windows
+                    progress(done, total)
+        digests = {path.name: file_sha256(path) for path in sorted(staging.glob("*.sha256"))}
+        manifest = replace(manifest, digests=digests)
+        manifest.save(staging / "manifest.json")
+    return manifest
+
+
+def _planned(
+    model: LanguageModel,
+    windows: TokenWindows,
+    hooks: Sequence[Hook],
+    passes: int,
+    shard: int,
+    n_shards: int,
+) -> Manifest:
+    """A shard's manifest, as yet without digests."""
     parts = {"train": windows.n_train * passes, "validation": windows.n_validation}
     runs = {part: (n * shard // n_shards, n * (shard + 1) // n_shards) for part, n in parts.items()}
-    done, total = 0, sum(stop - start for start, stop in runs.values())
-    manifest = Manifest(
+    return Manifest(
         hooks=[hook.spec for hook in hooks],
         dtype=str(model.dtype).removeprefix("torch."),
         d_in=model.d_model,
@@ -153,22 +182,6 @@ def harvest(
         digests={},
         windows_sha256=windows_sha256(windows),
     )
-    n_window_bytes = windows.positions * model.d_model * model.dtype.itemsize
-    n_bytes = total * len(hooks) * (n_window_bytes + DIGEST_BYTES)
-    microbatch = model.forward_microbatch(windows.length, batch_size)
-    with writing(folder, n_bytes), new_folder(folder) as staging:
-        check_space(folder, n_bytes, "free some, or harvest fewer layers or --passes")
-        most_bytes = max(1, min(microbatch.size, total)) * n_window_bytes
-        with WindowWriter(model.device, len(hooks), most_bytes) as writer:
-            for part, run in runs.items():
-                found = _activations(model, windows, hooks, part, run, microbatch)
-                for n_windows in _write_part(writer, found, staging, hooks, part):
-                    done += n_windows
-                    progress(done, total)
-        digests = {path.name: file_sha256(path) for path in sorted(staging.glob("*.sha256"))}
-        manifest = replace(manifest, digests=digests)
-        manifest.save(staging / "manifest.json")
-    return manifest
 
 
 def _activations(
@@ -176,11 +189,10 @@ def _activations(
     windows: TokenWindows,
     hooks: Sequence[Hook],
     part: str,
-    run: tuple[int, int],
+    indices: Tensor,
     microbatch: Microbatch,
 ) -> Iterator[Found]:
-    """What each forward pass over the windows `run[0]` to `run[1]` of a part gives."""
-    indices = torch.arange(*run)
+    """What each forward pass over the windows `indices` (W,) of a part gives."""
 
     def activations(at: slice) -> Found:
         return model.activations(_window_tokens(windows, part, indices[at]), hooks)
