@@ -65,7 +65,7 @@ def write_data(
         for name, content in pages.items():
             n_bytes += len(content)
             (new / name).write_bytes(content)
-        for number, chunk in enumerate(_chunks(entries)):
+        for number, chunk in enumerate(chunks(entries, CHUNK)):
             for entry in chunk:
                 words.add(len(index), entry)
                 index.add(entry)
@@ -159,11 +159,12 @@ def _base_36(number: int) -> str:
     return digits
 
 
-def _chunks(entries: Iterable[Entry]) -> Iterator[list[Entry]]:
+def chunks(entries: Iterable[Entry], size: int) -> Iterator[list[Entry]]:
+    """The entries in lists of `size`, the last of which may be shorter."""
     chunk: list[Entry] = []
     for entry in entries:
         chunk.append(entry)
-        if len(chunk) == CHUNK:
+        if len(chunk) == size:
             yield chunk
             chunk = []
     if chunk:
