@@ -7,6 +7,7 @@ is tokenised together change nothing.
 
 import hashlib
 import os
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from itertools import chain, islice
 from multiprocessing import get_context
 from pathlib import Path
+from threading import Thread
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
 
@@ -40,6 +42,9 @@ BATCH_TEXTS, BATCH_CHARACTERS = 1024, 2**20
 
 AHEAD = 2
 """Batches per process that are read before they are needed."""
+
+WATCH = 1.0
+"""Seconds between two looks of a process at whether the one that started it lives."""
 
 Encoded = tuple[IntArray, IntArray, list[str | None]]
 """ `Tokens.packed` of some texts, and `Tokens.spelled` of each."""
@@ -248,7 +253,7 @@ def _in_order(tokens: Tokens, groups: Iterator[list[Text]], processes: int) -> I
             yield Batch(group, *_encoded(tokens, [text.text for text in group]))
         return
     # A fork shares the vocabulary, and needs no import; nothing here has begun a thread yet.
-    pool = ProcessPoolExecutor(processes, get_context("fork"), _begin, (tokens,))
+    pool = ProcessPoolExecutor(processes, get_context("fork"), _begin, (tokens, os.getpid()))
     coming: deque[tuple[list[Text], Future[Encoded]]] = deque()
     with pool:
         try:
@@ -272,11 +277,20 @@ def _result(group: list[Text], encoded: "Future[Encoded]") -> Batch:
         ) from error
 
 
-def _begin(tokens: Tokens) -> None:
+def _begin(tokens: Tokens, parent: int) -> None:
     """The beginning of a process that tokenises."""
     global _tokens
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # these processes are the parallelism
     _tokens = tokens
+    Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent was killed: it would wait for texts for ever, because it
+    holds the other end of their pipe itself."""
+    while os.getppid() == parent:
+        time.sleep(WATCH)
+    os._exit(1)
 
 
 def _work(texts: list[str]) -> Encoded:

@@ -3,6 +3,9 @@
 import hashlib
 import json
 import os
+import signal
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -230,6 +233,45 @@ def test_a_process_that_is_killed(
     with pytest.raises(SAEError, match="a process that tokenises was killed"):
         tokenise(written(tmp_path, texts), tokenizer(" ".join(texts)), tmp_path / "tokens", 2)
     assert not (tmp_path / "tokens").exists()
+
+
+def test_processes_end_with_the_one_that_started_them(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_TEXTS", 3)
+    monkeypatch.setattr(module, "WATCH", 0.01)
+    corpus, made = written(tmp_path, texts), tokenizer(" ".join(texts))
+    (tmp_path / "pids").mkdir()
+
+    def noted(tokens: Tokens, some: Any) -> Any:
+        (tmp_path / "pids" / str(os.getpid())).touch()
+        time.sleep(90)
+
+    monkeypatch.setattr(Tokens, "packed", noted)
+    parent = os.fork()
+    if not parent:
+        tokenise(corpus, made, tmp_path / "tokens", 2)
+        os._exit(0)
+    wait_until(lambda: len([*(tmp_path / "pids").iterdir()]) == 2)
+    os.kill(parent, signal.SIGKILL)
+    os.waitpid(parent, 0)
+    children = [int(path.name) for path in (tmp_path / "pids").iterdir()]
+    wait_until(lambda: not any(map(runs, children)))
+
+
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
+def runs(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has asked about may still be listed."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 def test_the_same_texts_are_tokenised_once(
