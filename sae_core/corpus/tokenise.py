@@ -59,6 +59,8 @@ class Text(NamedTuple):
     text: str
     origin: int = 0
     """The number of its chapter."""
+    n_blank: int = 0
+    """How many blank texts come just before it."""
 
 
 class Label(NamedTuple):
@@ -121,6 +123,8 @@ def tokenise(
                 n_bytes = writer.n_bytes
                 if most is not None and writer.n_tokens >= most:
                     break
+            else:
+                writer.end()
         if not writer.n_texts:
             raise SAEError(f"{corpus.data_file}: has no text that is not empty; give texts")
         hashes = {path.name: file_sha256(path) for path in sorted(staging.iterdir())}
@@ -156,10 +160,12 @@ def n_cpus() -> int:
 
 
 class Writer:
-    """Appends batches to the files of a folder."""
+    """Appends batches to the files of a folder. What it counts is about the texts that it has
+    written, however far ahead they were read."""
 
     def __init__(self, folder: Path, labels: list[Label] | None) -> None:
         self.folder, self._labels = folder, labels
+        self._is_whole, self._n_last_blank = False, 0
         self._texts_of: Counter[int] = Counter()
         self._words_of: Counter[int] = Counter()
         self.n_texts = self.n_tokens = self.n_empty = self.n_spelled = self._n_characters = 0
@@ -186,12 +192,20 @@ class Writer:
         return self._n_characters + 4 * self.n_tokens + 18 * self.n_texts
 
     def not_blank(self, texts: Iterable[Text]) -> Iterator[Text]:
-        """The texts that are not blank; the others are counted."""
+        """The texts that are not blank, each with the number of the others before it."""
+        n_blank = 0
         for text in texts:
             if is_blank(text.text):
-                self.n_empty += 1
+                n_blank += 1
             else:
-                yield text
+                yield text._replace(n_blank=n_blank) if n_blank else text
+                n_blank = 0
+        self._n_last_blank = n_blank
+
+    def end(self) -> None:
+        """Note that all texts were added."""
+        self._is_whole = True
+        self.n_empty += self._n_last_blank
 
     def add(self, batch: Batch, most: int | None) -> None:
         """Append a batch, up to the text with which there are `most` tokens."""
@@ -209,18 +223,21 @@ class Writer:
                 self._texts_of[text.origin] += 1
                 self._words_of[text.origin] += len(text.text.split())
         self.n_texts += n
+        self.n_empty += sum(text.n_blank for text in batch.texts[:n])
         self.n_tokens, self._n_characters = int(ends[n - 1]), int(text_ends[-1])
         spelled = list(filter(None, batch.spelled[:n]))
         self.n_spelled += len(spelled)
         self.spelled = self.spelled or next(iter(spelled), None)
 
     def chapters(self) -> list[dict[str, Any]] | None:
-        """The chapters of the texts, as the manifest has them."""
+        """The chapters of the texts, as the manifest has them: all, or up to the last that was
+        read before the ceiling on tokens."""
         if self._labels is None:
             return None
+        labels = self._labels if self._is_whole else self._labels[: max(self._texts_of) + 1]
         return [
             asdict(Chapter(*label, self._texts_of[number], self._words_of[number]))
-            for number, label in enumerate(self._labels)
+            for number, label in enumerate(labels)
         ]
 
     def _write(self, name: str, numbers: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 from tiny_model import tokenizer
 
 from sae_core.corpus import records
+from sae_core.corpus import tokenise as tokenise_module
 from sae_core.corpus.corpora import read_corpus
 from sae_core.corpus.token_file import TokenFile
 from sae_core.corpus.tokenise import tokenise
@@ -203,6 +204,22 @@ def test_no_form_that_is_known(made: Any, tmp_path: Path) -> None:
     assert "to_parquet" in message
     message = refused(CorpusConfig(data_path=tmp_path / "none.parquet"), made, tmp_path / "tokens")
     assert f"--data-path {tmp_path}/none.parquet: no such file" in message
+
+
+def test_how_far_ahead_texts_are_read_changes_nothing(
+    texts: list[str], made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tokenise_module, "BATCH_TEXTS", 1)
+    given = [texts[0], "", texts[1], "", texts[2], texts[3]]
+    path = json_lines(tmp_path / "texts.jsonl", given)
+    config = CorpusConfig(data_path=path, subject_field="id", max_tokens=len(texts[0]) // 9)
+    found = []
+    for processes in (1, 2):
+        tokenise(read_corpus(config), made, tmp_path / "tokens", processes)
+        found.append(TokenFile.open(tmp_path / "tokens").manifest)
+    assert found[0] == found[1] and found[0] is not None
+    assert found[0].n_texts < 4 and found[0].chapters is not None
+    assert [chapter["texts"] for chapter in found[0].chapters][-1] == 1
 
 
 # Folders
