@@ -81,7 +81,11 @@ def files_of_records(files: list[Path], config: CorpusConfig) -> Corpus:
     if passed := passed_over(config):
         what = "file is" if len(passed) == 1 else "files are"
         print(f"{config.data_path}: {len(passed)} {what} passed over, such as {passed[0].name}")
-    hashes = [f"{file.relative_to(config.data_path)} {file_sha256(file)}" for file in files]
+    # With the form, which follows from the name: a file that is renamed may be read as another one.
+    hashes = [
+        f"{file.relative_to(config.data_path)} {form_of(file)} {file_sha256(file)}"
+        for file in files
+    ]
     return Corpus(texts, name, f"{hashes} {_choice(config)}", labels=labels)
 
 

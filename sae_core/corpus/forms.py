@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sae_core.corpus.records import opened, reading
+from sae_core.corpus.records import is_packed, opened, reading
 from sae_core.train_config import CorpusConfig
 from sae_core.utils.errors import SAEError
 
@@ -31,7 +31,7 @@ def form_of(path: Path) -> str | None:
     """The form of a file, by its name and if need be by its beginning; None if it has none of them.
 
     Raises:
-        SAEError: it cannot be read.
+        SAEError: it cannot be read, or is a JSON list that is compressed.
     """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes and suffixes[-1] in PACKED:
@@ -46,7 +46,14 @@ def form_of(path: Path) -> str | None:
     first = beginning.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
     if first == b"{":
         return LINES
-    return LIST if form == LIST or first == b"[" else None
+    if form != LIST and first != b"[":
+        return None
+    if is_packed(path):
+        raise SAEError(
+            f"{path}: a JSON list that is compressed; decompress it, or write JSON lines, which "
+            "may be compressed"
+        )
+    return LIST
 
 
 def corpus_files(config: CorpusConfig) -> list[Path]:

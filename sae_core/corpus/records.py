@@ -21,6 +21,9 @@ LONGEST = 2**20
 ROWS = 256
 """Rows of a Parquet file that are in memory at once."""
 
+GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
+"""How compressed files begin."""
+
 FIELDS_SHOWN = 30
 """Of those that a message lists."""
 
@@ -94,15 +97,21 @@ def _paragraph_end(text: str) -> int:
     return len(text)
 
 
+def is_packed(path: Path) -> bool:
+    """Whether a file is gzip or zstd, whatever its name is."""
+    with path.open("rb") as file:
+        return file.read(4).startswith((GZIP, ZSTD))
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[BinaryIO]:
     """A file, decompressed if it is gzip or zstd."""
     with path.open("rb") as file:
         magic = file.peek(4)[:4]
-        if magic.startswith(b"\x1f\x8b"):
+        if magic.startswith(GZIP):
             with gzip.open(file) as unpacked:
                 yield unpacked  # type: ignore[misc]  # it has all that is used here
-        elif magic == b"\x28\xb5\x2f\xfd":
+        elif magic == ZSTD:
             from pyarrow import CompressedInputStream, PythonFile
 
             with CompressedInputStream(PythonFile(file), "zstd") as unpacked:

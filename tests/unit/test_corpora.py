@@ -14,6 +14,7 @@ from tiny_model import tokenizer
 
 from sae_core.corpus import records
 from sae_core.corpus import tokenise as tokenise_module
+from sae_core.corpus.cache import cached_tokens
 from sae_core.corpus.corpora import read_corpus
 from sae_core.corpus.token_file import TokenFile
 from sae_core.corpus.tokenise import tokenise
@@ -204,6 +205,26 @@ def test_no_form_that_is_known(made: Any, tmp_path: Path) -> None:
     assert "to_parquet" in message
     message = refused(CorpusConfig(data_path=tmp_path / "none.parquet"), made, tmp_path / "tokens")
     assert f"--data-path {tmp_path}/none.parquet: no such file" in message
+
+
+def test_a_file_is_another_corpus_under_a_name_that_has_it_read_in_another_form(
+    texts: list[str], made: Any, tmp_path: Path
+) -> None:
+    path = json_lines(tmp_path / "texts.txt", texts)
+    plain = cached_tokens(read_corpus(CorpusConfig(data_path=path)), made, tmp_path / "root")
+    assert "{" in plain.texts[0]
+    path = path.rename(tmp_path / "texts.jsonl")
+    read_again = cached_tokens(read_corpus(CorpusConfig(data_path=path)), made, tmp_path / "root")
+    assert [*read_again.texts] == texts
+
+
+@pytest.mark.parametrize("name", ["texts.json.gz", "texts.json"])
+def test_a_compressed_list_is_refused(name: str, texts: list[str], tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(json.dumps(texts).encode()))
+    for given in (tmp_path, tmp_path / name):
+        config = CorpusConfig(data_path=given, data_pattern="*")
+        with pytest.raises(SAEError, match=rf"{name}: a JSON list that is compressed"):
+            read_corpus(config)
 
 
 def test_how_far_ahead_texts_are_read_changes_nothing(
