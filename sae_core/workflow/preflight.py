@@ -3,14 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from sae_core.corpus.forms import corpus_files
 from sae_core.data_processing.chapters import find_chapters
 from sae_core.data_processing.process_config import ProcessConfig
 from sae_core.formats.sae_places import hub_place
 from sae_core.models.model_sources import ModelRecord
 from sae_core.train_config import CorpusConfig
 from sae_core.utils.errors import SAEError
-from sae_core.workflow.config_words import in_config_words
 from sae_core.workflow.workflow_config import ModelPlan, Plan
 
 
@@ -26,7 +24,7 @@ def check_inputs(plan: Plan, record_of: Callable[[str], Path]) -> None:
     if plan.process is not None:
         _check_chapters(plan.process)
     if plan.corpus is not None:
-        _check_corpus(plan.corpus)
+        _check_corpus(plan.corpus, plan.corpus_files())
     for name, model in plan.models.items():
         path = record_of(name)
         n_layers = None
@@ -55,16 +53,12 @@ def _check_chapters(process: ProcessConfig) -> None:
             raise SAEError(f"{where}: also the folder of {other}; give each subject its own")
 
 
-def _check_corpus(corpus: CorpusConfig) -> None:
+def _check_corpus(corpus: CorpusConfig, files: list[Path]) -> None:
     path = corpus.data_path
     if path is None:
         return
     if not path.exists():
         raise SAEError(f"config: corpus.data_path: {path}: no such file or folder")
-    try:
-        files = corpus_files(corpus)
-    except SAEError as error:
-        raise SAEError(f"config: {in_config_words(str(error))}") from error
     for file in files:
         if set("{}") & set(str(file)):
             raise SAEError(

@@ -51,6 +51,7 @@ from sae_core.utils.naming import (
 )
 from sae_core.utils.records import Dataclass
 from sae_core.workflow import config_schema
+from sae_core.workflow.config_words import in_config_words
 
 Group = TypeVar("Group", bound=Dataclass)
 
@@ -207,9 +208,18 @@ class Plan:
         return [path for folder in folders for path in chapters_in(folder, pattern)]
 
     def corpus_files(self) -> list[Path]:
-        """The existing files of a corpus in another form, in the order in which they are read."""
+        """The existing files of a corpus in another form, in the order in which they are read.
+
+        Raises:
+            SAEError: there are none in the folder, or one has no form that is known.
+        """
         path = self.corpus.data_path if self.corpus else None
-        return corpus_files(self.corpus) if self.corpus and path and path.exists() else []
+        if self.corpus is None or path is None or not path.exists():
+            return []
+        try:
+            return corpus_files(self.corpus)
+        except SAEError as error:
+            raise SAEError(f"config: {in_config_words(str(error))}") from error
 
     def process_options(self) -> str:
         """The command line of the processing."""

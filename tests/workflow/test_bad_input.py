@@ -23,6 +23,17 @@ def test_a_configuration_stands_for_itself_and_is_read_strictly(project: Project
     assert not (project.folder / "results").exists()
 
 
+def test_a_corpus_of_another_form_is_named_by_its_key(project: Project) -> None:
+    config = project.config
+    del config["chapters"]
+    (project.folder / "table.csv").write_text("a,b\n")
+    config["corpus"] = {"data_path": "table.csv"}
+    project.configure(config)
+    printed = project.snakemake("--dry-run", ok=False)
+    assert "config: corpus.data_path table.csv: none of the forms that are read" in printed
+    assert "Traceback" not in printed and "SAEError" not in printed
+
+
 def test_the_command_line_overrides_the_configuration(project: Project) -> None:
     printed = project.snakemake(
         *("results/models/tiny.json", "results/data/processed_textbooks_all.json"),

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -95,6 +96,12 @@ def test_results_go_to_a_storage(small: Project, tmp_path: Path) -> None:
     } <= kept
     assert not (small.folder / "results/saes").exists()
     assert "Nothing to be done" in small.snakemake()
+    # A job on another machine knows no record that was read here before.
+    [tokens] = (place / "results/tokens").iterdir()
+    shutil.rmtree(tokens)
+    shutil.rmtree(small.folder / ".snakemake/storage", ignore_errors=True)
+    small.snakemake("--target-jobs", f"tokenize:tokenizer={tokens.name}")
+    assert (tokens / "manifest.json").is_file()
 
 
 @pytest.mark.parametrize("profile", PROFILES, ids=lambda path: path.name)

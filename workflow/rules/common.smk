@@ -41,6 +41,7 @@ try:
     if not workflow.modifier.skip_configfile:
         config = read_config(map(Path, workflow.configfiles), workflow.config_settings.config)
     PLAN = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
+    CORPUS_FILES = PLAN.corpus_files()
 except SAEError as error:
     raise WorkflowError(str(error))
 
@@ -53,7 +54,7 @@ CONFIG = "results/config.yaml"
 TO_TOKENIZE = (
     {"texts": TEXTS, "sources": SOURCES}
     if PLAN.corpus is None
-    else {"files": [local(str(path)) for path in PLAN.corpus_files()]}
+    else {"files": [local(str(path)) for path in CORPUS_FILES]}
 )
 SAE_FILES = [f"results/saes/{{run}}/{name}" for name in EXPORT_FILES]
 UPLOADS = ["results/uploads/{run}.json"] if PLAN.publishing.upload_to_hf else []
@@ -234,10 +235,26 @@ def tokens_of(model):
     return TOKENS.format(tokenizer=fetched(model).tokenizer_id)
 
 
+def record_file(model):
+    """The file of a model's record, fetched or not."""
+    return rules.fetch.output.record.apply_wildcards({"model_id": model.model_id})
+
+
+def bring_records(wildcards):
+    """An input function without files: it brings the records that `tokenizer_options` reads here
+    from a storage. As inputs, the records of further models would have texts tokenised again."""
+    for model in PLAN.models.values():
+        record = record_file(model)
+        if record.is_storage and not Path(record).exists() and record.storage_object.exists():
+            with record.open():  # has Snakemake bring it and ask this function again
+                pass
+    return []
+
+
 def tokenizer_options(wildcards):
     """Where a tokenizer is: in the folder of a model that has been fetched and has it."""
     for model in PLAN.models.values():
-        path = Path(str(rules.fetch.output.record).replace("{model_id}", model.model_id))
+        path = Path(record_file(model))
         if path.is_file():
             record = ModelRecord.load(path)
             if record.tokenizer_id == wildcards.tokenizer:

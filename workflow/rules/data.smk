@@ -29,6 +29,7 @@ rule process:
 rule tokenize:
     input:
         **TO_TOKENIZE,
+        records=bring_records,
     output:
         tokens=directory(TOKENS),
     log:
