@@ -14,11 +14,10 @@ from sae_core.labelling.estimate import estimate
 from sae_core.labelling.label_files import in_words, write_labels, write_table
 from sae_core.labelling.labeller import Labeller
 from sae_core.labelling.ledger import Ledger
-from sae_core.labelling.windows import Pool
+from sae_core.labelling.windows import Pool, read_entries
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError
 from sae_core.utils.progress import progress_bar
-from sae_core.utils.records import read_json_lines
 from sae_core.utils.run_lock import lock
 
 if TYPE_CHECKING:
@@ -48,11 +47,11 @@ class Job:
 def run(job: Job) -> None:
     from sae_core.labelling.asking import Asker
 
-    pool = Pool(read_json_lines(job.entries), job.labeller.label_seed)
+    pool = Pool(read_entries(job.entries), job.labeller.label_seed)
     if not pool.n_features:
         raise SAEError(f"{job.entries}: no features; analyse the SAE's features again")
     wanted = job.labeller.labelled_features or pool.n_features
-    entries = islice(read_json_lines(job.entries), wanted)
+    entries = islice(read_entries(job.entries), wanted)
     materials = map(pool.material, entries)  # one at a time: all of them take too much memory
     if job.dry_run:
         ledger = Ledger(job.answers, job.labeller)

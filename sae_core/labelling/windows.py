@@ -11,10 +11,17 @@ out, and so is text that overlaps its own windows. Of what remains a share is wr
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
+
+from sae_core.utils.errors import SAEError
+from sae_core.utils.records import read_json_lines
 
 Entry = dict[str, Any]
 """A line of `results/features/<run>.jsonl`, as `evaluation/feature_files.py` writes it."""
+
+KEYS = {"feature", "top", "quantiles", "promoted", "neighbours", "partners"}
+"""What is read of it."""
 
 POOL = 2000
 """Windows of other features that are kept in memory."""
@@ -84,6 +91,21 @@ class Material:
     quiet: tuple[Window, ...]
     """As many windows, if there are, that do not activate it, and that the labeller does not see
     either."""
+
+
+def read_entries(path: Path) -> Iterator[Entry]:
+    """The features of a file, each as it is read.
+
+    Raises:
+        SAEError: the file cannot be read, or a line is not a feature with its windows.
+    """
+    for entry in read_json_lines(path):
+        if not isinstance(entry, dict) or not KEYS <= entry.keys():
+            raise SAEError(
+                f"{path}: not the features of an SAE with their windows; give the file that "
+                "scripts/features.py writes as --entries"
+            )
+        yield entry
 
 
 class Pool:

@@ -101,6 +101,14 @@ def all_are_good(labels: list[Label]) -> bool:
     ]
 
 
+def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
+    entries = tmp_path / "entries.jsonl"
+    entries.write_text('{"feature": 1, "label": "x"}\n')
+    places = [f"--{name}={tmp_path / name}" for name in ("labels", "table", "answers")]
+    done = run_here(SCRIPT, "--entries", entries, *places, "--labeller", "m", ok=False)
+    assert f"error: {entries}: not the features of an SAE with their windows" in done.stderr
+
+
 # A service that works
 
 
