@@ -71,8 +71,10 @@ def read_names(path: Path) -> list[str]:
     """The run names in a file."""
     try:
         names = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
-    except OSError as error:
-        raise SAEError(f"--runs {path}: cannot be read ({error.strerror})") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SAEError(
+            f"--runs {path}: cannot be read ({error}); give a text file with one run name per line"
+        ) from error
     if not all(names):
         raise SAEError(f"--runs {path}: no run names; give one per line")
     return names

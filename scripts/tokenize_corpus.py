@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core.train_config import CorpusConfig, ModelConfig, TextsConfig
 from sae_core.utils import cli
+from sae_core.utils.errors import SAEError
 from sae_core.utils.limits import PositiveInt, check_limits
 
 
@@ -36,7 +37,11 @@ def run(job: Job) -> None:
 
     corpus = read_corpus(job.corpus)
     config = ModelConfig(model_name=job.tokenizer, trust_remote_code=job.trust_remote_code)
-    manifest = tokenise(corpus, load_tokenizer(config), job.output, job.processes)
+    try:
+        tokenizer = load_tokenizer(config)
+    except SAEError as error:
+        raise SAEError(str(error).replace("--model-name", "--tokenizer")) from error
+    manifest = tokenise(corpus, tokenizer, job.output, job.processes)
     print(f"{manifest.n_texts:,} texts, {manifest.n_tokens:,} tokens")
 
 

@@ -78,6 +78,11 @@ class ProcessConfig:
                 f"--pattern {self.pattern}: looks outside the folders; give one relative to each, "
                 f'such as "{EVERYWHERE}"'
             )
+        if any("**" in part and part != "**" for part in Path(self.pattern).parts):
+            raise SAEError(
+                f"--pattern {self.pattern}: `**` stands for whole folders, between two `/`; write "
+                f'"{EVERYWHERE}" for all subfolders'
+            )
         if self.chunk_overlap >= self.chunk_size:
             raise SAEError(
                 f"--chunk-overlap {self.chunk_overlap}: must be below --chunk-size "

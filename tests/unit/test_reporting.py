@@ -656,7 +656,7 @@ def test_plot_script(files, tmp_path):
 
 def summarise(names, results, folder):
     runs = results / "runs.txt"
-    runs.write_text("".join(f"{name}\n" for name in names))
+    runs.write_text("".join(f"{name}\n" for name in names), errors="surrogateescape")
     return run_script(
         *("summarise.py", "--runs", runs, "--results", results),
         *("--summary", folder / "summary.csv", "--loss-recovered", folder / "recovered.svg"),
@@ -704,6 +704,12 @@ def test_summarise_script_needs_a_name(tmp_path):
     done = summarise([], tmp_path, tmp_path / "made")
     assert done.returncode == 1
     assert done.stderr == f"error: --runs {tmp_path}/runs.txt: no run names; give one per line\n"
+
+
+def test_names_of_runs_that_are_not_utf_8(tmp_path):
+    done = summarise(["\udcff"], tmp_path, tmp_path / "made")
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"error: --runs {tmp_path}/runs.txt: cannot be read")
 
 
 def test_a_run_is_read_with_the_hash_of_its_weights(tmp_path):

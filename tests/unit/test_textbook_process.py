@@ -290,7 +290,7 @@ def test_names_in_any_case_and_nested_folders_by_a_pattern(tmp_path: Path) -> No
     ]
 
 
-@pytest.mark.parametrize("pattern", ["/etc/*", "../*", ""])
+@pytest.mark.parametrize("pattern", ["/etc/*", "../*", "", "part_**/*"])
 def test_a_pattern_stays_in_the_folder(tmp_path: Path, pattern: str) -> None:
     with pytest.raises(SAEError, match="^--pattern"):
         ProcessConfig((tmp_path,), pattern=pattern)
