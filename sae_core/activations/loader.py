@@ -1,4 +1,4 @@
-"""Stored activations to the device that trains on them, one chunk ahead.
+"""Stored activations, brought to the device that trains on them one chunk ahead.
 
 A chunk's windows are read into page-locked memory, copied to the device on a side stream, and put
 into random order there. Each stage works on the next chunk while the one after it uses the last:

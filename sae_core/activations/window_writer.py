@@ -1,8 +1,8 @@
-"""Activations from the model's device to files, beside the forward passes that make them.
+"""Activations from the model's device to files, while the forward passes go on.
 
-The values of each hook and pass go into one of a few buffers, by a copy on a side stream, and a
-thread then hashes and writes them. The model goes on meanwhile, and waits only when all buffers are
-in use. The place of a window in its file follows from its number, so the threads need no order.
+The values of each hook and pass are copied into one of a few buffers, on a side stream, and then a
+thread hashes and writes them. The model waits only when all buffers are in use. The place of a
+window in its file follows from its number, so the threads need no order.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ WRITERS = 4
 """Threads that hash and write: each does about 1 GB/s."""
 
 BUFFER_BYTES = 2**31
-"""Memory of all buffers together, about; but there are at least two."""
+"""Approximate memory of all buffers together; there are at least two."""
 
 
 class WindowFiles(NamedTuple):

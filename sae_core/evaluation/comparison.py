@@ -28,7 +28,7 @@ ROWS = 1024
 """Features of the first SAE that are compared at once."""
 
 MOST_PAIRS = 2**29
-"""Pairs of features that are correlated at most, 4 GiB."""
+"""Most pairs of features that are correlated: 4 GiB."""
 
 NEVER = -2.0
 """The correlation with a feature that is never active."""
@@ -51,7 +51,7 @@ def by_decoder(a: SparseAutoencoder, b: SparseAutoencoder) -> Matches:
     """For each feature of `a`, the one of `b` with the largest cosine of decoder rows.
 
     Raises:
-        SAEError: their outputs belong to other hooks, or have other widths.
+        SAEError: their outputs belong to different hooks, or have different widths.
     """
     sites = [(sae.spec.target_hook_spec, sae.spec.d_in) for sae in (a, b)]
     if sites[0] != sites[1]:

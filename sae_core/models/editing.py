@@ -1,4 +1,4 @@
-"""Activations of a running model, changed as they arise; gradients flow through the change."""
+"""Changes activations of a model while it runs; gradients flow through the change."""
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -35,7 +35,8 @@ class _Place(NamedTuple):
 
 @contextmanager
 def editing(model: Any, hook: Hook, edit: Edit) -> Iterator[None]:
-    """While it is open, every forward pass has `edit` of the activation at `hook`.
+    """While this is open, every forward pass has `edit(activation)` in place of the activation at
+    `hook`.
 
     Args:
         model: a `LanguageModel`, or a causal language model of transformers, which stays as it is.

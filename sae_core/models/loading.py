@@ -85,8 +85,8 @@ def _where(config: ModelConfig, place: Place) -> dict[str, Any]:
 
 @contextmanager
 def _with_blocks(configuration: Any, n_blocks: int) -> Iterator[None]:
-    """A model that is built meanwhile has only the first `n_blocks` blocks, so that transformers,
-    which builds it before it reads its weights, reads and allocates no others.
+    """While this is open, a model is built with its first `n_blocks` blocks only. transformers
+    builds a model before it reads the weights, so it reads and allocates no others.
 
     Its configuration stays whole: some models compute with their number of layers.
     """

@@ -1,10 +1,10 @@
 """Static steps that run while the host goes on to the next batch, and its looks at them.
 
-The host gives the device batch after batch and asks nothing. At each log point it looks: it reads
-the figures of all steps since the last look in one copy, and tells them in order. If a step was not
-taken, nothing after it was either. The host then takes that batch by the ordinary code, which knows
-what to do with it, and gives the device the later ones again. So batches are kept until the next
-look, and there is a look before they are too many.
+The host gives the device one batch after another and never waits. At each log point it looks: it
+reads the figures of all steps since the last look in one copy, and reports them in order. If a step
+was not taken, no later one was either. The host then takes that batch with the ordinary code, which
+handles whatever is wrong with it, and gives the device the later ones again. So batches are kept
+until the next look, which comes early if they would take more than `KEPT_BYTES`.
 
 On a GPU the step is captured as a CUDA graph, which one call launches. It uses the memory that it
 was captured with: all that a step reads and writes stays where it is.
@@ -27,16 +27,16 @@ Stepping = Literal["auto", "ordinary", "static", "graph"]
 graph. `auto` takes a graph where it can."""
 
 KEPT_BYTES = 2**30
-"""Batches that are kept between two looks, at most."""
+"""Most memory that the batches between two looks take."""
 
 ADVICE = "give --activation-batch-size, and the step takes so many at a time"
 
 REHEARSALS = 2
-"""Steps before a capture, in which libraries set themselves up. They change nothing."""
+"""Steps before a capture, during which libraries initialise. They change no weights."""
 
 
 class Waiting(NamedTuple):
-    """A batch that the device has been given."""
+    """A batch that the device has been given, and that no look has reported yet."""
 
     raw: Tensor
     """(N, D) activations."""
@@ -49,11 +49,12 @@ class Ahead:
     """The steps since the last look.
 
     Args:
-        make: the static step for batches like the one given.
-        captured: as a CUDA graph; otherwise operation by operation.
+        make: builds the static step for batches like the one given, with room for the figures of
+            so many steps.
+        captured: whether the step runs as a CUDA graph; otherwise it runs operation by operation.
         log_freq: steps between two looks.
-        tell: what to do with the figures of a step that was taken.
-        redo: what to do with a batch whose step was not.
+        tell: is called with each step that was taken, and its figures.
+        redo: is called with a batch whose step was not taken.
     """
 
     def __init__(
@@ -89,14 +90,14 @@ class Ahead:
         given, self.waiting = self.waiting, []
         assert self.step is not None
         figures = self.step.figures(len(given))
-        n_taken = sum(bool(each.taken) for each in figures)  # after one that was not none was
+        n_taken = sum(bool(each.taken) for each in figures)  # the first ones
         for batch, each in zip(given[:n_taken], figures, strict=False):
             self.tell(batch, each)
         if n_taken == len(given):
             self.length = min(2 * self.length, self.most)
             return
         self.redo(given[n_taken])
-        self.length = 1  # where there is one there may be more, and each costs what came after it
+        self.length = 1  # more may follow, and each costs the steps given after it
         for batch in given[n_taken + 1 :]:
             self._give(batch)
 
@@ -124,8 +125,8 @@ class Ahead:
 
 
 def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Stepping:
-    """What `auto` is: a graph for a BatchTopK SAE that one process trains on an NVIDIA GPU with a
-    product in bfloat16, unless its rows are to be taken some at a time."""
+    """What `auto` stands for: a graph for a BatchTopK SAE that one process trains on an NVIDIA GPU
+    with a bfloat16 product, unless the rows of a block are limited; otherwise the ordinary code."""
     if stepping != "auto":
         return stepping
     fits = (
@@ -140,9 +141,9 @@ def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Step
 
 
 def capture(step: StaticStep) -> Callable[[], None]:
-    """The step as a CUDA graph; what it gives launches it.
+    """Capture the step as a CUDA graph; calling the result launches it.
 
-    Another thread may go on to use the GPU meanwhile.
+    Other threads may use the GPU meanwhile.
     """
     step.begin(halted=True)
     stream, current = torch.cuda.Stream(), torch.cuda.current_stream()

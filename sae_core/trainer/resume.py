@@ -1,8 +1,8 @@
 """Where an interrupted training is taken up again: its newest state, on disk.
 
-A state is a folder with a number for its name. It is written under another name, synced and
-renamed, and only then the one before it is deleted, so that at any instant, whatever dies, there is
-one whole newest state. It says which training it is of; one of another training is moved aside.
+A state is a folder named by a number. It is written under another name, synced and renamed, and
+only then is the one before it deleted. So whatever dies at any instant, the newest state is whole.
+It records which training it belongs to; a state of another training is moved aside.
 """
 
 import copy
@@ -115,9 +115,9 @@ class SavedStates:
 
 
 class StateWriter:
-    """Stores states in a thread, while the training that they are of goes on.
+    """Stores states in a thread while their training goes on.
 
-    A state is copied first, which a GPU does between two steps without the program waiting for it.
+    A state is copied first: a GPU does this between two steps, and the program does not wait.
     """
 
     def __init__(self, states: SavedStates, device: torch.device) -> None:
@@ -160,7 +160,7 @@ class StateWriter:
 
 
 def forget_states(checkpoints: Path) -> None:
-    """Delete the states beside a training's checkpoints: all that was to be made of it is made."""
+    """Delete the states next to a training's checkpoints; nothing can be resumed afterwards."""
     shutil.rmtree(checkpoints / STATES, ignore_errors=True)
 
 

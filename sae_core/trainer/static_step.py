@@ -1,4 +1,4 @@
-"""One training step of a BatchTopK SAE with fixed sizes, of which the host sees nothing.
+"""One training step of a BatchTopK SAE with fixed sizes, during which the host waits for nothing.
 
 What it computes is the step of `training.py`. With N rows of raw activations:
 
@@ -10,18 +10,18 @@ What it computes is the step of `training.py`. With N rows of raw activations:
     x_hat' = aux @ W_dec,           e' = x_hat' + e         on those rows; -e is the residual
     loss = w |e|^2 / n + c_1 |code|_1 / n + c_aux |e'|^2 / |residual - its mean|^2
 
-so dL/dx_hat = 2 w e / n and dL/dx_hat' = 2 c_aux e' / |residual - its mean|^2, and both codes give
-the weights their gradients as one list of pairs, sorted once. Projection, clipping, Adam and the
-unit norm follow, at a learning rate that lies on the device.
+so dL/dx_hat = 2 w e / n and dL/dx_hat' = 2 c_aux e' / |residual - its mean|^2. The gradients of the
+weights are summed over the pairs of both codes, which are sorted once, as one list. Projection,
+clipping, Adam and the unit norm follow, with the learning rate on the device.
 
-Float32 values are products computed anew for the pairs. Twice as many candidates as are wanted are
-found first, by an upper bound of each entry: `pre` plus what rounding to bfloat16 can have taken,
-`ROUNDING |x| |w|`. If the least value kept is larger than every bound that was no candidate, no
-entry was missed; if not, the step is not taken.
+Float32 values are computed separately, for the pairs alone. First, twice as many candidates as are
+wanted are found by an upper bound of each entry: `pre` plus the most that rounding to bfloat16 can
+have taken from it, `ROUNDING |x| |w|`. If the least value kept exceeds the bounds of all entries
+that are no candidates, none was missed; otherwise the step is not taken.
 
-A step is not taken either if an activation, the loss or the gradient is not finite, or no row is
-kept. Then nothing changes, in this step and in all after it, until the host looks (`ahead.py`): it
-takes that batch by the ordinary code. So the order of events is that of the ordinary loop.
+Nor is it taken if an activation, the loss or the gradient is not finite, or if no row is kept. Then
+neither this step nor any later one changes anything until the host looks (`ahead.py`) and takes the
+batch with the ordinary code. So the order of events is that of the ordinary loop.
 """
 
 from typing import NamedTuple
@@ -41,7 +41,7 @@ from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, stor
 from sae_core.utils.transfer import to_device
 
 CANDIDATES = 2
-"""Candidates for each pair with a float32 value."""
+"""Candidates per pair that is wanted, for float32 values."""
 
 
 class Rows(NamedTuple):
@@ -74,7 +74,7 @@ class StaticStep:
 
     Args:
         like: a batch of raw activations (N, D), or (N, 2 D) for a transcoder.
-        n_steps: that the host may let pass before it looks.
+        n_steps: most steps between two looks of the host.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class StaticStep:
         self.factors.copy_(self.W_enc)
 
     def feed(self, raw: Tensor, lr: float) -> None:
-        """Give the next step its batch and learning rate, without waiting for the device."""
+        """Set the batch and the learning rate of the next step, without waiting for the device."""
         self.raw.copy_(to_device(raw, self.raw.device))
         self.lr.fill_(lr)
 

@@ -1,9 +1,9 @@
-"""Which of a machine's GPUs a job takes: those that the fewest other jobs have.
+"""Which of a machine's GPUs a job takes: those with the fewest other jobs.
 
-A lease is the kernel's lock on a file, which ends with its process, however it ends. A GPU has a
-row of such files, and a job takes the first one of a row that nobody holds, at the GPU where that
-is earliest. So jobs get a GPU each while there are enough, and share them evenly when there are
-not; none waits. The folder belongs to the user and the machine, so all workflows there share it.
+A lease is the kernel's lock on a file, which ends with its process, however that ends. Each GPU has
+a row of such files, and a job locks the first free file of a row, on the GPU where it comes
+earliest. So each job gets its own GPU while there are enough; otherwise they share them evenly, and
+none waits. All workflows of one user on one machine share the folder of these files.
 """
 
 import os
@@ -22,7 +22,7 @@ WANTED = "SAE_CORE_GPUS"
 """Environment variable with the number of GPUs that Snakemake grants a job."""
 
 POOL = "SAE_CORE_GPU_POOL"
-"""And with the number that it has for all jobs together."""
+"""Environment variable with the number of GPUs that it has for all jobs together."""
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 
@@ -38,8 +38,8 @@ def share_gpus(pool: int) -> None:
 def lease_gpus() -> None:
     """Let this process, and those that it starts, see only as many GPUs as the workflow grants it.
 
-    A job that Snakemake runs alone keeps all that it sees, and so does one that sees no more than
-    it is granted, as in a job of a scheduler. It has to be called before CUDA is used.
+    A job keeps all GPUs that it sees if it is granted the whole pool, or if it sees no more than it
+    is granted, as under a cluster's scheduler. Call this before CUDA is used.
     """
     wanted = int(os.environ.get(WANTED, 0))
     is_alone = int(os.environ.get(POOL, 0)) <= wanted

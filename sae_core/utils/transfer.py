@@ -1,7 +1,7 @@
-"""Copies between a device and the machine's memory that run beside the device's other work.
+"""Copies between a device and host memory that run while the device computes.
 
-CUDA can copy while it computes if the machine's memory is page-locked ("pinned") and the copy is on
-a stream of its own. On any other device the same calls copy at once, from and to ordinary memory.
+CUDA can do this if the host memory is page-locked ("pinned") and the copy has its own stream. On
+any other device the same calls copy at once, from and to ordinary memory.
 """
 
 from collections.abc import Sequence
@@ -12,13 +12,13 @@ from torch import Tensor
 
 
 def host_empty(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-    """An uninitialised tensor in the machine's memory, for copies from and to `device`."""
+    """An uninitialised tensor in host memory, for copies from and to `device`."""
     return torch.empty(*shape, dtype=dtype, pin_memory=device.type == "cuda")
 
 
 def host_like(tensor: Tensor, device: torch.device) -> Tensor:
-    """An uninitialised tensor in the machine's memory, of the form of `tensor`, which is on
-    `device`."""
+    """An uninitialised tensor in host memory, with the shape, format and layout of `tensor`, which
+    is on `device`."""
     return torch.empty_like(tensor, device="cpu", pin_memory=device.type == "cuda")
 
 
@@ -30,7 +30,8 @@ def to_device(tensor: Tensor, device: torch.device) -> Tensor:
 
 
 class Moment:
-    """When a device has done what it was given until now; at once on all but CUDA."""
+    """The moment when a device has done everything it was given so far; on any device but CUDA, it
+    has already passed."""
 
     def __init__(self, event: "torch.cuda.Event | None") -> None:
         self.event = event
@@ -58,8 +59,8 @@ class SideStream:
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     def copy(self, target: Tensor, source: Tensor, after: Moment) -> Moment:
-        """Begin `target.copy_(source)` after a moment; when it is done. Until then both have to
-        stay as they are."""
+        """Begin `target.copy_(source)` after a moment; returns the moment when it is done. Until
+        then neither may be changed or freed."""
         if self._stream is None or after.event is None:
             target.copy_(source)
             return Moment(None)
@@ -70,12 +71,12 @@ class SideStream:
 
 
 class HostBuffers:
-    """Some buffers of equal size in the machine's memory, which go round between threads.
+    """Some buffers of equal size in host memory, which threads take and give back.
 
     Args:
         count: of buffers.
         n_bytes: of each.
-        device: that they are copied from or to.
+        device: to copy from or to.
     """
 
     def __init__(self, count: int, n_bytes: int, device: torch.device) -> None:
@@ -89,5 +90,5 @@ class HostBuffers:
         return self._free.get()
 
     def give_back(self, buffer: Tensor) -> None:
-        """Let others have it."""
+        """Let other threads take it."""
         self._free.put(buffer)

@@ -1,4 +1,4 @@
-"""What a step on the device keeps and decides by, beside the weights."""
+"""What a step on the device records, and what decides whether it is taken."""
 
 from itertools import islice
 from typing import NamedTuple
@@ -26,7 +26,7 @@ class Figures(NamedTuple):
     """1 if the step was taken."""
 
     def terms(self) -> dict[str, Tensor]:
-        """Those that the history has, by these names."""
+        """The loss and its terms, by their names in the history."""
         return dict(islice(self._asdict().items(), 7))
 
 
@@ -42,7 +42,7 @@ class Weighting(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What decides whether a step is taken, and what counts it."""
+    """What decides whether a step is taken, and what is written when it is."""
 
     finite: Tensor
     """() bool: every activation is."""
@@ -53,7 +53,7 @@ class Facts(NamedTuple):
     halted: Tensor
     """() bool: no step is taken until the host has looked; written."""
     counts: list[Tensor]
-    """() float32, four: the steps that Adam has taken of each parameter; written."""
+    """Four () float32: the steps that Adam has taken of each parameter; written."""
     at: Tensor
     """() int64: the line of the record that comes next; written."""
     record: Tensor

@@ -2,17 +2,17 @@
 
 With (row, column, value) the pairs of a code and g = dL/dx_hat, as in `sparse_ops`:
 
-    x_hat[row] += value * W_dec[column]                     `decode`, a program a token
-    dL/dvalue  = g[row] . W_dec[column]                     `sampled`, a program a token
+    x_hat[row] += value * W_dec[column]                     `decode`, one program per token
+    dL/dvalue  = g[row] . W_dec[column]                     `sampled`, one program per token
     dL/dW_dec[column] += value * g[row]
-    dL/dW_enc[:, column] += dL/dvalue * x[row]              `gradients`, a program a segment
+    dL/dW_enc[:, column] += dL/dvalue * x[row]              `gradients`, one program per segment
 
 Both gradients need the pairs by feature, and a feature may be active on half of the tokens. So its
-pairs are cut into segments of at most `SEGMENT`, each summed by a program of its own. A feature of
-one segment, which most are, is written where it belongs; the segments of the others are written
-aside and added in a last pass. F + P / SEGMENT segments are always enough.
+pairs are cut into segments of at most `SEGMENT`, each summed by its own program. Most features have
+one segment, which is written where it belongs; the segments of the others are written aside and
+added in a last pass. F + P / SEGMENT segments are always enough.
 
-`WIDE` pairs are in flight at once, each with a sum of its own, added at the end.
+A program reads `WIDE` pairs at once, into as many sums, which are added at the end.
 
 Shapes: D width of the activations, others as in `pairs`.
 """
@@ -26,7 +26,7 @@ from sae_core.sae.static import launching
 from sae_core.sae.static.pairs import Codes, Gradients
 
 SEGMENT = 128
-"""Pairs of one feature that one program adds, at most."""
+"""Most pairs of one feature that one program adds."""
 
 WIDE = 4
 """Pairs that a program reads at once."""
@@ -172,7 +172,7 @@ def gradients(
         d_value: (P,) dL/dvalue.
         G: (M N, D) dL/dx_hat of every code.
         X: (N, D) centred activations, the same for all codes.
-        segment: pairs a program adds, at most.
+        segment: most pairs that one program adds.
     """
     n_pairs, d, device = len(codes.row), X.shape[1], X.device
     narrow = torch.int16 if n_features < 2**15 - 1 else torch.int32  # sorts faster

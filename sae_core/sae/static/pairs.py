@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Slots(NamedTuple):
-    """One code: pairs ordered by token, then by feature, and behind them what is not used."""
+    """One code: pairs ordered by token, then by feature, followed by the unused slots."""
 
     row: Tensor
     """(P,) int32: the token of each pair; 0 where there is none."""
@@ -88,7 +88,7 @@ class Prepared(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """Of the loss to the weights, one row a feature."""
+    """Of the loss with respect to the weights, one row per feature."""
 
     W_dec: Tensor
     """(F, D)"""

@@ -1,4 +1,5 @@
-"""What is done to each token of a batch, a program a token, in Triton: each row is read once.
+"""What is done to each token of a batch, in Triton, with one program per token: each row is read
+once.
 
 `prepare` makes of raw activations what enters the SAE, outliers masked. `errors` compares with it
 what both codes decode to; `spread` adds the variance of the residual, whose mean has to be known.
@@ -23,7 +24,7 @@ def _prepare(
     raw, mean, target_mean, bias, x, half, wanted, kept, finite, D,
     scale, max_norm, target_scale, target_max_norm, SITES: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One token; of a transcoder, the target's activation lies behind that at the hook."""
+    """One token; of a transcoder, its activation at the hook is followed by the target's."""
     row = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, BLOCK)
     inside = d < D

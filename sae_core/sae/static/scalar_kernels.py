@@ -1,4 +1,4 @@
-"""The numbers of a step, each in one program, in Triton: with PyTorch they are 70 operations.
+"""The scalars of a step, in two Triton programs: with PyTorch they are 70 operations.
 
 `terms` makes the loss of sums over the batch, and what the gradients are scaled by; `decide` says
 whether the step is taken and how far it goes, counts it, and keeps its figures for the host.

@@ -1,5 +1,5 @@
 """What the Triton kernels compute, with PyTorch's own operations: for a CPU, where it is slow, and
-to compare with. The sizes are fixed here too. Arguments and results are those of the kernels."""
+to compare with. The sizes are fixed here too. Arguments and results are as for the kernels."""
 
 from collections.abc import Sequence
 

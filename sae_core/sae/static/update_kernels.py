@@ -1,4 +1,4 @@
-"""One optimizer step on the weights, a program a feature, in Triton.
+"""One optimizer step on the weights, in Triton, with one program per feature.
 
 For a feature's decoder row w of unit norm with gradient g, and its encoder row:
 
