@@ -18,7 +18,7 @@ from sae_core.sae_train import Piece, SAETrainer
 from sae_core.trainer.events import Observer
 from sae_core.trainer.resume import Timer
 from sae_core.trainer.training_inputs import Activations, Settings
-from sae_core.utils.errors import Interrupted, SAEError, one_line
+from sae_core.utils.errors import Interrupted, PassingError, SAEError, one_line
 
 
 class Training(NamedTuple):
@@ -96,10 +96,10 @@ class Lockstep:
             try:
                 self._rounds()
             except Interrupted as interrupted:
-                going = [self.trainers[name] for name in self.trainers if name not in self.errors]
-                for trainer in going:
-                    trainer.save_progress()
-                least = min(going, key=lambda trainer: trainer.loop.place)
+                for name, trainer in self.trainers.items():
+                    if name not in self.errors:
+                        trainer.save_progress()
+                least = min(trainers, key=lambda trainer: trainer.loop.place)
                 raise Interrupted(least.told(interrupted)) from None
             finally:
                 for trainer in trainers:
@@ -165,5 +165,7 @@ def train_together(
         if training.name not in errors:
             lockstep.trainers[training.name].export(training.output)
     if errors:
+        may_pass = all(isinstance(error, PassingError) for error in errors.values())
         reasons = "; ".join(f"{name}: {one_line(error)}" for name, error in errors.items())
-        raise SAEError(f"{len(errors)} of {len(trainings)} SAEs failed: {reasons}")
+        message = f"{len(errors)} of {len(trainings)} SAEs failed: {reasons}"
+        raise PassingError(message) if may_pass else SAEError(message)

@@ -1,12 +1,15 @@
 """Windows run through a language model as it is: what a splice is compared with and begins from."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sae_core.models.language_model import Hook, LanguageModel, resume_point
+
+Hidden = Callable[[Tensor, Sequence[Hook]], tuple[Tensor, dict[Hook, Tensor]]]
+"""What does as `LanguageModel.hidden`."""
 
 
 class CleanPass(NamedTuple):
@@ -57,17 +60,19 @@ def clean_pass(
     target: Hook,
     later: Sequence[Hook],
     max_norms: Mapping[Hook, float],
+    shared: Hidden | None = None,
 ) -> CleanPass:
     """Run windows (B, L) through the model.
 
     Args:
+        shared: what runs it for several SAEs at once; by default the model for this one.
         hook: where the SAE reads.
         target: where its output goes; of an SAE, `hook` too.
         later: where the residual is wanted as well.
         max_norms: for `hook` and `target`: longer activations are outliers.
     """
     start, tokens = resume_point(hook), tokens.to(model.device)
-    hidden, found = model.hidden(tokens, [hook, target, start, *later])
+    hidden, found = (shared or model.hidden)(tokens, [hook, target, start, *later])
     kept = torch.ones_like(tokens, dtype=torch.bool)
     kept[:, 0] = False
     for at in {hook, target}:

@@ -5,7 +5,8 @@ hook. So it gets the batches that it would get alone, and can be taken up again 
 the reading is shared: what one source reads is kept at the hooks of all sources that are about to
 read the same, until one of them reads something else. In memory there are the activations of about
 `SHUFFLE_TOKENS` tokens per hook, and while one chunk follows another, for a short time twice as
-many.
+many. In the end-to-end phase, whose windows all SAEs read as well, the pass through the model as it
+is is shared in the same way; the spliced passes are each SAE's own.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,9 @@ VALIDATION_TOKENS = 2 * CALIBRATION_TOKENS
 
 Site = tuple[Hook, ...]
 """The hooks that an SAE reads: one, or with a transcoder's target two."""
+
+Pass = tuple[Tensor, dict[Hook, Tensor]]
+"""What `LanguageModel.hidden` gives."""
 
 
 class Reading:
@@ -62,10 +66,25 @@ class SharedStream:
         self._wanted: set[Site] = set()
         self._reading: Reading | None = None
         self._kept: dict[Site, list[Tensor]] = {}
+        self._passes: dict[bytes, Pass] = {}
+        self._asked: set[Hook] = set()
+        self._asked_before: set[Hook] = set()
 
     def expect(self, sources: Iterable["SharedSource"]) -> None:
         """Say which sources read the same next. The hooks of no others are read with them."""
         self._wanted = {source.site for source in sources}
+        self._passes = {}
+        self._asked_before, self._asked = self._asked, set()
+
+    def hidden(self, tokens: Tensor, hooks: Sequence[Hook]) -> Pass:
+        """`LanguageModel.hidden`, once for all that read the same windows until the next `expect`:
+        with the hooks that were asked for before the last one."""
+        key = tokens.cpu().numpy().tobytes()
+        self._asked |= set(hooks)
+        if key not in self._passes or not set(hooks) <= set(self._passes[key][1]):
+            wanted = sorted(self._asked_before | set(hooks))
+            self._passes[key] = self.model.hidden(tokens, wanted)
+        return self._passes[key]
 
     def rows(self, reading: Reading, site: Site) -> list[Tensor]:
         """(W * positions, D) the activations of each batch at the hooks of a site, which lie side

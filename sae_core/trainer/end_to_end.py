@@ -29,7 +29,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sae_core.activations.clean_pass import CleanPass, clean_pass
+from sae_core.activations.clean_pass import CleanPass, Hidden, clean_pass
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.models.language_model import Hook, LanguageModel
@@ -62,6 +62,7 @@ class EndToEnd:
         batch_size: windows in a forward pass; see `LanguageModel.windows_at_once`.
         target: of a transcoder.
         group: the processes that share the training, each with its own windows.
+        shared: what runs windows through the model as it is for several SAEs at once.
     """
 
     def __init__(
@@ -73,7 +74,9 @@ class EndToEnd:
         batch_size: BatchSize,
         target: Hook | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
+        shared: Hidden | None = None,
     ) -> None:
+        self.shared = shared
         self._given, self.windows, self.hook, self.config = model, windows, hook, config
         self.target, self.group, self.batch_size = target or hook, group, batch_size
         self.weights = _weights(config)
@@ -105,7 +108,8 @@ class EndToEnd:
         max_norms = {self.target: target_max_norm} | {self.hook: max_norm}
 
         def run(at: slice) -> CleanPass:
-            return clean_pass(self.model, tokens[at], self.hook, self.target, self.later, max_norms)
+            hooks = self.hook, self.target, self.later
+            return clean_pass(self.model, tokens[at], *hooks, max_norms, self.shared)
 
         return list(self.microbatch.parts(len(tokens), run))
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from sae_core.activations.shared_stream import SharedSource
 from sae_core.activations.store import ActivationSource
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.corpus.token_file import TokenManifest
@@ -99,6 +100,7 @@ def end_to_end_phase(
     if not settings.end_to_end.use_end_to_end:
         return None
     assert activations.model is not None and activations.windows is not None
+    source = activations.source
     return EndToEnd(
         activations.model,
         activations.windows,
@@ -107,6 +109,7 @@ def end_to_end_phase(
         settings.runtime.batch_size,
         activations.target,
         group,
+        source.stream.hidden if isinstance(source, SharedSource) else None,
     )
 
 

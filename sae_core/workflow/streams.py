@@ -16,7 +16,10 @@ from sae_core.sae.config import SAEConfig
 from sae_core.utils.records import read_record
 from sae_core.workflow.workflow_config import ModelPlan, Plan, RunPlan
 
-ID_LENGTH = 12
+ID_LENGTH, HASH_LENGTH = 12, 32
+
+MOST_SAES = 500
+"""In a job, whose command names each of them: Linux takes 131,071 bytes as one argument."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ def sae_options(run: RunPlan) -> str:
 def settings_sha256(plan: Plan, run: RunPlan) -> str:
     """The hash of everything in a configuration that determines an SAE."""
     settings = [plan.stream_options(run.model), sae_options(run), run.origin_sha256]
-    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:HASH_LENGTH]
 
 
 def notes(folder: Path) -> dict[str, StreamNote]:
@@ -94,8 +97,9 @@ def _new_streams(
     for depth in sorted(set(depths.values())):
         for first in range(0, len(layers), most):
             some = layers[first : first + most]
-            if together := [r for r in runs if r.layer in some and depths[r.name] == depth]:
-                yield together
+            together = [run for run in runs if run.layer in some and depths[run.name] == depth]
+            for start in range(0, len(together), MOST_SAES):
+                yield together[start : start + MOST_SAES]
 
 
 def _depth(model: ModelPlan, run: RunPlan, n_layers: int | None) -> int:

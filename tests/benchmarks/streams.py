@@ -1,4 +1,5 @@
-"""Several SAEs from one stream beside one SAE from its own: seconds of the model and of the rest.
+"""Several SAEs from one stream beside one SAE from its own: seconds of the model and of the rest,
+on a CPU those of the processor.
 
 The trainings are those of `single_sae_training.py`, without an end-to-end phase, on the model and
 texts of the example. The model's part is everything that reads activations, validation included.
@@ -12,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from demo_model import demo_record, read_chapters
-from machine import describe, wait
+from machine import DEVICE, describe, wait
 
 from sae_core.model_training.one_run import train_one, train_several
 from sae_core.models.language_model import LanguageModel
 from sae_core.train_config import RunsConfig
 from sae_core.utils import cli
 from sae_core.utils.progress import quiet
+
+clock = time.perf_counter if DEVICE.type == "cuda" else time.process_time
 
 LAYERS, TOPKS = (5, 9), (16, 32, 64)
 
@@ -33,10 +36,10 @@ class Timed:
 
     def __get__(self, model: LanguageModel, kind: type) -> Any:
         def timed(*arguments: Any) -> Any:
-            start = time.perf_counter()
+            start = clock()
             found = self.run(model, *arguments)
             wait()
-            self.seconds += time.perf_counter() - start
+            self.seconds += clock() - start
             return found
 
         return timed
@@ -55,10 +58,10 @@ def row(timed: Timed, base: list[str], layers: tuple[int, ...], topks: tuple[int
         for name, values in (("--hook-layers", layers), ("--topks", topks)):
             options += [name, *map(str, values)]
         runs = cli.parse(RunsConfig, "", options).runs()
-        timed.seconds, start = 0.0, time.perf_counter()
+        timed.seconds, start = 0.0, clock()
         with quiet():
             train_several(runs) if len(runs) > 1 else train_one(runs[0])
-        whole = time.perf_counter() - start
+        whole = clock() - start
     where = ", ".join(map(str, layers))
     rest = whole - timed.seconds
     return f"| {len(runs)} | {where} | {timed.seconds:.1f} | {rest:.1f} | {whole:.1f} |"

@@ -105,6 +105,26 @@ def test_the_model_runs_as_often_as_for_one(
     assert len(passes) == n_for_one > EPOCHS
 
 
+def test_the_phase_shares_the_pass_without_a_splice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """But for its first step, in which the SAEs of each layer find out what the others read."""
+    count, hidden = 0, LanguageModel.hidden
+
+    def counted(*arguments: Any) -> Any:
+        nonlocal count
+        count += 1
+        return hidden(*arguments)
+
+    monkeypatch.setattr(LanguageModel, "hidden", counted)
+    end = EndToEndConfig(end_to_end_fraction=0.3)
+    saes = tuple(wanted(layer, k=k, end_to_end=end) for layer in (1, 2) for k in (2, 4))
+    train_alone(tmp_path, saes[0])
+    n_for_one, count = count, 0
+    train_several(tmp_path, saes)
+    assert n_for_one < count <= n_for_one + 2
+
+
 def test_one_that_stops_early_leaves_the_stream(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

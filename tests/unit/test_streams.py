@@ -9,7 +9,13 @@ import pytest
 from running import ROOT
 
 from sae_core.utils.errors import SAEError
-from sae_core.workflow.streams import StreamNote, notes, settings_sha256, streams
+from sae_core.workflow.streams import (
+    StreamNote,
+    notes,
+    sae_options,
+    settings_sha256,
+    streams,
+)
 from sae_core.workflow.workflow_config import Plan, load_plan
 
 SCHEMA = ROOT / "workflow/schemas/config.schema.yaml"
@@ -110,6 +116,15 @@ def test_one_that_is_deleted_or_changed_back_is_trained_alone() -> None:
     assert sets(done.run(plan(TWO, [0]), lost=lambda run: "btop8" in run)) == [{"0.btop8sae"}]
     done.run(plan([{"topk": 4}, {"topk": 8, "aux_penalty": 0.5}], [0]))
     assert sets(done.run(plan(TWO, [0]))) == [{"0.btop8sae"}]
+
+
+def test_a_job_has_no_more_saes_than_its_command_can_name() -> None:
+    many = plan([{"topk": k} for k in range(1, 301)], [0, 2, 5])
+    [model] = many.models.values()
+    found = streams(many, model, None, {}, lambda *_: False)
+    assert [len(runs) for runs in found.values()] == [500, 400]
+    words = [f"{sae_options(run)} {settings_sha256(many, run)}" for run in found.popitem()[1]]
+    assert max(map(len, words)) * 500 < 100_000
 
 
 def test_a_stream_that_ends_does_not_change_the_others() -> None:

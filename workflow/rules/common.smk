@@ -1,6 +1,7 @@
 # The configuration, resolved by sae_core.workflow.workflow_config, and the functions that rules call.
 
 import sys
+from functools import cache
 from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
@@ -276,40 +277,39 @@ def shards(wildcards):
     )
 
 
-STREAMS = {}
-
-
-def streams_of(model):
+@cache
+def streams_of(model_id):
     """The SAEs of a model by stream, as it is when they are first asked for: a stream that ends does
     not change it."""
-    if model.model_id not in STREAMS:
-        results = Path(rules.stream.output.saes).parents[1]  # also under another workflow's prefix
-        folder, weights = results / model.model_id, str(rules.train.output.weights)
+    results = Path(rules.stream.output.saes).parents[1]  # also under another workflow's prefix
+    folder, weights = results / model_id, str(rules.train.output.weights)
 
-        def is_there(run, stream):
-            return any(
-                path.exists()
-                for path in (Path(weights.replace("{run}", run)), folder / stream / run)
-            )
+    def is_there(run, stream):
+        return Path(weights.replace("{run}", run)).exists() or (folder / stream / run).exists()
 
-        try:
-            STREAMS[model.model_id] = streams(PLAN, model, depth(model), notes(folder), is_there)
-        except SAEError as error:
-            raise WorkflowError(str(error))
-    return STREAMS[model.model_id]
+    model = PLAN.models[model_id]
+    try:
+        return streams(PLAN, model, depth(model), notes(folder), is_there)
+    except SAEError as error:
+        raise WorkflowError(str(error))
+
+
+@cache
+def stream_by_run(model_id):
+    """The stream of each SAE of a model, by run name."""
+    return {run.name: stream for stream, runs in streams_of(model_id).items() for run in runs}
 
 
 def stream_runs(wildcards):
     """The SAEs of a stream."""
-    return streams_of(model_plan(wildcards))[wildcards.stream]
+    return streams_of(wildcards.model_id)[wildcards.stream]
 
 
 def stream_of_run(wildcards):
     """The folder in which a stream leaves an SAE and others."""
-    run = run_plan(wildcards)
-    for stream, runs in streams_of(run.model).items():
-        if run in runs:
-            return f"results/streams/{run.model.model_id}/{stream}"
+    model = model_plan(wildcards)
+    model_id = model.model_id
+    return f"results/streams/{model_id}/{stream_by_run(model_id)[wildcards.run]}"
 
 
 def stream_origins(wildcards):
