@@ -1,19 +1,10 @@
 """Train, evaluate and publish sparse autoencoders on the activations of language models.
 
-Nothing here imports torch, so the workflow and the command lines can check their settings
-before they pay for that import. The rooms, from the outside in:
+`import sae_core` imports no torch, so the workflow and the command lines can check their settings
+before they pay for that import. docs/architecture.md lists the rooms, what each is for, and which
+may import which.
 
-    model_training/                          the command lines
-    sae_train, evaluation/, reporting/, publishing/, pretrained
-    training, checkpoint, activations/       the loop, its checkpoints, where its data comes from
-    sae_base, kinds/, losses, sparse_ops     the SAE and its arithmetic
-    train_config, sae_config, naming         settings, run names and paths
-    cli, console, devices, files, ...        small things that the rooms share
-
-`load_pretrained` and `list_pretrained` are found here too, and bring torch with them when used.
-
-The workflow asks three more: model_sources (fetch), workflow_config (what is to be made) and
-code_hash (what code a job depends on).
+`load_pretrained` and `list_pretrained` can be imported from here; torch is imported with them.
 """
 
 from importlib import import_module

@@ -13,15 +13,17 @@ The validation loss is that of the SAE as it is used, and leaves out the auxilia
 make it rise when the first features count as dead. The epoch where it is least is exported.
 
 In the end-to-end phase, the last steps, a batch is whole windows, and the loss gains the terms of
-`end_to_end.py`. The validation loss changes its meaning there: the best epoch is chosen anew among
-those that end in the phase, and if patience runs out before it, training goes on with the phase.
+`trainer/end_to_end.py`. The validation loss changes its meaning there: the best epoch is chosen
+anew among those that end in the phase, and if patience runs out before it, training goes on with
+the phase.
 
-Several processes can share the work of a step (`parallel.py`): each gets the gradients for its own
-tokens, and everything else, from the batches to the history, is the same in all of them.
+Several processes can share the work of a step (`distributed/process_group.py`): each gets the
+gradients for its own tokens, and everything else, from the batches to the history, is the same in
+all of them.
 
-On an NVIDIA GPU a step is a CUDA graph of fixed sizes (`trainer/static_step.py`), and the host
-looks at what the device has done at the log's points alone (`trainer/ahead.py`). The ordinary code
-takes the end-to-end phase, and each batch that the graph does not.
+On an NVIDIA GPU a step of a BatchTopK SAE is a CUDA graph of fixed sizes
+(`trainer/static_step.py`), and the host reads its figures at log points only (`trainer/ahead.py`).
+The ordinary code takes the end-to-end phase, and each batch that the graph does not.
 
 The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`. Signals, saved
 states and checkpoints are for whoever runs it: `sae_train.py`.
@@ -86,8 +88,8 @@ class Trainer:
         compute: how a step is computed, and the processes that share it.
         end_to_end: the losses of the end-to-end phase; None trains without one.
         max_skipped: batches in a row that may be skipped because they are not finite.
-        log_freq: steps between two looks at what a device has done.
-        stepping: how it does them.
+        log_freq: steps between two looks at what a GPU has done.
+        stepping: how steps are taken.
         origin: the SAE whose weights `sae` takes over before the first step.
     """
 
