@@ -3,12 +3,14 @@ expressions, in characters that are given to them, and in lines of Python, not i
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import pytest
 from regex_steps import Steps
 
+from sae_core.corpus.repetition import overlap
 from sae_core.data_processing import (
     blocks,
     characters,
@@ -162,8 +164,8 @@ def test_twice_the_chapter_is_read_twice_as_much(
     assert totals[1] < 2.2 * totals[0]
 
 
-def lines_run(text: str) -> int:
-    """How many lines of Python it takes to clean a text, the parser's among them."""
+def lines_run(work: Callable[[], object]) -> int:
+    """How many lines of Python some work takes, those of libraries among them."""
     count = 0
 
     def trace(*_: Any) -> Any:
@@ -174,7 +176,7 @@ def lines_run(text: str) -> int:
     before = sys.gettrace()
     sys.settrace(trace)
     try:
-        clean(text, Counts())
+        work()
     finally:
         sys.settrace(before)
     return count
@@ -192,5 +194,12 @@ MARKDOWN = (
 
 @pytest.mark.parametrize("piece", MARKDOWN)
 def test_twice_the_markdown_takes_twice_the_lines_of_python(piece: str) -> None:
-    none, once, twice = (lines_run("x " + piece * n + "\n\nend") for n in (0, 40, 80))
+    texts = ("x " + piece * n + "\n\nend" for n in (0, 40, 80))
+    none, once, twice = (lines_run(partial(clean, text, Counts())) for text in texts)
     assert twice - once < 1.5 * (once - none) + 400
+
+
+def test_texts_that_begin_alike_are_not_read_character_by_character() -> None:
+    licence = "This text is in the public domain. "
+    texts = [licence + f"{word} " * 1000 for word in ("one", "two")]
+    assert lines_run(lambda: overlap(*texts)) < 20
