@@ -18,6 +18,15 @@ RUN = "tiny.blocks.2.hook_resid_post.btop4sae.exp2"
 KUBERNETES = {"kubernetes-namespace", "kubernetes-persistent-volumes"}
 """Options of an executor that is not installed here."""
 
+GPU_RULES = {
+    name
+    for path in (ROOT / "workflow/rules").glob("*.smk")
+    for name, body in re.findall(
+        r"^rule (\w+):\n(.*?)(?=^\S|\Z)", path.read_text(), re.MULTILINE | re.DOTALL
+    )
+    if re.search(r"^ +gpu=", body, re.MULTILINE)
+}
+
 CONDA = json.dumps(
     {
         "conda_version": "24.7.1",
@@ -113,8 +122,8 @@ def test_the_keys_of_a_profile_are_options(profile: Path) -> None:
         for option in action.option_strings
     }
     assert set(contents) - options <= (KUBERNETES if profile.name == "kubernetes" else set())
-    rules = {"harvest", "train", "evaluate", "features"}
-    assert set(contents.get("set-resources", {})) <= rules
+    if profile.name != "default":
+        assert set(contents["set-resources"]) == GPU_RULES
 
 
 @pytest.mark.parametrize(("device", "build"), [("auto", ""), ("cpu", "-cpu"), ("cuda", "-cuda")])
