@@ -29,6 +29,8 @@ class Estimate:
     requests: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
+    spent: int = 0
+    """Tokens of those that are answered, which count towards the ceiling too."""
     unscored: int = 0
     """Features without windows for a score."""
 
@@ -46,9 +48,10 @@ class Estimate:
             lines.append(f"cost: about {cost / MILLION:.2f}, at most {top / MILLION:.2f}")
         else:
             lines.append("cost: give --price-in and --price-out, per million tokens")
-        if total > config.most_tokens:
+        if total + self.spent > config.most_tokens:
+            before = f", with {self.spent:,} of earlier answers" if self.spent else ""
             lines.append(
-                f"more than --most-tokens {config.most_tokens:,}: the rest stays unlabelled"
+                f"more than --most-tokens {config.most_tokens:,}{before}: the rest stays unlabelled"
             )
         if self.unscored:
             lines.append(f"{self.unscored:,} features have too few windows for scores")
@@ -63,10 +66,13 @@ def estimate(materials: Iterable[Material], config: LabellerConfig, ledger: Ledg
         if config.score_labels and not (material.scored and material.quiet):
             found.unscored += 1
         for question, answer_tokens in _questions(material, config, ledger):
-            if not ledger.has(question, 0):
-                found.requests += 1
-                found.tokens_in += estimated_tokens(question.n_bytes)
-                found.tokens_out += answer_tokens
+            reply = ledger.known(question, 0)
+            if reply is not None:
+                found.spent += reply.tokens_in + reply.tokens_out
+                continue
+            found.requests += 1
+            found.tokens_in += estimated_tokens(question.n_bytes)
+            found.tokens_out += answer_tokens
     return found
 
 
@@ -78,7 +84,7 @@ def _questions(
     yield question, LABEL_ANSWER
     if not (config.score_labels and material.scored and material.quiet):
         return
-    known = ledger.find(question, 0)
+    known = ledger.known(question, 0)
     answer = known and parse_answer(known.text, question.schema)
     described = Label.of(material.feature, answer).described if answer else USUAL
     for name, make in (("detection", detection_samples), ("fuzzing", fuzzing_samples)):

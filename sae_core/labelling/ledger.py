@@ -57,13 +57,13 @@ class Ledger:
         whole = json.dumps([question, how, config.labeller_backend, attempt], sort_keys=True)
         return hashlib.sha256(whole.encode(errors="surrogatepass")).hexdigest()
 
-    def has(self, question: Question, attempt: int) -> bool:
-        """Whether a question is answered."""
-        return self.key(question, attempt) in self._answers
+    def known(self, question: Question, attempt: int) -> Reply | None:
+        """An earlier answer."""
+        return self._answers.get(self.key(question, attempt))
 
     def find(self, question: Question, attempt: int) -> Reply | None:
         """An earlier answer, whose tokens count as spent."""
-        reply = self._answers.get(self.key(question, attempt))
+        reply = self.known(question, attempt)
         if reply is not None:
             self.add(reply.tokens_in, reply.tokens_out)
         return reply

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from sae_core.labelling.answers import parse_answer
 from sae_core.labelling.asking import Asker
 from sae_core.labelling.chat import Reply
-from sae_core.labelling.config import LabellerConfig
+from sae_core.labelling.config import AskingConfig, LabellerConfig
 from sae_core.labelling.estimate import estimate
 from sae_core.labelling.label_files import in_words, label_figures, read_labels, write_labels
 from sae_core.labelling.labeller import Labeller
@@ -297,6 +298,18 @@ def test_an_estimate_is_what_is_asked(tmp_path: Path) -> None:
     middle = estimate(materials(), CONFIG, Ledger(path, CONFIG))
     assert before.requests == N * 5 and middle.requests == (N - 4) * 5
     assert len(stub.questions) == 4 * 5 and before.unscored == 0
+    # The ceiling is on the tokens of all answers, earlier ones too.
+    spent = sum(sum(reply) for reply in replies(path))
+    assert middle.spent == spent and before.spent == 0
+    left = middle.tokens_in + middle.tokens_out
+    for most, is_enough in ((spent + left, True), (spent + left - 1, False)):
+        said = middle.in_words(replace(CONFIG, most_tokens=most), AskingConfig(endpoint="http://x"))
+        assert ("more than --most-tokens" in said) == (not is_enough)
+
+
+def replies(path: Path) -> list[tuple[int, int]]:
+    lines = map(json.loads, path.read_text().splitlines())
+    return [(line["tokens_in"], line["tokens_out"]) for line in lines]
 
 
 # The file
