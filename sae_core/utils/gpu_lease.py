@@ -40,6 +40,9 @@ def lease_gpus() -> None:
 
     A job keeps all GPUs that it sees if it is granted the whole pool, or if it sees no more than it
     is granted, as under a cluster's scheduler. Call this before CUDA is used.
+
+    Raises:
+        SAEError: CUDA would use the others all the same.
     """
     wanted = int(os.environ.get(WANTED, 0))
     is_alone = int(os.environ.get(POOL, 0)) <= wanted
@@ -50,6 +53,7 @@ def lease_gpus() -> None:
         return
     own = lease(there, wanted)
     os.environ[VISIBLE] = ",".join(own)
+    _check_heeded(len(own))
     print(f"GPU: {', '.join(own)} of {', '.join(there)}", flush=True)
 
 
@@ -60,6 +64,18 @@ def _visible() -> list[str]:
     n = torch.cuda.device_count()  # does not start CUDA, which would read the variable for good
     given = os.environ.get(VISIBLE)
     return list(map(str, range(n))) if given is None else given.replace(" ", "").split(",")[:n]
+
+
+def _check_heeded(n: int) -> None:
+    """Check that CUDA now sees `n` GPUs: without the driver's library NVML it had to be started for
+    `_visible`, and has read the variable for good."""
+    import torch
+
+    if torch.cuda.device_count() != n:
+        raise SAEError(
+            "GPU: cannot be chosen without the driver's library NVML (libnvidia-ml); add it (in a "
+            "container: NVIDIA_DRIVER_CAPABILITIES=compute,utility), or use --resources gpu=1"
+        )
 
 
 def lease(gpus: Sequence[str], n: int) -> list[str]:

@@ -98,6 +98,13 @@ def test_a_job_sees_the_gpus_that_it_took(machine: pytest.MonkeyPatch, job: Call
     assert other == "2" and os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 
+def test_a_choice_that_cuda_does_not_heed(machine: pytest.MonkeyPatch) -> None:
+    """All jobs would compute on the first GPU."""
+    machine.setattr("torch.cuda.device_count", lambda: 4)
+    with pytest.raises(SAEError, match="cannot be chosen without the driver's library NVML"):
+        pick_device("cuda")
+
+
 @pytest.mark.parametrize(
     ("granted", "pool", "visible", "device"),
     [
