@@ -136,7 +136,7 @@ def reading(where: str) -> Iterator[None]:
 
 
 def value_of(record: Record, field: str, option: str) -> Any:
-    """A field of a record, `a.b` for one within another.
+    """A field of a record, `a.b` for one within another; None if that other one is null.
 
     Raises:
         SAEError: the record has no such field.
@@ -149,6 +149,8 @@ def value_of(record: Record, field: str, option: str) -> Any:
     if field in content:
         return content[field]
     for name in field.split("."):
+        if content is None:
+            return None
         if not isinstance(content, Mapping) or name not in content:
             raise no_field(record.where, field, list(_of_record(record.content)), option)
         content = content[name]

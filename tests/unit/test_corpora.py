@@ -227,6 +227,22 @@ def test_a_compressed_list_is_refused(name: str, texts: list[str], tmp_path: Pat
             read_corpus(config)
 
 
+@pytest.mark.parametrize("form", ["jsonl", "parquet"])
+def test_a_text_in_a_field_that_is_null_is_empty(
+    form: str, texts: list[str], made: Any, tmp_path: Path
+) -> None:
+    given = [{"meta": {"body": texts[0]}}, {"meta": None}, {"meta": {"body": texts[1]}}]
+    path = tmp_path / f"texts.{form}"
+    if form == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in given))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(given), path)
+    config = CorpusConfig(data_path=path, text_field="meta.body")
+    file = read(config, made, tmp_path / "tokens")
+    assert [*file.texts] == texts[:2] and file.manifest is not None
+    assert file.manifest.n_empty == 1
+
+
 def test_how_far_ahead_texts_are_read_changes_nothing(
     texts: list[str], made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
