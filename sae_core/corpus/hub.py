@@ -5,6 +5,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from sae_core.corpus.records import Record, no_field
@@ -77,6 +78,11 @@ def find_dataset(config: CorpusConfig) -> HubDataset:
     api, revision = connect(), config.dataset_revision
     assert config.dataset_id is not None
     name = config.dataset_id
+    if Path(name).exists():  # the library reads it, at whatever state it is
+        raise SAEError(
+            f"--dataset-id {name}: there is a folder of that name here, which would be read in its "
+            "place; start elsewhere or rename it, or give its files as --data-path"
+        )
     if revision and COMMIT.fullmatch(revision):
         return HubDataset(config, revision)
     where = f"--dataset-id {name}, revision {revision or 'main'}"

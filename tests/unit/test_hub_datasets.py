@@ -13,6 +13,10 @@ from hub_store import Repository
 from minihub import MiniHub
 from running import ROOT, run_python
 
+from sae_core.corpus.corpora import read_corpus
+from sae_core.train_config import CorpusConfig
+from sae_core.utils.errors import SAEError
+
 READ = """
 import json, sys
 import datasets
@@ -120,3 +124,14 @@ def test_a_connection_that_is_cut(streaming: bool, hub: MiniHub, tmp_path: Path)
     [[texts, *_]] = read(hub, tmp_path, {"dataset_streaming": streaming})
     assert texts == expected("new")
     assert "cut" in {request.status for request in hub.requests}
+
+
+def test_a_folder_of_the_name_is_not_read_in_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "owner/texts").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    for revision in (None, "0" * 40):
+        config = CorpusConfig(dataset_id="owner/texts", dataset_revision=revision)
+        with pytest.raises(SAEError, match="--dataset-id owner/texts: there is a folder of that"):
+            read_corpus(config)
