@@ -37,6 +37,9 @@ CARD = "README.md"
 TEMPLATES = Path(__file__).parent / "templates"
 SAE_CARD, REPO_CARD = TEMPLATES / "sae_card.md.j2", TEMPLATES / "repo_card.md.j2"
 
+MARKS = re.compile(r"[\\`*_\[\]!~$]")
+"""Characters that begin markup within a line."""
+
 TAGS = ("sparse-autoencoder", "saelens", "interpretability")
 
 BEGIN, END = "<!-- list of SAEs: begin -->", "<!-- list of SAEs: end -->"
@@ -178,12 +181,18 @@ def _label_rows(labels: Sequence[Label]) -> list[str]:
         _line(
             [
                 str(label.feature),
-                html.escape(label.label, quote=False),
+                _plain(label.label),
                 *(show(getattr(label, name), ".2f") for name in SCORES),
             ]
         )
         for label in shown
     ]
+
+
+def _plain(text: str) -> str:
+    """What a language model wrote, as Markdown that shows it and nothing else: an image in it would
+    be fetched from anywhere by all who read the card."""
+    return html.escape(MARKS.sub(r"\\\g<0>", text), quote=False)
 
 
 def repo_card(old: str | None, facts: SAEFacts, repo_id: str) -> str:

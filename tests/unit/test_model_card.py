@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from markdown_it import MarkdownIt
 from published import FIGURES, METADATA, make_sae_directory
 from synthetic import KINDS
 
@@ -85,6 +86,17 @@ def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:
     assert "It has not been evaluated." in card and "give the same SAE" not in card
     named = replace(about, repo=replace(repo, hf_base_model="Qwen/Qwen3-0.6B"))
     assert metadata(sae_card(named))["base_model"] == "Qwen/Qwen3-0.6B"
+
+
+def test_a_label_is_shown_and_is_no_markup(tmp_path: Path) -> None:
+    made = make_sae_directory(tmp_path / NAME)
+    label = "![a](http://x.org/p.png) [b](http://x.org) <b> *c* `d` e|f \\\\ & ~~g~~ $h$"
+    write_labels(tmp_path / "labels.jsonl", [Label(0, label, "", 0.5)])
+    card = sae_card(SAEFacts.read(made.folder, made.evaluation, REPO, tmp_path / "labels.jsonl"))
+    tokens = MarkdownIt("commonmark").enable(["table", "strikethrough"]).parse(card)
+    [cell] = [t for t in tokens if t.type == "inline" and t.children and "p.png" in t.content]
+    assert {t.type for t in cell.children} <= {"text", "text_special"}
+    assert "".join(t.content for t in cell.children) == label
 
 
 def test_labels_are_sent_and_the_card_says_how_good_they_are(tmp_path: Path) -> None:
