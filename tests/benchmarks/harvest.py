@@ -8,24 +8,27 @@ import argparse
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
 from demo_model import demo_model, read_chapters
-from machine import describe
+from machine import describe, wait
 
 from sae_core.activations.shards import harvest
-from sae_core.activations.token_windows import read_windows
-from sae_core.models.language_model import Hook
+from sae_core.activations.token_windows import TokenWindows, read_windows
+from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.train_config import DataConfig
 
 BATCH = 8
 
 
 def seconds(work: Callable[[], object]) -> float:
+    wait()
     start = time.perf_counter()
     work()
+    wait()
     return time.perf_counter() - start
 
 
@@ -49,34 +52,46 @@ def main() -> None:
 
 def row(dtype: str, texts: list[str], scratch: Path, options: argparse.Namespace) -> str:
     """The figures in one number format."""
-    model, plain = demo_model(dtype), demo_model(dtype).model.model
-    plain.layers = plain.layers[: options.layer + 1]
+    model = demo_model(dtype)
     some = read_windows(model.tokenizer, texts, DataConfig(options.length, 0.0, 0))
     some.n_train = options.windows
-    tokens = some.train(0, torch.arange(options.windows))
-    one = [Hook(options.layer, "hook_resid_post")]
-    three = [Hook(layer, "hook_resid_post") for layer in (5, 9, options.layer)]
+    layers = (options.layer,), (5, 9, options.layer)
+    plain, one, three = rates(model, some, layers, BATCH, scratch, options.repeats)
+    return (
+        f"| {dtype} | {plain:.0f} | {one:.0f} | {one / plain:.2f} "
+        f"| {three:.0f} | {three / plain:.2f} |"
+    )
+
+
+def rates(
+    model: LanguageModel,
+    windows: TokenWindows,
+    layers: Sequence[Sequence[int]],
+    batch_size: int,
+    scratch: Path,
+    repeats: int,
+) -> list[float]:
+    """Tokens a second of the plain forward pass up to the last layer of all, and of the harvests of
+    these layers; medians, taken in turn. The model has no later block afterwards."""
+    plain = model.model.model
+    plain.layers = plain.layers[: max(map(max, layers)) + 1]
+    tokens = windows.train(0, torch.arange(windows.n_train))
 
     @torch.no_grad()
     def forward() -> None:
-        for batch in tokens.split(BATCH):
-            plain(batch, use_cache=False)
+        for batch in tokens.split(batch_size):
+            plain(batch.to(model.device), use_cache=False)
 
-    works = {
-        "plain": forward,
-        "one": lambda: harvest(model, some, one, scratch / "one", batch_size=BATCH),
-        "three": lambda: harvest(model, some, three, scratch / "three", batch_size=BATCH),
-    }
-    times: dict[str, list[float]] = {name: [] for name in works}
-    for _ in range(options.repeats + 1):
-        for name, work in works.items():
-            times[name].append(seconds(work))
-    rate = {name: tokens.numel() / statistics.median(taken[1:]) for name, taken in times.items()}
-    ratios = {name: f"{rate[name] / rate['plain']:.2f}" for name in rate}
-    return (
-        f"| {dtype} | {rate['plain']:.0f} | {rate['one']:.0f} | {ratios['one']} "
-        f"| {rate['three']:.0f} | {ratios['three']} |"
-    )
+    def harvested(of: Sequence[int]) -> None:
+        hooks = [Hook(layer, "hook_resid_post") for layer in of]
+        harvest(model, windows, hooks, scratch / str(len(of)), batch_size=batch_size)
+
+    works = [forward, *(partial(harvested, of) for of in layers)]
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats + 1):
+        for work, taken in zip(works, times, strict=True):
+            taken.append(seconds(work))
+    return [tokens.numel() / statistics.median(taken[1:]) for taken in times]
 
 
 if __name__ == "__main__":

@@ -8,8 +8,8 @@ import torch
 if not torch.cuda.is_available() or torch.version.cuda is None:
     pytest.skip("needs an NVIDIA GPU", allow_module_level=True)
 
-from transformers import Qwen3Config
-from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+from random_model import make_random_model
+from transformers import AutoTokenizer
 
 from sae_core.activations import store
 from sae_core.activations.shards import harvest
@@ -79,21 +79,8 @@ def test_a_harvest_needs_the_memory_that_the_planner_says(
 ) -> None:
     """With a random model of the form of Qwen3-0.6B."""
     shape = Tables.load(ROOT / "config/planning.yaml").shapes["Qwen/Qwen3-0.6B"]
-    config = Qwen3Config(
-        vocab_size=shape.vocab_size,
-        hidden_size=shape.d_model,
-        intermediate_size=shape.d_mlp,
-        num_hidden_layers=shape.n_layers,
-        num_attention_heads=shape.n_heads,
-        num_key_value_heads=shape.n_kv_heads,
-        head_dim=shape.head_dim,
-        tie_word_embeddings=shape.tied,
-    )
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
-    model.to_empty(device="cpu").save_pretrained(tmp_path / "model")
-    for path in tiny_model.glob("*token*"):
-        (tmp_path / "model" / path.name).write_bytes(path.read_bytes())
+    words = AutoTokenizer.from_pretrained(tiny_model)
+    make_random_model(tmp_path / "model", shape, words, device="cuda")
     layer = (shape.n_layers - 1) // 2
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()

@@ -1,87 +1,220 @@
 """Python processes that start with their imports done: a server that has imported them forks.
 
     done = run_preloaded(("torch",), "script.py", "--option", cwd=folder, env=variables)
+    variables["PATH"] = f"{forking_python()}:{variables['PATH']}"   # for the jobs of a workflow
 
 For tests of what a process does and of how it ends, which need not wait each time for torch or
 Snakemake to be imported. What a library reads from the environment as it is imported is of the
-server's environment.
+server's environment. Who asks for a process holds a connection: when that ends, the process does.
 """
 
+import atexit
+import gc
 import json
 import os
 import runpy
+import select
+import shutil
 import signal
+import socket
 import subprocess
 import sys
-from functools import cache
+import threading
+import traceback
+from collections.abc import Callable, Mapping
+from functools import cache, partial
 from importlib import import_module
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, mkdtemp
+from typing import NoReturn
+
+import fork_client
 
 ROOT = Path(__file__).resolve().parents[2]
 
 TIMEOUT = 300
-"""Seconds that a process may take; then SIGALRM ends it."""
+"""Seconds that a process of `run_preloaded` may take."""
+
+OF_JOBS = (
+    "torch",
+    "transformers.models.auto.modeling_auto",
+    "transformers.models.auto.tokenization_auto",
+    "transformers.models.qwen3.modeling_qwen3",
+    "transformer_lens",
+    "huggingface_hub",
+    "safetensors.torch",
+    "sklearn.linear_model",
+    "sklearn.manifold",
+    "matplotlib.pyplot",
+    "tyro",
+    "yaml",
+)
+"""What the workflow's scripts import, apart from the project itself."""
+
+READ_AT_IMPORT = (
+    *("HF_", "HUGGING", "TRANSFORMERS_", "TORCH", "TRITON", "CUDA", "WANDB", "MPL"),
+    *("PYTHON", "LC_", "LANG"),
+)
+"""How the names of variables begin that libraries or Python read as they start."""
+
+SHIM = """#!{python} -IS
+import sys
+sys.path.insert(0, {folder!r})
+import fork_client
+fork_client.main({python!r}, {address!r}, {known!r}, {prefixes!r})
+"""
 
 
 def run_preloaded(
     modules: tuple[str, ...], *arguments: object, cwd: Path, env: dict[str, str]
 ) -> subprocess.CompletedProcess[str]:
     """Run `python ARGUMENTS...`, a script or `-m` with a module, where `modules` are imported."""
-    server = _server(modules)
-    assert server.stdin is not None and server.stdout is not None
     words = [str(word) for word in arguments]
     with TemporaryDirectory() as folder:
-        files = [Path(folder, name) for name in ("out", "errors")]
-        request = {"argv": words, "cwd": str(cwd), "env": env, "files": list(map(str, files))}
-        server.stdin.write(json.dumps(request) + "\n")
-        server.stdin.flush()
-        status = int(server.stdout.readline())
-        return subprocess.CompletedProcess(words, status, *(file.read_text() for file in files))
+        names = [os.devnull, *(str(Path(folder, name)) for name in ("out", "errors"))]
+        files = [os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND) for name in names]
+        with fork_client.asked(_server(modules), words, str(cwd), env, files) as connection:
+            for file in files:
+                os.close(file)
+            connection.settimeout(TIMEOUT)
+            answers = connection.makefile()
+            _, status = answers.readline(), int(answers.readline())
+        return subprocess.CompletedProcess(words, status, *(Path(n).read_text() for n in names[1:]))
+
+
+def forking_python(env: Mapping[str, str] = os.environ) -> str:
+    """A folder with a `python` that has a server fork where that is as good: for a script of the
+    workflow, if libraries would read from its environment what they read from `env`. Otherwise it
+    is Python itself."""
+    known = {name: value for name, value in env.items() if name.startswith(READ_AT_IMPORT)}
+    return _shim(tuple(sorted(known.items())))
 
 
 @cache
-def _server(modules: tuple[str, ...]) -> subprocess.Popen[str]:
-    """The server of this process; it ends when this process does."""
-    return subprocess.Popen(
-        [sys.executable, __file__, *modules],
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+def _shim(variables: tuple[tuple[str, str], ...]) -> str:
+    address, known = _server(OF_JOBS, variables), dict(variables)
+    folder = Path(address).with_name("bin")
+    folder.mkdir()
+    shim = SHIM.format(
+        python=sys.executable, folder=str(Path(__file__).parent), address=address, known=known,
+        prefixes=READ_AT_IMPORT,
+    )  # fmt: skip
+    (folder / "python").write_text(shim)
+    (folder / "python").chmod(0o755)
+    return str(folder)
+
+
+@cache
+def _server(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...] = ()) -> str:
+    """The address of this process's server of these modules; it ends when this process does.
+
+    Args:
+        variables: that it has besides, or instead of those of this process.
+    """
+    folder = mkdtemp(prefix="fork-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    address = f"{folder}/server"
+    started = subprocess.Popen(
+        [sys.executable, __file__, address, *modules],
+        env={**os.environ, **dict(variables), "PYTHONPATH": str(ROOT)},
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
     )
+    assert started.stdout is not None and started.stdout.readline() == "ready\n"
+    return address
 
 
-def serve() -> None:
-    """Fork for each request of the standard input, and answer with the status of the process."""
-    for name in sys.argv[1:]:
-        import_module(name)
-    for line in iter(sys.stdin.readline, ""):
-        child = os.fork()
-        if child == 0:
-            _become(**json.loads(line))
+def serve(address: str, modules: list[str]) -> None:
+    """Fork a keeper for each connection, until the standard input ends. The first one waits for the
+    imports."""
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(address)
+    listener.listen(16)
+    print("ready", flush=True)
+    signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody asks how a keeper ended
+    while True:
+        readable, _, _ = select.select([listener, 0], [], [])
+        if 0 in readable:
             return
-        print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+        connection, _ = listener.accept()
+        while modules:
+            import_module(modules.pop())
+            gc.freeze()  # a collection writes to what it looks at, and so copies it
+        if os.fork() == 0:
+            listener.close()
+            return _keep(connection)
+        connection.close()
 
 
-def _become(argv: list[str], cwd: str, env: dict[str, str], files: list[str]) -> None:
+def _keep(connection: socket.socket) -> None:
+    """Start the process that was asked for, and answer with its pid, then with its status."""
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    header, files, _, _ = socket.recv_fds(connection, 8, 8)
+    request = json.loads(connection.makefile("rb").read(int(header)))
+    child = os.fork()
+    if child == 0:
+        connection.close()
+        return _become(files=files, **request)
+    for file in files:
+        os.close(file)
+    connection.sendall(f"{child}\n".encode())
+    ended = os.pidfd_open(child)
+    if connection in select.select([ended, connection], [], [])[0]:
+        os.kill(child, signal.SIGKILL)  # nobody waits for it any more
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    try:
+        connection.sendall(f"{status}\n".encode())
+    except OSError:
+        pass
+    os._exit(0)
+
+
+def _become(argv: list[str], cwd: str, env: dict[str, str], files: list[int]) -> None:
     """Be the process that was asked for."""
-    signal.alarm(TIMEOUT)
-    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    for stream, file in zip((1, 2), files, strict=True):
-        os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+    for number, file in enumerate(files):
+        os.dup2(file, number)
+        os.close(file)
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    if "torch" in sys.modules and env.get("OMP_NUM_THREADS"):
+        sys.modules["torch"].set_num_threads(int(env["OMP_NUM_THREADS"]))
     is_module = argv[0] == "-m"
     here = Path(cwd) if is_module else Path(cwd, argv[0]).parent
     sys.path[0:1] = [str(here), *env.get("PYTHONPATH", "").split(":")]
+    sys.orig_argv = [sys.executable, *argv]
     sys.argv = argv[1:] if is_module else argv
     if is_module:
-        runpy.run_module(argv[1], run_name="__main__", alter_sys=True)
+        run = partial(runpy.run_module, argv[1], run_name="__main__", alter_sys=True)
     else:
-        runpy.run_path(argv[0], run_name="__main__")
+        run = partial(runpy.run_path, argv[0], run_name="__main__")
+    _end(_status(run))
+
+
+def _status(run: Callable[[], object]) -> int:
+    """The status with which Python would end."""
+    try:
+        run()
+    except SystemExit as end:
+        if end.code is None or isinstance(end.code, int):
+            return end.code or 0
+        print(end.code, file=sys.stderr)
+        return 1
+    except Exception:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def _end(status: int) -> NoReturn:
+    """End as Python does, but without freeing every object: each page would be copied for that."""
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(status)
 
 
 if __name__ == "__main__":
-    serve()
+    serve(sys.argv[1], sys.argv[:1:-1])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
-from preloaded import run_preloaded
+from preloaded import forking_python, run_preloaded
 
 PARTS = ("sae_core", "scripts", "workflow", "envs", "config")
 MADE = ("__pycache__", "processed_data", "pretrained_models", "checkpoints")
@@ -49,6 +49,8 @@ class Project:
     """What each run printed."""
     options: tuple[str, ...] = ("--cores", "2", "--retries", "0")
     """What each of its runs is given; a failing job is not tried again."""
+    python: str | None = None
+    """The folder of a `python` for its jobs, see preloaded.py; None for the usual one."""
 
     @property
     def config(self) -> dict[str, Any]:
@@ -97,7 +99,8 @@ class Project:
     def variables(self) -> dict[str, str]:
         """The environment of its runs."""
         found = {**os.environ, **self.environment}
-        return {**found, "PATH": f"{Path(sys.executable).parent}:{found['PATH']}"}
+        folders = [self.python, str(Path(sys.executable).parent), found["PATH"]]
+        return {**found, "PATH": ":".join(filter(None, folders))}
 
     def planned(self, *arguments: str) -> Jobs:
         """The jobs of a dry run."""
@@ -121,8 +124,10 @@ def copy_project(folder: Path, root: Path, config: str) -> Project:
 
 
 def make_project(folder: Path, root: Path, tiny_model: Path) -> Project:
-    """A copy of the project with short chapters and a configuration for the tiny model."""
+    """A copy of the project with short chapters and a configuration for the tiny model. Its jobs
+    fork from a process with the imports done."""
     project = copy_project(folder, root, "config/tiny.yaml")
+    project.python = forking_python()
     for subject in SUBJECTS:
         chapters = folder / f"sae_core/data/raw_data/{subject}_chapters"
         for chapter in chapters.glob("*.md"):
@@ -151,4 +156,4 @@ def make_project(folder: Path, root: Path, tiny_model: Path) -> Project:
 def make_copy(project: Project, folder: Path) -> Project:
     """A copy of a project with all that its runs have made: nothing is to be done in it either."""
     shutil.copytree(project.folder, folder, symlinks=True)
-    return Project(folder, project.config_file)
+    return Project(folder, project.config_file, python=project.python)

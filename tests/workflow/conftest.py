@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from made_once import made_once
+from preloaded import forking_python
 from project import Project, make_copy, make_project
 
 PRINTED = "printed.txt"
@@ -19,7 +20,9 @@ def completed(tmp_path_factory: pytest.TempPathFactory, root: Path, tiny_model: 
         (folder / PRINTED).write_text(project.snakemake())
 
     folder = made_once(tmp_path_factory, "completed", make)
-    project = make_copy(Project(folder), tmp_path_factory.mktemp("completed") / "project")
+    project = make_copy(
+        Project(folder, python=forking_python()), tmp_path_factory.mktemp("completed") / "project"
+    )
     project.printed.append((folder / PRINTED).read_text())
     return project
 

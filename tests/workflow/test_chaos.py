@@ -23,6 +23,7 @@ def often(project: Project) -> Project:
     config = project.config
     config["runtime"]["resume_minutes"] = 1 / 120
     project.configure(config)
+    project.python = None  # each is killed by itself
     return project
 
 

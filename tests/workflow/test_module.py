@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from preloaded import forking_python
 from project import Project, make_project
 from running import ROOT
 
@@ -41,7 +42,7 @@ def outer_workflow(folder: Path, tiny_model: Path, snakefile: str) -> Project:
     chapters = inner["chapters"]["folders"]
     inner["chapters"]["folders"] = {s: str(folder / "inner" / path) for s, path in chapters.items()}
     inner["models"][0] |= {"layers": ["middle"], "saes": [{"topk": 4}]}
-    outer = Project(folder / "outer", "config/tiny.yaml")
+    outer = Project(folder / "outer", "config/tiny.yaml", python=forking_python())
     (outer.folder / "config").mkdir(parents=True)
     (outer.folder / "Snakefile").write_text(OUTER.format(snakefile=snakefile))
     outer.configure({"saes": inner})
@@ -71,7 +72,7 @@ def test_it_runs_in_a_folder_of_its_own(project: Project, tmp_path: Path) -> Non
     config = project.config
     folders = config["chapters"]["folders"]
     config["chapters"]["folders"] = {s: str(project.folder / path) for s, path in folders.items()}
-    elsewhere = Project(tmp_path / "elsewhere", "config/tiny.yaml")
+    elsewhere = Project(tmp_path / "elsewhere", "config/tiny.yaml", python=forking_python())
     (elsewhere.folder / "config").mkdir(parents=True)
     elsewhere.configure(config)
     elsewhere.options += ("--snakefile", str(project.folder / "workflow/Snakefile"))

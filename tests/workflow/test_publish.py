@@ -12,6 +12,7 @@ import yaml
 from minihub import MiniHub
 from miniwandb import KEY, MiniWandb
 from planted import SECRETS, check_no_secret
+from preloaded import forking_python
 from project import Project, make_project
 from published import environment
 
@@ -44,6 +45,7 @@ def configured(folder: Path, root: Path, tiny_model: Path, services: Services) -
     project.configure(config)
     wandb = {"WANDB_BASE_URL": services.wandb.url, "WANDB_API_KEY": KEY, "HOME": str(folder)}
     project.environment = environment(services.hub, folder / "home", TOKEN) | wandb | SECRETS
+    project.python = forking_python(project.variables())
     return project
 
 
