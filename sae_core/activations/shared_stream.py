@@ -99,34 +99,32 @@ class SharedStream:
     def _read(self, reading: Reading, sites: Sequence[Site]) -> dict[Site, list[Tensor]]:
         found: dict[Site, list[Tensor]] = {site: [] for site in sites}
         for indices in reading.indices:
-            values = self._values(reading, indices, sites)
+            parts = self._parts(reading, indices, sites)
             for site in sites:  # one after the other, so that only one is there twice
-                rows = values.pop(site).flatten(0, 1)
+                rows = torch.cat(parts.pop(site)).flatten(0, 1)
                 found[site].append(rows if reading.order is None else rows[reading.order])
         return found
 
-    def _values(
+    def _parts(
         self, reading: Reading, indices: Tensor, sites: Sequence[Site]
-    ) -> dict[Site, Tensor]:
-        """(W, positions, D) at each site."""
+    ) -> dict[Site, list[Tensor]]:
+        """(some windows, positions, D) of each forward pass at each site."""
         is_train = reading.part == "train"
         windows = self.windows
         tokens = windows.train(reading.epoch, indices) if is_train else windows.validation(indices)
         hooks = list(dict.fromkeys(hook for site in sites for hook in site))
-        shape = len(tokens), windows.positions, self.model.d_model
-        values = {site: self._empty(*shape[:2], shape[2] * len(site)) for site in sites}
 
-        def read(at: slice) -> None:
+        def read(at: slice) -> dict[Site, Tensor]:
             found = self.model.activations(tokens[at], hooks)
-            for site, rows in values.items():
-                torch.cat([found[hook][:, 1:] for hook in site], dim=-1, out=rows[at])
+            return {
+                site: torch.cat([found[hook][:, 1:] for hook in site], dim=-1) for site in sites
+            }
 
-        for _ in self.microbatch.parts(len(tokens), read):
-            pass
-        return values
-
-    def _empty(self, *shape: int) -> Tensor:
-        return torch.empty(shape, dtype=self.model.dtype, device=self.model.device)
+        parts: dict[Site, list[Tensor]] = {site: [] for site in sites}
+        for of_pass in self.microbatch.parts(len(tokens), read):
+            for site, rows in of_pass.items():
+                parts[site].append(rows)
+        return parts
 
 
 class SharedSource(StreamingSource):
