@@ -77,6 +77,7 @@ bench: setup $(PEERS)/.installed
 	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
 	python tests/benchmarks/features.py --chapters $(CHAPTERS)
 	python tests/benchmarks/path.py --chapters $(CHAPTERS)
+	python tests/benchmarks/streams.py --chapters $(CHAPTERS)
 	python tests/benchmarks/end_to_end.py --chapters $(CHAPTERS)
 	python tests/benchmarks/ground_truth.py
 	python tests/benchmarks/shards.py build/bench/shard --chapters $(CHAPTERS)

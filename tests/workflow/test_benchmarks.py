@@ -22,3 +22,13 @@ def test_end_to_end(run: Run, root: Path, tiny_model: Path) -> None:
     ]  # fmt: skip
     tokens = [int(row.split(" | ")[1].replace(",", "")) for row in rows[1:]]
     assert max(tokens) < 1.03 * min(tokens), "equal but for whole windows and outliers"
+
+
+def test_streams(run: Run, root: Path, tiny_model: Path) -> None:
+    printed = run(
+        *("tests/benchmarks/streams.py", "--model", tiny_model, "--layers", 1, 2),
+        *("--options", " --sae-expansion 2 --max-text-length 32 --device cpu"),
+        env={"PYTHONPATH": str(root)},
+    ).stdout
+    rows = [line for line in printed.splitlines() if line.startswith("| ")][1:]
+    assert [row.split(" | ")[:2] for row in rows] == [["| 1", "2"], ["| 3", "2"], ["| 6", "1, 2"]]
