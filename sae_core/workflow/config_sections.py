@@ -92,7 +92,11 @@ SECTIONS: dict[str, Section] = {
         "`process`, and with it everything but `fetch`",
         without=("subjects", "output"),
     ),
-    "corpus": Section((CorpusConfig,), "`tokenize`, and with it everything but `fetch`"),
+    "corpus": Section(
+        (CorpusConfig,),
+        "`tokenize`, and with it everything but `fetch`",
+        exceptions={"dataset_streaming": "nothing"},
+    ),
     "windows": Section((DataConfig,), "`harvest` and what follows"),
     "sae": Section((SAEConfig,), "`train` and what follows, for the SAEs that it concerns"),
     "training": Section((TrainingConfig,), TRAIN),

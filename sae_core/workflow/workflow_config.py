@@ -226,8 +226,13 @@ class Plan:
         return options(self.process) if self.process else ""
 
     def corpus_options(self, texts: str) -> str:
-        """The command line of the texts that are tokenised; `texts` are those of chapters."""
-        return options(self.corpus or CorpusConfig(data_path=Path(texts)))
+        """Which texts are tokenised, as a command line; `texts` are those of chapters."""
+        corpus = self.corpus or CorpusConfig(data_path=Path(texts))
+        return options(replace(corpus, dataset_streaming=CorpusConfig.dataset_streaming))
+
+    def corpus_runtime(self) -> str:
+        """How they are read, which changes none of them."""
+        return "--dataset-streaming" if self.corpus and self.corpus.dataset_streaming else ""
 
     def fetch_options(self, model: ModelPlan) -> str:
         """Which model to fetch, and from where."""

@@ -290,3 +290,12 @@ def test_what_another_workflow_gives_may_have_no_key_that_is_no_text() -> None:
     config = {"chapters": {"folders": {"a": "a"}}, "models": [{"name": "m", "revision": 1.0}]}
     with pytest.raises(SAEError, match='not empty, or null, such as `revision: "1.0"`'):
         load_plan(config, SCHEMA)
+
+
+def test_how_a_data_set_is_read_tokenises_nothing_again(load: Callable[..., Plan]) -> None:
+    plans = [
+        load(f"corpus: {{dataset_id: a/b, dataset_streaming: {given}}}\n{MODELS}")
+        for given in ("false", "true")
+    ]
+    assert plans[0].corpus_options("") == plans[1].corpus_options("") == "--dataset-id a/b"
+    assert [plan.corpus_runtime() for plan in plans] == ["", "--dataset-streaming"]

@@ -44,11 +44,12 @@ rule tokenize:
     params:
         scripts=SCRIPTS,
         texts=lambda wildcards, input: PLAN.corpus_options(input.get("texts")),
+        reading=not_recorded(lambda wildcards: PLAN.corpus_runtime()),
         # Of whichever model: the folder's name is a hash of all that the tokenizer does.
         tokenizer=not_recorded(tokenizer_options),
         code=code_hash("scripts/tokenize_corpus.py"),
     shell:
         job(
-            "tokenize_corpus.py {params.texts} {params.tokenizer}"
+            "tokenize_corpus.py {params.texts} {params.reading} {params.tokenizer}"
             " --processes {threads} --output {output.tokens}"
         )
