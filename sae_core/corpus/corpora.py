@@ -1,12 +1,20 @@
 """The texts of a corpus, whatever form they have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from itertools import chain, repeat
 from pathlib import Path
 
 from sae_core.corpus.forms import LINES, LIST, PARQUET, PLAIN, corpus_files, form_of, passed_over
 from sae_core.corpus.hub import find_dataset
-from sae_core.corpus.records import Record, json_lines, parquet, text_file, text_of, value_of
+from sae_core.corpus.records import (
+    Record,
+    fields_of,
+    json_lines,
+    parquet,
+    text_file,
+    text_of,
+    value_of,
+)
 from sae_core.corpus.tokenise import Corpus, Label, Text
 from sae_core.data_processing.sources import Sources, sources_path
 from sae_core.data_processing.texts import stream_texts
@@ -118,14 +126,6 @@ def _records(file: Path, config: CorpusConfig) -> Iterator[Record]:
         return json_lines(file)
     texts = stream_texts(file)
     return (Record(f"{file}: item {number}", text) for number, text in enumerate(texts))
-
-
-def fields_of(config: CorpusConfig) -> Mapping[str, str]:
-    """The fields that are read, with the options that name them."""
-    fields = {config.text_field: "--text-field"}
-    if config.subject_field:
-        fields[config.subject_field] = "--subject-field"
-    return fields
 
 
 def chosen(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_core.corpus.records import Record, no_field
+from sae_core.corpus.records import Record, fields_of, no_field
 from sae_core.models.model_places import COMMIT
 from sae_core.train_config import CorpusConfig
 from sae_core.utils.errors import SAEError, one_line
@@ -53,11 +53,8 @@ class HubDataset:
         )
         if rows.features is None:  # a stream knows them only from its first row
             return rows
-        fields = {config.text_field: "--text-field"}
-        if config.subject_field:
-            fields[config.subject_field] = "--subject-field"
         columns: dict[str, None] = {}
-        for field, option in fields.items():
+        for field, option in fields_of(config).items():
             column = field if field in rows.features else field.split(".")[0]
             if column not in rows.features:
                 raise no_field(where, field, list(rows.features), option)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from sae_core.data_processing.texts import kind_of
+from sae_core.train_config import CorpusConfig
 from sae_core.utils.errors import SAEError, is_unicode, one_line
 
 LONGEST = 2**20
@@ -190,6 +191,14 @@ def no_field(where: str, field: str, names: list[str], option: str = "--text-fie
     more = f" and {len(names) - FIELDS_SHOWN} more" if len(names) > FIELDS_SHOWN else ""
     there = ", ".join(names[:FIELDS_SHOWN]) + more if names else "none"
     return SAEError(f"{where}: {option} {field}: no such field; there are: {there}")
+
+
+def fields_of(config: CorpusConfig) -> Mapping[str, str]:
+    """The fields that are read, with the options that name them."""
+    fields = {config.text_field: "--text-field"}
+    if config.subject_field:
+        fields[config.subject_field] = "--subject-field"
+    return fields
 
 
 def _of_record(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
