@@ -2,7 +2,7 @@
 same text."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -11,6 +11,13 @@ from sae_core.models.model_configuration import context_length
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.steering.splice import steered
 from sae_core.utils.errors import SAEError
+
+UNCHANGED: dict[str, Any] = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+"""The model's own probabilities: its generation settings may say otherwise, and hide that steering
+makes it repeat itself."""
+
+UNCUT: dict[str, Any] = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+"""Every token may be drawn."""
 
 
 class Sampling(NamedTuple):
@@ -39,7 +46,7 @@ def continuation(model: LanguageModel, prompt: str, sampling: Sampling) -> str:
             f"the {most} that the model reads; use fewer, or a shorter prompt"
         )
     draws = sampling.temperature > 0
-    options = {"temperature": sampling.temperature, "top_k": 0, "top_p": 1.0} if draws else {}
+    options = {"temperature": sampling.temperature} | UNCUT if draws else {}
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
         written = model.model.generate(
@@ -48,6 +55,7 @@ def continuation(model: LanguageModel, prompt: str, sampling: Sampling) -> str:
             max_new_tokens=sampling.n_tokens,
             do_sample=draws,
             pad_token_id=model.tokenizer.eos_token_id,
+            **UNCHANGED,
             **options,
         )
     return model.tokenizer.decode(written[0, n_tokens:], skip_special_tokens=True)

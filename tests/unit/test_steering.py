@@ -232,6 +232,22 @@ def test_what_cannot_be_steered(
         pass
 
 
+def test_the_most_likely_token_follows_whatever_the_model_recommends(
+    language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recommended = language_model.model.generation_config
+    monkeypatch.setattr(recommended, "repetition_penalty", 5.0)
+    monkeypatch.setattr(recommended, "no_repeat_ngram_size", 1)
+    tokens = language_model.tokenizer(PROMPT, return_tensors="pt").input_ids
+    n_prompt = tokens.shape[1]
+    with torch.no_grad():
+        for _ in range(6):
+            likely = logits(language_model, tokens)[:, -1:].argmax(-1)
+            tokens = torch.cat([tokens, likely], 1)
+    wanted = language_model.tokenizer.decode(tokens[0, n_prompt:])
+    assert continuation(language_model, PROMPT, Sampling(6, 0.0, 0)) == wanted
+
+
 def test_what_cannot_be_continued(language_model: LanguageModel) -> None:
     with pytest.raises(SAEError, match="the prompt is empty"):
         continuation(language_model, "", Sampling(5, 0.0, 0))
