@@ -10,6 +10,7 @@ from pathlib import Path
 from sae_core.utils import cli
 from sae_core.utils.code_hash import ROOT
 from sae_core.utils.errors import SAEError
+from sae_core.utils.limits import PositiveFloat, check_limits
 from sae_core.workflow.config_files import read_file
 from sae_core.workflow.planning import (
     Planner,
@@ -33,14 +34,17 @@ class Options:
     machine: str = "cpu"
     """The machine that each job runs on, one of those in the tables file."""
 
-    corpus_tokens: float | None = None
-    """Tokens of the corpus; by default estimated from the chapters."""
+    corpus_tokens: PositiveFloat | None = None
+    """Tokens of the corpus; by default estimated from the chapters or files."""
 
     tables: Path = ROOT / "config/planning.yaml"
     """File with machines, and with the shapes of models that have not been fetched."""
 
     results: Path = Path("results")
     """Where records of fetched models are."""
+
+    def __post_init__(self) -> None:
+        check_limits(self)
 
 
 def plan(options: Options) -> None:

@@ -191,6 +191,12 @@ def test_all_layers_of_all_models(run: Callable[..., Any]) -> None:
     assert "assumed, not measured" in lines[-1]
 
 
+def test_tokens_below_0_are_named(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="1"):
+        plan_jobs.main(["--config", str(ROOT / "config/demo.yaml"), "--corpus-tokens", "-4"])
+    assert "error: --corpus-tokens -4.0: must be above 0" in capsys.readouterr().err
+
+
 def test_a_billion_tokens_both_ways(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
