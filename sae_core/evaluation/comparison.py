@@ -72,8 +72,15 @@ def by_activation(
     out.
 
     Raises:
-        SAEError: together they have too many features.
+        SAEError: together they have too many features, or one is for a model of another shape.
     """
+    for sae in (a, b):
+        if sae.spec.hook_layer >= model.n_layers or sae.spec.d_in != model.d_model:
+            raise SAEError(
+                f"--by activation: one SAE is of {sae.spec.site} with width {sae.spec.d_in}, and "
+                f"the model has {model.n_layers} layers of width {model.d_model}; give two SAEs of "
+                "one model"
+            )
     n_pairs = a.spec.d_sae * b.spec.d_sae
     if n_pairs > MOST_PAIRS:
         raise SAEError(

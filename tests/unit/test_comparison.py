@@ -96,6 +96,15 @@ def test_the_correlation_is_in_memory_once(
     assert made.n == 1
 
 
+@pytest.mark.parametrize("changes", [{"hook_layer": 9}, {"d_in": WIDTH + 1}])
+def test_an_sae_of_another_model(
+    changes: dict[str, int], language_model: LanguageModel, windows: TokenWindows
+) -> None:
+    tokens = windows.train(0, torch.arange(1))
+    with pytest.raises(SAEError, match="give two SAEs of one model"):
+        by_activation(language_model, an_sae(), an_sae(**changes), tokens)
+
+
 def test_share_counts_those_never_active_as_alone() -> None:
     assert Matches(torch.zeros(4), torch.tensor([0.8, 0.95, torch.nan, 0.1])).share(0.7) == 0.5
 
