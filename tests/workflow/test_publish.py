@@ -79,6 +79,8 @@ def test_every_sae_is_uploaded_and_marked(published: Project, services: Services
         assert set(marker["files"]) == {path for path in held if path.startswith(f"{run}/")}
         evaluation = (published.folder / f"results/evaluations/{run}.json").read_bytes()
         assert held[f"{run}/evaluation.json"] == evaluation
+        features = (published.folder / f"results/features/{run}.csv").read_bytes()
+        assert held[f"{run}/features.csv"] == features
         card = yaml.safe_load(held[f"{run}/README.md"].decode().split("---")[1])
         assert card["base_model"] == "Qwen/Qwen3-0.6B" and card["license"] == "mit"
         assert f"[{run}](./{run})" in held["README.md"].decode()
