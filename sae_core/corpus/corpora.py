@@ -43,6 +43,11 @@ def read_corpus(config: CorpusConfig) -> Corpus:
         is_one = files == [config.data_path]
         is_list = is_one and (not files[0].exists() or form_of(files[0]) == LIST)
         corpus = json_list(files[0]) if is_list else files_of_records(files, config)
+        if is_list and config.subject_field:
+            raise SAEError(
+                f"--subject-field {config.subject_field}: a list of texts has no fields, and "
+                f"{files[0]} is one; leave the option out, or give JSON lines or Parquet"
+            )
     if config.max_tokens is None:
         return corpus
     key = f"{corpus.key} up to {config.max_tokens}"

@@ -143,6 +143,11 @@ def value_of(record: Record, field: str, option: str) -> Any:
         SAEError: the record has no such field.
     """
     content = record.content
+    if isinstance(content, str):
+        raise SAEError(
+            f"{record.where}: {option} {field}: this is a text without fields; leave the option "
+            "out, or give JSON lines or Parquet"
+        )
     if not isinstance(content, Mapping):
         raise SAEError(
             f"{record.where}: a JSON {kind_of(content)}, neither a text nor an object with fields"

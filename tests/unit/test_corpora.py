@@ -227,6 +227,16 @@ def test_a_compressed_list_is_refused(name: str, texts: list[str], tmp_path: Pat
             read_corpus(config)
 
 
+@pytest.mark.parametrize("name", ["texts.json", "texts.txt"])
+def test_subjects_of_texts_without_fields_are_refused(
+    name: str, texts: list[str], made: Any, tmp_path: Path
+) -> None:
+    path = json_list(tmp_path / name, texts)
+    config = CorpusConfig(data_path=path, subject_field="topic", subjects=("biology",))
+    message = refused(config, made, tmp_path / "none")
+    assert "--subject-field topic" in message and "fields" in message and name in message
+
+
 @pytest.mark.parametrize("form", ["jsonl", "parquet"])
 def test_a_text_in_a_field_that_is_null_is_empty(
     form: str, texts: list[str], made: Any, tmp_path: Path
