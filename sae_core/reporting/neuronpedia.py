@@ -80,9 +80,10 @@ class Export:
         config: NeuronpediaConfig,
     ) -> None:
         self.corpus, self.record, self.labels, self.config = corpus, record, labels, config
-        layer, hook_and_kind = corpus["run_name"].rpartition(".blocks.")[2].split(".", 1)
+        layer = corpus["hook_spec"].split(".")[1]
+        own = corpus["run_name"].rpartition(f".blocks.{layer}.")[2]
         self.model = config.neuronpedia_model or slug(corpus["model_name"].split("/")[-1]).lower()
-        self.set = config.neuronpedia_set or slug(hook_and_kind)
+        self.set = config.neuronpedia_set or slug(own)
         self.source = f"{layer}-{self.set}"
         self.owned = {"creatorId": config.creator_id, "visibility": "PUBLIC"}
 

@@ -196,6 +196,12 @@ ABSORPTION_COLUMNS = {
         ".2f",
         "features that tell words with a letter from others; more than one is feature splitting.",
     ),
+    "letters": Column(
+        "letters",
+        "d",
+        "letters that a probe of the whole activation tells well enough; the other figures are of "
+        "these. SAEBench asks for 20.",
+    ),
 }
 """Figures of the first-letter task, where the model's activations tell letters apart."""
 
@@ -207,13 +213,15 @@ def feature_figures(features: Mapping[str, Any] | None) -> dict[str, float | Non
 
 def absorption_figures(features: Mapping[str, Any] | None) -> dict[str, float | None]:
     """The numbers of `ABSORPTION_COLUMNS`; none if absorption was not measured."""
-    mean = ((features or {}).get("absorption") or {}).get("mean")
-    if mean is None:
+    found = (features or {}).get("absorption")
+    if not found:
         return {}
+    mean = found["mean"]
     return {
         "absorption": mean["fraction"],
         "absorption_full": mean["full"],
         "letter_features": mean["n_features"],
+        "letters": len(found["letters"]),
     }
 
 

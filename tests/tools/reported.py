@@ -148,7 +148,10 @@ def a_corpus(run_name="org_model.blocks.9.hook_resid_post.btop32sae.exp8", subje
             "near": [[7, 12, 0.42, 0.81], [12, 400, 0.3, 0.0]],
         },
         "probes": some_probes() if found else None,
-        "absorption": {"mean": {"fraction": 0.125, "full": 0.0625, "n_features": 1.5}},
+        "absorption": {
+            "mean": {"fraction": 0.125, "full": 0.0625, "n_features": 1.5},
+            "letters": dict.fromkeys("stuvw", {}),
+        },
     }
 
 

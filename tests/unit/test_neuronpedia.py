@@ -115,6 +115,11 @@ def test_rows_name_rows_that_exist(tmp_path: Path) -> None:
     assert len(set(ids)) == len(ids)
 
 
+def test_an_sae_of_any_name_has_a_folder(tmp_path: Path) -> None:
+    named = Export(a_corpus("a trial"), RECORD, {}, NeuronpediaConfig(creator="Alice"))
+    assert write_export(tmp_path, iter(entries()), named) == tmp_path / "model/9-a-trial"
+
+
 def test_labels_have_their_scores(tmp_path: Path) -> None:
     labels = {
         7: a_label(7, fuzzing=None),
