@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
@@ -27,7 +27,10 @@ from sae_core.utils.errors import SAEError
 
 if TYPE_CHECKING:
     from sae_core.activations.shared_stream import SharedStream
+    from sae_core.model_training.tracked_run import Plan
     from sae_core.models.language_model import Hook
+    from sae_core.models.model_sources import ModelRecord
+    from sae_core.trainer.checked_run import Named
     from sae_core.trainer.training_inputs import Activations, Settings
 
 
@@ -46,6 +49,8 @@ class Job:
     """Folder that gets a folder of checkpoints for each SAE."""
     output: Path
     """Folder to write: an SAE directory for each."""
+    finished: Path
+    """Folder of finished SAEs, where one is looked for that a training begins with."""
     notes: Path
     """Folder that gets a note on each SAE: `stream` and `settings`."""
     stream: str
@@ -62,9 +67,8 @@ class Job:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """One of the SAEs."""
+class Wanted(NamedTuple):
+    """One of the SAEs, as `saes` has it."""
 
     name: str
     hook: "Hook"
@@ -91,7 +95,7 @@ class Wanted:
 
 
 def run(job: Job) -> None:
-    from sae_core.model_training.tracked_run import Plan, tracked_runs
+    from sae_core.model_training.tracked_run import tracked_runs
     from sae_core.trainer.resume import forget_states
     from sae_core.trainer.training_inputs import Settings, warn_of_density
     from sae_core.utils.files import write_file
@@ -105,14 +109,7 @@ def run(job: Job) -> None:
     ]
     stream, activations = stream_of(job, wanted)
     plans = [
-        Plan(
-            each.name,
-            job.output / each.name,
-            job.checkpoints / each.name,
-            login,
-            resolved_settings(how, job.target_hook_name, own),
-            (each.sae.sae_type, f"layer {each.hook.layer}", own.provenance.model_name),
-        )
+        plan(job, each, how, own, login)
         for each, how, own in zip(wanted, settings, activations, strict=True)
     ]
     with tracked_runs(plans, settings, lambda: (stream, activations)):
@@ -123,16 +120,30 @@ def run(job: Job) -> None:
     print(f"{len(wanted)} SAEs: {job.output}")
     # If its parent has died, that was Snakemake, which deletes the SAEs when it is back.
     if os.getppid() == parent:
-        for plan in plans:
-            forget_states(plan.checkpoints)
+        for each in wanted:
+            forget_states(job.checkpoints / each.name)
 
 
-def resolved_settings(
-    settings: "Settings", target_hook_name: str, activations: "Activations"
-) -> dict[str, Any]:
-    """The settings of a training in groups, for W&B."""
-    hooks = {"hook_spec": activations.hook.spec, "target_hook_name": target_hook_name}
-    return asdict(settings) | {"model": activations.provenance.as_metadata(), "hook": hooks}
+def plan(
+    job: Job,
+    wanted: Wanted,
+    settings: "Settings",
+    activations: "Activations",
+    login: TrackingConfig,
+) -> "Plan":
+    """Where the files of an SAE go, and what W&B is told about it."""
+    from sae_core.model_training.tracked_run import Plan
+
+    hooks = {"hook_spec": wanted.hook.spec, "target_hook_name": job.target_hook_name}
+    origin = {"model": activations.provenance.as_metadata(), "hook": hooks}
+    return Plan(
+        wanted.name,
+        job.output / wanted.name,
+        job.checkpoints / wanted.name,
+        login,
+        asdict(settings) | origin,
+        (wanted.sae.sae_type, f"layer {wanted.hook.layer}", activations.provenance.model_name),
+    )
 
 
 def stream_of(job: Job, wanted: Sequence[Wanted]) -> "tuple[SharedStream, list[Activations]]":
@@ -141,27 +152,19 @@ def stream_of(job: Job, wanted: Sequence[Wanted]) -> "tuple[SharedStream, list[A
     Raises:
         SAEError: the model or the texts are not what the settings say.
     """
-    from sae_core.activations.shared_stream import SharedSource, SharedStream
     from sae_core.activations.token_windows import corpus_notes, token_windows
     from sae_core.corpus.token_file import TokenFile, check_tokenizer
     from sae_core.models.language_model import LanguageModel
-    from sae_core.models.model_facts import check_hook
     from sae_core.models.model_sources import ModelRecord
-    from sae_core.trainer.end_to_end import later_layers
-    from sae_core.trainer.origin import origin_of
-    from sae_core.trainer.training_inputs import Activations, Provenance
+    from sae_core.trainer.streamed import Streamed
+    from sae_core.trainer.training_inputs import Provenance
     from sae_core.utils.devices import pick_device
     from sae_core.utils.files import folder_stamp
 
     file, record = TokenFile.open(job.tokens), ModelRecord.load(job.record)
-    hooks = {each.name: each.hook for each in wanted}
-    targets = {name: hook.target(job.target_hook_name) for name, hook in hooks.items()}
-    for name, hook in hooks.items():
-        for at in filter(None, (hook, targets[name])):
-            check_hook(at, record.n_layers, record.hook_names)
-        later_layers(job.end_to_end, targets[name] or hook, record.n_layers)
+    saes = [named(job, record, each) for each in wanted]
     config = ModelConfig(model_name=record.path, **asdict(job.load))
-    deepest = 1 + max(hook.layer for hook in hooks.values())
+    deepest = 1 + max(sae.hook.layer for sae in saes)
     n_blocks = None if job.end_to_end.use_end_to_end else deepest
     device = pick_device(job.runtime.device)
     model = LanguageModel.load(config, device, job.data.max_text_length, n_blocks)
@@ -173,23 +176,30 @@ def stream_of(job: Job, wanted: Sequence[Wanted]) -> "tuple[SharedStream, list[A
     dtype = str(model.dtype).removeprefix("torch.")
     provenance = Provenance.recorded(record, file.manifest, dtype, windows.bos is not None)
     files = None if record.commit else folder_stamp(Path(record.path))
-    stream = SharedStream(model, windows, job.runtime.batch_size)
+    streamed = Streamed(model, windows, provenance, files)
+    return streamed.shared(
+        saes, job.training.tokens_per_step, job.data.seed, job.runtime.batch_size
+    )
 
-    def activations(each: Wanted) -> Activations:
-        target, output = targets[each.name], job.output / each.name
-        source = SharedSource(
-            stream,
-            each.hook,
-            tokens_per_step=job.training.tokens_per_step,
-            seed=job.data.seed,
-            target=target,
-        )
-        origin = origin_of(each.sae, each.hook, target, model.d_model, record.name, output)
-        return Activations(
-            source, each.hook, model.d_model, provenance, target, model, windows, files, origin
-        )
 
-    return stream, [activations(each) for each in wanted]
+def named(job: Job, record: "ModelRecord", wanted: Wanted) -> "Named":
+    """An SAE whose hooks the model has, with what its training begins with.
+
+    Raises:
+        SAEError: the model lacks one, or there is nothing to begin with.
+    """
+    from sae_core.models.model_facts import check_hook
+    from sae_core.trainer.checked_run import Named
+    from sae_core.trainer.end_to_end import later_layers
+    from sae_core.trainer.origin import origin_of
+
+    hook, target = wanted.hook, wanted.hook.target(job.target_hook_name)
+    for at in filter(None, (hook, target)):
+        check_hook(at, record.n_layers, record.hook_names)
+    later_layers(job.end_to_end, target or hook, record.n_layers)
+    finished, output = job.finished / wanted.name, job.output / wanted.name
+    origin = origin_of(wanted.sae, hook, target, record.d_model, record.name, finished)
+    return Named(wanted.name, hook, output, job.checkpoints / wanted.name, target, origin)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,7 @@ class SharedStream:
     def hidden(self, tokens: Tensor, hooks: Sequence[Hook]) -> Pass:
         """`LanguageModel.hidden`, once for all that read the same windows until the next `expect`:
         with the hooks that were asked for before the last one."""
+        self._reading, self._kept = None, {}  # the phase needs the memory
         key = tokens.cpu().numpy().tobytes()
         self._asked |= set(hooks)
         if key not in self._passes or not set(hooks) <= set(self._passes[key][1]):

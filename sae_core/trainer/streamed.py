@@ -12,8 +12,8 @@ from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.models.language_model import LanguageModel
 from sae_core.models.model_sources import model_sha256
 from sae_core.sae.config import SAEConfig
-from sae_core.train_config import RunConfig
-from sae_core.trainer.checked_run import CheckedRun
+from sae_core.train_config import BatchSize, RunConfig
+from sae_core.trainer.checked_run import CheckedRun, Named
 from sae_core.trainer.training_inputs import Activations, Provenance
 from sae_core.utils.files import folder_stamp
 
@@ -27,19 +27,32 @@ class Streamed(NamedTuple):
     model_files: str | None
     """A stamp of the model's files, where it has no commit."""
 
-    def activations(self, source: ActivationSource, run: CheckedRun) -> Activations:
-        """What the SAE of a run is trained on."""
+    def activations(self, source: ActivationSource, sae: Named) -> Activations:
+        """What an SAE is trained on."""
         return Activations(
             source,
-            run.hook,
-            run.facts.d_model,
+            sae.hook,
+            self.model.d_model,
             self.provenance,
-            run.target,
+            sae.target,
             self.model,
             self.windows,
             self.model_files,
-            run.origin,
+            sae.origin,
         )
+
+    def shared(
+        self, saes: Sequence[Named], tokens_per_step: int, seed: int, batch_size: BatchSize
+    ) -> tuple[SharedStream, list[Activations]]:
+        """What each of several SAEs is trained on, from one stream."""
+        stream = SharedStream(self.model, self.windows, batch_size)
+        sources = [
+            SharedSource(
+                stream, sae.hook, tokens_per_step=tokens_per_step, seed=seed, target=sae.target
+            )
+            for sae in saes
+        ]
+        return stream, list(map(self.activations, sources, saes))
 
 
 def activations_of(
@@ -79,18 +92,8 @@ def activations_of_all(
     for config, run in zip(configs, runs, strict=True):
         _announce(config.sae, run)
     _announce_windows(streamed.windows)
-    stream = SharedStream(streamed.model, streamed.windows, first.runtime.batch_size)
-
-    def source(run: CheckedRun) -> SharedSource:
-        return SharedSource(
-            stream,
-            run.hook,
-            tokens_per_step=first.training.tokens_per_step,
-            seed=first.data.seed,
-            target=run.target,
-        )
-
-    return stream, [streamed.activations(source(run), run) for run in runs]
+    tokens_per_step, batch_size = first.training.tokens_per_step, first.runtime.batch_size
+    return streamed.shared(runs, tokens_per_step, first.data.seed, batch_size)
 
 
 def _load(config: RunConfig, run: CheckedRun) -> Streamed:

@@ -40,7 +40,6 @@ EPOCHS, STEPS = 2, 13
 """Epochs, and steps in each."""
 
 HOOK_NAME = "hook_resid_post"
-TARGET = "hook_mlp_out"
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,6 @@ def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     [
         ("step", STEPS + 4),  # the others have taken it, too
         ("rename", 14),  # of a state: those of some SAEs are newer
-        ("rename", 44),  # of a checkpoint, about
     ],
 )
 def test_killed_trainings_end_as_undisturbed_ones(

@@ -1,10 +1,13 @@
 """SAEs from a stream are those from stored activations, and one that changes is trained alone."""
 
+import json
+
 import pytest
 from project import Project
 
 NAMES = [f"tiny.blocks.2.hook_resid_post.btop{k}sae.exp2" for k in (4, 8)]
 TARGETS = [f"results/saes/{name}/weights.pt" for name in NAMES]
+TUNED = "results/saes/tiny.blocks.2.hook_resid_post.btop4sae-ft.exp2/weights.pt"
 
 
 def files(project: Project) -> dict[str, bytes]:
@@ -37,6 +40,11 @@ def test_a_stream_makes_the_saes_of_a_store(project: Project) -> None:
     project.configure(config)
     jobs = project.planned(*TARGETS)
     assert jobs.rules == {"stream": 1, "train": 1} and jobs.runs["train"] == {"2.k8"}
-    project.snakemake(*TARGETS)
+    config["models"][0]["saes"].append({"topk": 4, "init_from": NAMES[0]})
+    project.configure(config)
+    project.snakemake(*TARGETS, TUNED)
     changed = {name.split("/")[0] for name, made in files(project).items() if made != stored[name]}
     assert changed == {NAMES[1]}
+    tuned = json.loads((project.folder / TUNED).with_name("config.json").read_text())
+    assert tuned["metadata"]["init_from"]["name"] == NAMES[0]
+    assert not project.planned(*TARGETS, TUNED).rules

@@ -36,7 +36,7 @@ rule stream:
             "stream.py --tokens {input.tokens} --record {input.record} {params.options}"
             " --saes {params.saes:q} --settings {params.settings} {params.runtime}"
             " --checkpoints {params.results}/checkpoints --output {output.saes}"
-            " --notes {params.notes} --stream {wildcards.stream}",
+            " --finished {params.results}/saes --notes {params.notes} --stream {wildcards.stream}",
             gpus=True,
         )
 
