@@ -97,7 +97,8 @@ def lease(gpus: Sequence[str], n: int) -> list[str]:
 
 def _lock(folder: Path, gpu: str, place: int) -> bool:
     """Lock a place in a GPU's row, if nobody has it."""
-    held = FileLock(folder / f"{re.sub(r'[^0-9A-Za-z-]', '_', gpu)}.{place}")
+    name = re.sub(r"[^0-9A-Za-z-]", "_", gpu)
+    held = FileLock(folder / f"{name}.{place}", fallback_to_soft=False)
     try:
         held.acquire(blocking=False)
     except Timeout:
