@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
+from project import Project
 from running import ROOT, Run, run_here, run_python
 
 from sae_core.model_training.Qwen3_all_sae_training import BatchConfig
@@ -36,6 +37,11 @@ def commands() -> list[str]:
 def sends(command: str) -> bool:
     words = set(shlex.split(command))
     return bool({"--wandb", "--upload-to-hf"} & words) and "offline" not in words
+
+
+def needs_results(command: str) -> bool:
+    """Of the workflow, by the names RUN and MODEL."""
+    return "results/" in command
 
 
 def needs_an_sae(command: str) -> bool:
@@ -108,7 +114,10 @@ def test_the_page_has_the_commands() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("command", [c for c in commands() if not (sends(c) or needs_an_sae(c))])
+@pytest.mark.parametrize(
+    "command",
+    [c for c in commands() if not (sends(c) or needs_an_sae(c) or needs_results(c))],
+)
 def test_command_runs_as_written(command: str, in_checkout, checkout: Path) -> None:
     done = in_checkout(command)
     saes = list((checkout / "sae_core/pretrained_models").glob("*"))
@@ -129,6 +138,16 @@ def test_command_runs_as_written(command: str, in_checkout, checkout: Path) -> N
         assert config["metadata"]["model_commit"] == COMMIT
         assert config["metadata"]["prepend_bos"] == ("gemma" in command)
         assert (sae / "weights.pt").is_file() and (sae / "history.json").is_file()
+
+
+@pytest.mark.xdist_group("completed")
+@pytest.mark.parametrize("command", [c for c in commands() if needs_results(c)])
+def test_command_runs_on_results(command: str, completed: Project) -> None:
+    [run] = (completed.folder / "results/features").glob("*blocks.2*btop4*.json")
+    words = command.replace("RUN", run.stem).replace("MODEL", "tiny")
+    words = words.replace(f" --labels results/labels/{run.stem}.jsonl", "")  # not asked for
+    done = run_here(*arguments(words), cwd=completed.folder)
+    assert list((completed.folder / done.stdout.strip()).rglob("*.jsonl.gz"))
 
 
 @pytest.mark.parametrize("command", [c for c in commands() if sends(c)])
