@@ -7,7 +7,8 @@ import re
 from collections.abc import Iterator
 
 from sae_core.utils.code_hash import ROOT
-from sae_core.workflow.planning import Planner, Tables
+from sae_core.workflow.plan_tables import Tables
+from sae_core.workflow.planning import Planner
 from sae_core.workflow.workflow_config import Plan, load_plan
 
 BLOCK = re.compile(

@@ -12,15 +12,9 @@ from sae_core.utils.code_hash import ROOT
 from sae_core.utils.errors import SAEError
 from sae_core.utils.limits import PositiveFloat, check_limits
 from sae_core.workflow.config_files import read_file
-from sae_core.workflow.planning import (
-    Planner,
-    Tables,
-    both_ways,
-    corpus_tokens,
-    light,
-    sufficiency,
-    table,
-)
+from sae_core.workflow.costs import both_ways, light, table
+from sae_core.workflow.plan_tables import Tables, corpus_tokens, sufficiency
+from sae_core.workflow.planning import Planner
 from sae_core.workflow.workflow_config import load_plan
 
 

@@ -35,7 +35,7 @@ from sae_core.activations.token_windows import TokenWindows  # noqa: E402
 from sae_core.models.language_model import Hook, LanguageModel  # noqa: E402
 from sae_core.train_config import ModelConfig, windows_per_pass  # noqa: E402
 from sae_core.utils.code_hash import ROOT  # noqa: E402
-from sae_core.workflow.planning import ModelShape, Tables  # noqa: E402
+from sae_core.workflow.plan_tables import ModelShape, Tables  # noqa: E402
 
 LENGTH = 512
 LOADER_STEPS = 100

@@ -21,7 +21,8 @@ from step import SHAPES, Shape, batches, ours
 from transformers import Qwen3Config, Qwen3Model
 
 from sae_core.utils.devices import pick_device, pick_dtype
-from sae_core.workflow.planning import OPTIMIZER_BYTES, ModelShape
+from sae_core.workflow.plan_tables import ModelShape
+from sae_core.workflow.planning import OPTIMIZER_BYTES
 
 MODEL = ModelShape(
     n_layers=6, d_model=1024, n_heads=16, n_kv_heads=8, head_dim=128, d_mlp=3072, vocab_size=1000,

@@ -21,7 +21,7 @@ from sae_core.trainer.resume import SavedStates, StateWriter
 from sae_core.trainer.training_state import TrainingState
 from sae_core.utils.code_hash import ROOT
 from sae_core.workflow import fitting
-from sae_core.workflow.planning import Tables
+from sae_core.workflow.plan_tables import Tables
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 HOOKS = [Hook(0, "hook_resid_post"), Hook(1, "hook_mlp_out")]

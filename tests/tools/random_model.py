@@ -7,7 +7,7 @@ from torch import nn
 from transformers import PreTrainedTokenizerBase, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from sae_core.workflow.planning import ModelShape
+from sae_core.workflow.plan_tables import ModelShape
 
 SCALE = 0.02
 """Standard deviation of the weights, as Qwen3 is initialised."""

@@ -14,15 +14,15 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_core.utils.code_hash import ROOT
 from sae_core.workflow import fitting, plan_jobs
-from sae_core.workflow.planning import (
+from sae_core.workflow.plan_tables import (
     Machine,
     ModelShape,
-    Planner,
     Tables,
     corpus_tokens,
     downloads,
     sufficiency,
 )
+from sae_core.workflow.planning import Planner
 from sae_core.workflow.workflow_config import Plan, load_plan
 
 TABLES = Tables.load(ROOT / "config/planning.yaml")

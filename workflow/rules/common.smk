@@ -29,7 +29,7 @@ from sae_core.utils.gpu_lease import share_gpus
 from sae_core.workflow.job_lines import JobLines
 from sae_core.model_training.one_run import check_services
 from sae_core.utils.naming import EXPORT_FILES
-from sae_core.workflow.planning import Tables, corpus_tokens, downloads, sufficiency
+from sae_core.workflow.plan_tables import Tables, corpus_tokens, downloads, sufficiency
 from sae_core.workflow.preflight import check_inputs
 from sae_core.workflow.slurm import wait_for_jobs
 from sae_core.workflow.streams import notes, sae_options, settings_sha256, streams
