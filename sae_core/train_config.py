@@ -113,8 +113,8 @@ class ModelConfig(LoadConfig):
 
 
 @dataclass(frozen=True)
-class DataConfig:
-    """The texts, and how they become windows of tokens."""
+class WindowsConfig:
+    """How texts become windows of tokens."""
 
     max_text_length: Annotated[int, Limits(minimum=2)] = 512
     """Length of a window in tokens, at most the model's context."""
@@ -132,6 +132,16 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
+
+
+@dataclass(frozen=True)
+class DataConfig(WindowsConfig):
+    """The texts, and how they become windows of tokens."""
+
+    excluded_tokens: tuple[Text, ...] = ()
+    """Tokens whose activations are left out of training and validation, such as `<|endoftext|>`,
+    written as in the tokenizer's vocabulary. The evaluation neither counts nor replaces them. The
+    model reads them as ever."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core.train_config import ComputeConfig, DataConfig, HarvestConfig, LoadConfig, ModelConfig
+from sae_core.train_config import (
+    ComputeConfig,
+    DataConfig,
+    HarvestConfig,
+    LoadConfig,
+    ModelConfig,
+    WindowsConfig,
+)
 from sae_core.utils import cli
 from sae_core.utils.limits import NaturalInt, PositiveInt, check_limits
 
@@ -33,7 +40,7 @@ class Job:
     """Number of jobs that split the pass."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: WindowsConfig = field(default_factory=WindowsConfig)
 
     def __post_init__(self) -> None:
         check_limits(self)
@@ -50,16 +57,16 @@ def run(job: Job) -> None:
     from sae_core.utils.progress import progress_bar
     from sae_core.utils.run_lock import lock
 
-    file = TokenFile.open(job.tokens)
+    file, data = TokenFile.open(job.tokens), DataConfig(**asdict(job.data))
     record = ModelRecord.load(job.record)
     hooks = [check_hook(Hook.parse(spec), record.n_layers, record.hook_names) for spec in job.hooks]
     config = ModelConfig(model_name=record.path, **asdict(job.load))
     device, n_blocks = pick_device(job.compute.device), 1 + max(hook.layer for hook in hooks)
     model = LanguageModel.load(config, device, job.data.max_text_length, n_blocks)
     check_tokenizer(job.tokens, file, model.tokenizer)
-    for note in corpus_notes(file, job.data):
+    for note in corpus_notes(file, data):
         print(note, flush=True)
-    windows = token_windows(file, model.tokenizer, job.data)
+    windows = token_windows(file, model.tokenizer, data)
     path = job.output.with_name(f".{job.output.name}.lock")
     with lock(path, "is harvesting this shard"), progress_bar("harvest", "window") as bar:
 

@@ -29,8 +29,7 @@ from sae_core.utils.ranks import local_rank
 if TYPE_CHECKING:
     from sae_core.activations.store import CachedSource
     from sae_core.activations.token_windows import TokenWindows
-    from sae_core.models.language_model import Hook, LanguageModel
-    from sae_core.models.model_sources import ModelRecord
+    from sae_core.models.language_model import LanguageModel
     from sae_core.trainer.training_inputs import Activations
 
 
@@ -109,13 +108,16 @@ def stored_activations(job: Job) -> "Activations":
     from sae_core.corpus.token_file import TokenManifest
     from sae_core.models.language_model import Hook
     from sae_core.models.model_sources import ModelRecord
+    from sae_core.trainer.end_to_end import later_layers
     from sae_core.trainer.origin import origin_of
     from sae_core.trainer.training_inputs import Activations, Provenance
     from sae_core.utils.devices import pick_device
     from sae_core.utils.files import folder_stamp
 
     record, hook = ModelRecord.load(job.record), Hook.parse(job.hook)
-    target = hook.target(job.target_hook_name)
+    target, uses_model = hook.target(job.target_hook_name), job.end_to_end.use_end_to_end
+    config = ModelConfig(model_name=record.path, **asdict(job.load))
+    windows = windows_of(job, config) if uses_model or job.data.excluded_tokens else None
     source = CachedSource(
         job.shards,
         hook,
@@ -123,11 +125,15 @@ def stored_activations(job: Job) -> "Activations":
         seed=job.data.seed,
         target=target,
         device=pick_device(job.runtime.device),
+        windows=windows,
     )
+    if windows:
+        check_windows(job, source, windows)
     origin = origin_of(job.sae, hook, target, source.d_in, record.name, job.output)
-    model = windows = None
-    if job.end_to_end.use_end_to_end:
-        model, windows = model_and_windows(job, record, target or hook, source)
+    model = None
+    if uses_model:
+        later_layers(job.end_to_end, target or hook, record.n_layers)
+        model = loader(job, config, source)
     texts = TokenManifest.load(job.tokens)
     provenance = Provenance.recorded(record, texts, source.dtype, source.bos is not None)
     model_files = None if record.commit else folder_stamp(Path(record.path))
@@ -136,43 +142,59 @@ def stored_activations(job: Job) -> "Activations":
     )
 
 
-def model_and_windows(
-    job: Job, record: "ModelRecord", spliced: "Hook", source: "CachedSource"
-) -> "tuple[Callable[[], LanguageModel], TokenWindows]":
-    """What loads the model, and the windows that the stored activations are of, for an end-to-end
-    phase that splices in at the hook `spliced`.
+def windows_of(job: Job, config: ModelConfig) -> "TokenWindows":
+    """The windows of the job's texts.
+
+    Raises:
+        SAEError: the texts are in the tokens of another model, or one to be excluded is none.
+    """
+    from sae_core.activations.token_windows import token_windows
+    from sae_core.corpus.token_file import TokenFile, check_tokenizer
+    from sae_core.models.loading import load_tokenizer
+
+    file, tokenizer = TokenFile.open(job.tokens), load_tokenizer(config)
+    check_tokenizer(job.tokens, file, tokenizer)
+    return token_windows(file, tokenizer, job.data)
+
+
+def check_windows(job: Job, source: "CachedSource", windows: "TokenWindows") -> None:
+    """Check that the stored activations are of these windows.
 
     Raises:
         SAEError: they are of others.
     """
-    from sae_core.activations.token_windows import token_windows
-    from sae_core.corpus.token_file import TokenFile, check_tokenizer
-    from sae_core.models.language_model import LanguageModel
-    from sae_core.models.loading import load_tokenizer
-    from sae_core.trainer.end_to_end import later_layers
-    from sae_core.utils.devices import pick_device, pick_dtype
-
-    later_layers(job.end_to_end, spliced, record.n_layers)
-    file = TokenFile.open(job.tokens)
-    config = ModelConfig(model_name=record.path, **asdict(job.load))
-    device = pick_device(job.runtime.device)
-    tokenizer = load_tokenizer(config)
-    check_tokenizer(job.tokens, file, tokenizer)
-    windows = token_windows(file, tokenizer, job.data)
     given = windows.n_train, windows.n_validation, windows.positions, windows.bos
     stored = source.n_train, source.n_validation, source.positions, source.bos
-    dtype = str(pick_dtype(config.model_dtype, device)).removeprefix("torch.")
-    if (given, dtype) != (stored, source.dtype):
-        raise SAEError(
-            f"{job.shards[0]}: has activations of other texts, windows or model settings than "
-            "the given ones; harvest again"
-        )
+    if given != stored:
+        raise other_activations(job)
     if not source.is_of(windows):
         raise SAEError(
             f"{job.shards[0]}: has activations of other texts than the given ones, or of another "
             "split; harvest again"
         )
-    return lambda: LanguageModel.load(config, device, job.data.max_text_length), windows
+
+
+def loader(job: Job, config: ModelConfig, source: "CachedSource") -> "Callable[[], LanguageModel]":
+    """What loads the model for an end-to-end phase.
+
+    Raises:
+        SAEError: the stored activations are of a model in another number format.
+    """
+    from sae_core.models.language_model import LanguageModel
+    from sae_core.utils.devices import pick_device, pick_dtype
+
+    device = pick_device(job.runtime.device)
+    if str(pick_dtype(config.model_dtype, device)).removeprefix("torch.") != source.dtype:
+        raise other_activations(job)
+    return lambda: LanguageModel.load(config, device, job.data.max_text_length)
+
+
+def other_activations(job: Job) -> SAEError:
+    """The error of shards that do not fit the job."""
+    return SAEError(
+        f"{job.shards[0]}: has activations of other texts, windows or model settings than the "
+        "given ones; harvest again"
+    )
 
 
 if __name__ == "__main__":

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
+from sae_core.activations.token_windows import seen_tokens
 from sae_core.models.language_model import Hook, LanguageModel, resume_point
 
 Hidden = Callable[[Tensor, Sequence[Hook]], tuple[Tensor, dict[Hook, Tensor]]]
@@ -19,8 +19,10 @@ class CleanPass(NamedTuple):
     """(B, L)"""
     x: Tensor
     """(B, L, D) activations at the hook."""
+    seen: Tensor
+    """(B, L) bool: see `seen_tokens`."""
     kept: Tensor
-    """(B, L) bool: the tokens that the SAE sees, no outliers and no window's first; N in all."""
+    """(B, L) bool: the tokens that train the SAE, the seen ones without outliers; N in all."""
     residual: Tensor
     """(B, L, D) where the spliced pass begins."""
     hidden: Tensor
@@ -37,14 +39,15 @@ class CleanPass(NamedTuple):
 
     @property
     def n_outliers(self) -> int:
-        """Tokens that are left out, a window's first not counted."""
-        return self.tokens[:, 1:].numel() - self.n_tokens
+        """Seen tokens that are left out."""
+        return int(self.seen.sum()) - self.n_tokens
 
     def at(self, windows: slice) -> "CleanPass":
         """Some of the windows."""
         return CleanPass(
             tokens=self.tokens[windows],
             x=self.x[windows],
+            seen=self.seen[windows],
             kept=self.kept[windows],
             residual=self.residual[windows],
             hidden=self.hidden[windows],
@@ -61,6 +64,7 @@ def clean_pass(
     later: Sequence[Hook],
     max_norms: Mapping[Hook, float],
     shared: Hidden | None = None,
+    excluded: Sequence[int] = (),
 ) -> CleanPass:
     """Run windows (B, L) through the model.
 
@@ -70,12 +74,13 @@ def clean_pass(
         target: where its output goes; of an SAE, `hook` too.
         later: where the residual is wanted as well.
         max_norms: for `hook` and `target`: longer activations are outliers.
+        excluded: tokens that train no SAE.
     """
     start, tokens = resume_point(hook), tokens.to(model.device)
     hidden, found = (shared or model.hidden)(tokens, [hook, target, start, *later])
-    kept = torch.ones_like(tokens, dtype=torch.bool)
-    kept[:, 0] = False
+    seen = seen_tokens(tokens, excluded)
+    kept = seen.clone()
     for at in {hook, target}:
         kept &= found[at].float().norm(dim=-1) <= max_norms[at]
     after = {point: found[point] for point in later}
-    return CleanPass(tokens, found[hook], kept, found[start], hidden, after, found[target])
+    return CleanPass(tokens, found[hook], seen, kept, found[start], hidden, after, found[target])

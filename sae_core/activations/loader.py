@@ -25,7 +25,7 @@ class Chunk(NamedTuple):
     windows: Tensor
     """(W,) their numbers."""
     order: Tensor
-    """(W * positions,) int64: the order of their tokens."""
+    """(at most W * positions,) int64: their tokens that take part, in an order."""
 
 
 class Form(NamedTuple):
@@ -56,7 +56,7 @@ Read = Callable[[Tensor, Tensor], None]
 def shuffled_chunks(
     chunks: Iterable[Chunk], read: Read, form: Form, most: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """(W * positions, S * D) the tokens of each chunk in its order, on `device`.
+    """(rows, S * D) the tokens of each chunk in its order, on `device`.
 
     Args:
         most: windows in a chunk.
@@ -108,8 +108,7 @@ def _through_pinned_memory(
 
 
 def in_order(windows: Tensor, order: Tensor) -> Tensor:
-    """(S, W, positions, D) -> (W * positions, S * D): the tokens in an order, their sites side by
-    side."""
+    """(S, W, positions, D) -> (rows, S * D): the tokens in an order, their sites side by side."""
     sites = [site[order] for site in windows.flatten(1, 2)]
     return sites[0] if len(sites) == 1 else torch.cat(sites, dim=1)
 

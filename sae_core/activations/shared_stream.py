@@ -35,8 +35,8 @@ class Reading:
     Args:
         part: `train` or `validation`.
         indices: (W,) the windows of each batch that the model is given apart.
-        order: (W * positions,) the order of the tokens of a single batch; None leaves them as they
-            are.
+        order: the tokens of a single batch that take part, (at most W * positions,), in an order;
+            None leaves all as they are.
     """
 
     def __init__(
@@ -164,7 +164,9 @@ class SharedSource(StreamingSource):
 
     def validation_batches(self, stride: int = 1) -> Iterator[Tensor]:
         for together in self._together(self.validation_windows(stride)):
-            yield from self.stream.rows(Reading("validation", 0, together), self.site)
+            of_windows = self.stream.rows(Reading("validation", 0, together), self.site)
+            for indices, rows in zip(together, of_windows, strict=True):
+                yield from self._validating(indices, rows)
 
     def _together(self, batches: Iterable[Tensor]) -> Iterator[list[Tensor]]:
         """The windows of batches, about `VALIDATION_TOKENS` tokens at a time."""

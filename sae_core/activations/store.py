@@ -2,7 +2,8 @@
 
 Both sources read the same windows in the same order through the same shuffle, so with equal
 settings they give the same batches. One epoch is one pass over the windows in a random order;
-about `SHUFFLE_TOKENS` activations at a time are gathered from them and shuffled.
+about `SHUFFLE_TOKENS` activations at a time are gathered from them and shuffled. Activations of
+excluded tokens are gathered like all others, stored ones too, and left out when they are shuffled.
 """
 
 import os
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from sae_core.activations.loader import Chunk, Form, one_ahead, shuffled_chunks
 from sae_core.activations.shards import Manifest, WindowFile, windows_sha256
-from sae_core.activations.token_windows import TokenWindows
+from sae_core.activations.token_windows import TokenWindows, seen_tokens
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.train_config import BatchSize
@@ -49,15 +50,39 @@ class ActivationSource(ABC):
         positions: activations a window gives.
         tokens_per_step: activations in a training batch.
         seed: of the order.
+        windows: with the tokens of the windows, if some are excluded.
+
+    Raises:
+        SAEError: too many tokens are excluded.
     """
 
     def __init__(
-        self, n_train: int, n_validation: int, positions: int, tokens_per_step: int, seed: int
+        self,
+        n_train: int,
+        n_validation: int,
+        positions: int,
+        tokens_per_step: int,
+        seed: int,
+        windows: TokenWindows | None = None,
     ) -> None:
         self.n_train, self.n_validation, self.positions = n_train, n_validation, positions
-        self.tokens_per_step, self.seed = min(tokens_per_step, n_train * positions), seed
+        self._excluding = windows if windows and windows.excluded else None
+        self.n_rows = n_train * positions
+        """Activations in an epoch, at least: where tokens are excluded, each pass cuts them off,
+        or has them on position 0, in other places."""
+        if self._excluding:
+            self.n_rows -= self._excluding.n_excluded
+            if self.n_rows < 1:
+                raise SAEError(
+                    f"--excluded-tokens: {self._excluding.n_excluded} tokens of the training "
+                    f"texts, of {n_train * positions} in whole windows, are excluded; exclude "
+                    "fewer, or give more text"
+                )
+        self.tokens_per_step, self.seed = min(tokens_per_step, self.n_rows), seed
         self._drawn: tuple[int, Tensor] | None = None
         """The last order, and its epoch: each step that takes whole windows looks at it."""
+        self._counted: tuple[int, Tensor] | None = None
+        """The last `_ends`, and their epoch."""
 
     @abstractmethod
     def read(self, part: str, epoch: int, indices: Tensor) -> Tensor:
@@ -71,7 +96,7 @@ class ActivationSource(ABC):
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in an epoch; what is left over differs from epoch to epoch."""
-        return self.n_train * self.positions // self.tokens_per_step
+        return self.n_rows // self.tokens_per_step
 
     @property
     def shuffle_windows(self) -> int:
@@ -95,7 +120,7 @@ class ActivationSource(ABC):
         if n_steps is None:
             n_steps = self.steps_per_epoch
         if n_steps < self.steps_per_epoch:
-            order = order[: -(-n_steps * self.tokens_per_step // self.positions)]
+            order = order[: self._n_windows(epoch, n_steps * self.tokens_per_step)]
         yield from islice(self._batches(epoch, order, skip), max(0, n_steps - skip))
 
     def windows_of(self, epoch: int, step: int) -> Tensor:
@@ -105,7 +130,7 @@ class ActivationSource(ABC):
         They follow the windows that `train_batches` reads for the steps before.
         """
         tokens = max(self.tokens_per_step, self.positions)
-        first, last = (-(-number * tokens // self.positions) for number in (step, step + 1))
+        first, last = (self._n_windows(epoch, number * tokens) for number in (step, step + 1))
         return self._order(epoch)[torch.arange(first, last) % self.n_train]
 
     def _order(self, epoch: int) -> Tensor:
@@ -114,9 +139,48 @@ class ActivationSource(ABC):
             self._drawn = epoch, torch.randperm(self.n_train, generator=draw)
         return self._drawn[1]
 
+    def _kept(self, part: str, epoch: int, indices: Tensor) -> Tensor | None:
+        """(W * positions,) bool: which activations of the windows `indices` (W,) take part; None if
+        all do."""
+        windows, train = self._excluding, part == "train"
+        if windows is None:
+            return None
+        tokens = (
+            windows.train(self.pass_of(epoch), indices) if train else windows.validation(indices)
+        )
+        return seen_tokens(tokens, windows.excluded)[:, 1:].flatten()
+
+    def _ends(self, epoch: int) -> Tensor:
+        """(n_train,) how many activations take part in the first windows of an epoch's order, for
+        every number of them from 1 on."""
+        if self._counted is None or self._counted[0] != epoch:
+            kept = (
+                self._kept("train", epoch, windows)
+                for windows in self._order(epoch).split(self.shuffle_windows)
+            )
+            counts = [some.view(-1, self.positions).sum(1) for some in kept if some is not None]
+            self._counted = epoch, torch.cat(counts).cumsum(0)
+        return self._counted[1]
+
+    def _n_windows(self, epoch: int, n_rows: int) -> int:
+        """How many windows of an epoch's order it takes for so many activations; after the last
+        comes the first again."""
+        if self._excluding is None:
+            return -(-n_rows // self.positions)
+        ends = self._ends(epoch)
+        rounds, rest = divmod(n_rows, int(ends[-1]))
+        return rounds * self.n_train + (int(torch.searchsorted(ends, rest)) + 1 if rest else 0)
+
+    def _place(self, epoch: int, row: int) -> tuple[int, int]:
+        """The chunk that has an epoch's activation number `row`, and its place there."""
+        if self._excluding is None:
+            return divmod(row, self.shuffle_windows * self.positions)
+        ends = self._ends(epoch)[self.shuffle_windows - 1 :: self.shuffle_windows].contiguous()
+        chunk = int(torch.searchsorted(ends, row, right=True))
+        return chunk, row - (int(ends[chunk - 1]) if chunk else 0)
+
     def _batches(self, epoch: int, order: Tensor, skip: int) -> Iterator[Tensor]:
-        rows_together = self.shuffle_windows * self.positions
-        first, row = divmod(skip * self.tokens_per_step, rows_together)
+        first, row = self._place(epoch, skip * self.tokens_per_step)
         left_over: list[Tensor] = []
         for rows in self.shuffled(epoch, order, first):
             # The chunk itself is not copied: it may be large.
@@ -142,8 +206,9 @@ class ActivationSource(ABC):
         parts = enumerate(order.split(self.shuffle_windows))
         for number, windows in islice(parts, first, None):
             draw = generator(self.seed, "shuffle", epoch, number)
-            n_tokens = len(windows) * self.positions
-            yield Chunk(windows, torch.randperm(n_tokens, generator=draw))
+            drawn = torch.randperm(len(windows) * self.positions, generator=draw)
+            kept = self._kept("train", epoch, windows)
+            yield Chunk(windows, drawn if kept is None else drawn[kept[drawn]])
 
     def validation_windows(self, stride: int = 1) -> Iterator[Tensor]:
         """(W,) the windows of each validation batch, taking one validation window in `stride`."""
@@ -154,7 +219,15 @@ class ActivationSource(ABC):
     def validation_batches(self, stride: int = 1) -> Iterator[Tensor]:
         """(at most tokens_per_step, D) batches of the validation windows."""
         for indices in self.validation_windows(stride):
-            yield self.read("validation", 0, indices).flatten(0, 1)
+            yield from self._validating(indices, self.read("validation", 0, indices).flatten(0, 1))
+
+    def _validating(self, indices: Tensor, rows: Tensor) -> Iterator[Tensor]:
+        """Of the activations (W * positions, D) of validation windows (W,) those that take part, if
+        there are any."""
+        kept = self._kept("validation", 0, indices)
+        rows = rows if kept is None else rows[kept.to(rows.device)]
+        if len(rows):
+            yield rows
 
     def calibration_batches(self) -> Iterator[Tensor]:
         """About `CALIBRATION_TOKENS` of them, in windows from the whole of the held-out texts."""
@@ -184,7 +257,7 @@ class StreamingSource(ActivationSource):
         group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
         super().__init__(
-            windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed
+            windows.n_train, windows.n_validation, windows.positions, tokens_per_step, seed, windows
         )
         self.model, self.windows, self.hooks = model, windows, _hooks(hook, target)
         self.microbatch = model.forward_microbatch(windows.length, batch_size)
@@ -216,9 +289,11 @@ class CachedSource(ActivationSource):
     Args:
         target: of a transcoder.
         device: that the batches are to be on.
+        windows: that the activations are of, as `is_of` can tell; only needed to exclude tokens.
 
     Raises:
-        SAEError: the shards are incomplete, damaged or do not hold the hooks.
+        SAEError: the shards are incomplete, damaged or do not hold the hooks, or too many tokens
+            are excluded.
     """
 
     def __init__(
@@ -230,6 +305,7 @@ class CachedSource(ActivationSource):
         seed: int,
         target: Hook | None = None,
         device: torch.device = CPU,
+        windows: TokenWindows | None = None,
     ) -> None:
         manifests = [Manifest.load(folder) for folder in folders]
         first = manifests[0]
@@ -265,6 +341,7 @@ class CachedSource(ActivationSource):
             first.positions,
             tokens_per_step,
             seed,
+            windows,
         )
 
     def shuffled(self, epoch: int, order: Tensor, first: int = 0) -> Iterator[Tensor]:

@@ -8,6 +8,7 @@ fixed; even ones validate (early stopping, threshold), odd ones are left for the
 """
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -16,10 +17,13 @@ from torch import Tensor
 
 from sae_core.corpus.split import Split
 from sae_core.corpus.token_file import TokenFile
-from sae_core.corpus.tokens import Tokens
+from sae_core.corpus.tokens import Tokens, token_ids
 from sae_core.train_config import DataConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.seeding import generator
+
+COUNTED = 2**20
+"""Tokens that are counted at once."""
 
 
 class TokenStream(Protocol):
@@ -30,6 +34,16 @@ class TokenStream(Protocol):
     def __getitem__(self, positions: Tensor) -> Tensor: ...
 
 
+def seen_tokens(tokens: Tensor, excluded: Sequence[int]) -> Tensor:
+    """(W, L) bool: which tokens of windows (W, L) may train an SAE: no window's first, and none
+    that is among `excluded`."""
+    seen = torch.ones_like(tokens, dtype=torch.bool)
+    if excluded:
+        seen = ~torch.isin(tokens, torch.tensor(excluded, device=tokens.device))
+    seen[:, 0] = False
+    return seen
+
+
 class TokenWindows:
     """Windows of `length` tokens from a training and a held-out stream.
 
@@ -38,6 +52,7 @@ class TokenWindows:
         length: tokens in a window, BOS included.
         seed: of the crops.
         bos: the token that windows begin with, if any.
+        excluded: tokens that train no SAE.
 
     Raises:
         SAEError: a part that is not empty is shorter than one window.
@@ -50,8 +65,9 @@ class TokenWindows:
         length: int,
         seed: int,
         bos: int | None = None,
+        excluded: Sequence[int] = (),
     ) -> None:
-        self.length, self.seed, self.bos = length, seed, bos
+        self.length, self.seed, self.bos, self.excluded = length, seed, bos, excluded
         self._step = length if bos is None else length - 1
         self._train, self._held_out = train, held_out
         for part, stream in (("training", train), ("held-out", held_out)):
@@ -70,6 +86,15 @@ class TokenWindows:
     def positions(self) -> int:
         """Positions of a window that the SAE sees: all but the first."""
         return self.length - 1
+
+    @cached_property
+    def n_excluded(self) -> int:
+        """How many tokens of the training stream are among the excluded ones."""
+        excluded, total = torch.tensor(self.excluded), len(self._train)
+        parts = (
+            torch.arange(first, min(first + COUNTED, total)) for first in range(0, total, COUNTED)
+        )
+        return sum(int(torch.isin(self._train[part], excluded).sum()) for part in parts)
 
     def train(self, pass_index: int, indices: Tensor) -> Tensor:
         """(W, length) the random crops `indices` (W,) of a pass: a pure function of the seed,
@@ -159,7 +184,8 @@ def token_windows(file: TokenFile, tokenizer: Any, data: DataConfig) -> TokenWin
     """The windows of both sides of a token file, as the settings say."""
     split, tokens = Split(file, data.val_fraction, data.seed), Tokens(tokenizer)
     train, held_out = (split.stream(tokens, side) for side in (False, True))
-    return TokenWindows(train, held_out, data.max_text_length, data.seed, file.bos)
+    excluded = token_ids(tokenizer, data.excluded_tokens)
+    return TokenWindows(train, held_out, data.max_text_length, data.seed, file.bos, excluded)
 
 
 def read_windows(tokenizer: Any, texts: Sequence[str], data: DataConfig) -> TokenWindows:

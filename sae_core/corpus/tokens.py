@@ -18,6 +18,32 @@ def is_blank(text: str) -> bool:
     return not text.strip()
 
 
+SHOWN = 20
+"""Special tokens that a message names, at most."""
+
+
+def token_ids(tokenizer: Any, tokens: Sequence[str]) -> tuple[int, ...]:
+    """The ids of tokens that are written as in the vocabulary (`--excluded-tokens`).
+
+    Raises:
+        SAEError: the vocabulary lacks one.
+    """
+    if not tokens:
+        return ()
+    vocabulary = tokenizer.get_vocab()
+    for token in tokens:
+        if token not in vocabulary:
+            added = (str(t) for t in tokenizer.added_tokens_decoder.values() if t.special)
+            special = [*dict.fromkeys((*tokenizer.all_special_tokens, *added))]
+            more = f" and {len(special) - SHOWN} more" if len(special) > SHOWN else ""
+            raise SAEError(
+                f"--excluded-tokens {token}: the tokenizer has no such token; its special tokens "
+                f"are {', '.join(special[:SHOWN])}{more}, and others are written as in its "
+                "vocabulary"
+            )
+    return tuple(vocabulary[token] for token in tokens)
+
+
 class Tokens:
     """How a tokenizer's texts are packed: what separates them, and whether windows begin with
     BOS (which Gemma needs, and Qwen3 and SmolLM2 do not have).

@@ -9,8 +9,9 @@ direction is taken, so that biases cancel. Only tokens that occur in the texts a
 ones, whose embeddings were hardly trained, would fill every list. Neighbours are the features with
 the highest cosine between decoder rows; partners are active on the same tokens, by Jaccard's index.
 
-Position 0 of a window and outliers do not train an SAE and are not counted. The one exception is
-the number of features that are active only on position 0, which random crops should prevent.
+Position 0 of a window, excluded tokens and outliers do not train an SAE and are not counted. The
+one exception is the number of features that are active only on position 0, which random crops
+should prevent.
 """
 
 from collections.abc import Iterator
@@ -21,8 +22,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sae_core.activations.token_windows import CorpusWindows, corpus_windows
+from sae_core.activations.token_windows import CorpusWindows, corpus_windows, seen_tokens
 from sae_core.corpus.token_file import TokenFile
+from sae_core.corpus.tokens import token_ids
 from sae_core.data_processing.sources import Chapter
 from sae_core.evaluation.tally import Records, Tally, Together
 from sae_core.evaluation.window_means import WindowMeans
@@ -130,6 +132,7 @@ def tally_features(
     sae = sae.to(model.device, torch.float32)
     hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)
     max_norm = sae.spec.metadata.get("outlier_norm", torch.inf)
+    excluded = token_ids(model.tokenizer, sae.spec.excluded_tokens)
     of_text, windows = corpus.subject_of_texts(), corpus.windows
     n_subjects = len(corpus.subjects)
     tally = Tally(
@@ -137,18 +140,17 @@ def tally_features(
     )
     microbatch = model.forward_microbatch(windows.tokens.shape[1], batch_size)
 
-    def encoded(at: slice) -> tuple[Tensor, Tensor, SparseCode, Tensor]:
+    def encoded(at: slice) -> tuple[Tensor, Tensor, SparseCode, Tensor, Tensor]:
         x = model.activations(windows.tokens[at], [hook])[hook].float()
         code = sae.encode_sparse(x.flatten(0, 1), precision)
-        return windows.text[at], x, code, x.norm(dim=-1) > max_norm
+        seen = seen_tokens(windows.tokens[at], excluded).to(model.device)
+        return windows.text[at], x, code, x.norm(dim=-1) > max_norm, seen
 
-    for text, x, code, outlier in microbatch.parts(len(windows.tokens), encoded):
+    for text, x, code, outlier, seen in microbatch.parts(len(windows.tokens), encoded):
         subject = None if of_text is None else of_text[text.long()].to(model.device)
-        tally.add(code, outlier, subject)
+        tally.add(code, outlier, subject, seen)
         if means is not None and subject is not None:
-            counted = ~outlier
-            counted[:, 0] = False
-            means.add(x, code, counted, subject)
+            means.add(x, code, seen & ~outlier, subject)
         yield tally
 
 

@@ -4,8 +4,9 @@ Cross-entropies (nats per token, over the predictions of every token but a windo
 model as it is (`ce_clean`), and with the activation at the hook replaced by the SAE's
 reconstruction (`ce_sae`), by its mean over the evaluated windows (`ce_mean_ablation`) or by zero
 (`ce_zero_ablation`). The ablations replace it at every position. The SAE replaces it where it was
-trained to: everywhere but at a window's first position, which never trains an SAE. There the model
-has its BOS token or, without one, an attention sink in most models.
+trained to: everywhere but at a window's first position, which never trains an SAE, and at the
+tokens that its training excluded (`excluded_tokens`). At the first position the model has its BOS
+token or, without one, an attention sink in most models.
 
     loss_recovered = (ce_zero_ablation - ce_sae) / (ce_zero_ablation - ce_clean)
 
@@ -19,7 +20,7 @@ one too; with `_sinks_kept` when attention sinks (outliers, see below) keep thei
 well, so that the SAE replaces exactly the activations that can train it. `n_left_alone` counts the
 tokens that keep their activation, with the same suffixes.
 
-On the SAE's own activations, position 0 left out:
+On the SAE's own activations, position 0 and excluded tokens left out:
 
     fvu = sum ||x - x_hat||^2 / sum ||x - mean(x)||^2
 
@@ -38,6 +39,7 @@ Of a transcoder, x and the activation that is replaced are those at its target, 
 outlier if its norm there or at the hook exceeds ten times the median.
 """
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -46,9 +48,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sae_core.activations.clean_pass import CleanPass, clean_pass
-from sae_core.activations.token_windows import token_windows
+from sae_core.activations.token_windows import seen_tokens, token_windows
 from sae_core.corpus.split import Split
 from sae_core.corpus.token_file import TokenFile
+from sae_core.corpus.tokens import token_ids
 from sae_core.evaluation.calibration import calibrated
 from sae_core.evaluation.identity import density_histogram
 from sae_core.models.language_model import Hook, LanguageModel
@@ -56,11 +59,11 @@ from sae_core.sae.config import SAESpec
 from sae_core.sae.losses import fraction_of_variance_unexplained
 from sae_core.sae.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import BatchSize, DataConfig
+from sae_core.train_config import BatchSize, DataConfig, WindowsConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.memory import Microbatch
 
-DATA_KEYS = tuple(field.name for field in fields(DataConfig))
+DATA_KEYS = tuple(field.name for field in fields(WindowsConfig))
 
 LOGIT_ROWS = 128
 """Predictions whose probabilities are in memory at once."""
@@ -97,7 +100,7 @@ class _Sums:
 def data_config(spec: SAESpec) -> DataConfig:
     """How the SAE's texts were split and cut into windows; the defaults for what is not known."""
     known = {key: value for key in DATA_KEYS if (value := spec.metadata.get(key)) is not None}
-    return DataConfig(**known)
+    return DataConfig(**known, excluded_tokens=spec.excluded_tokens)
 
 
 def held_out_repeated(spec: SAESpec, file: TokenFile) -> float:
@@ -145,10 +148,12 @@ def evaluate(
     later = [point for point in later if point != target]
     sae = sae.to(model.device)
     microbatch = model.forward_microbatch(windows.shape[1], batch_size)
-    reference = _reference(model, hook, target, windows, microbatch)
+    excluded = token_ids(model.tokenizer, sae.spec.excluded_tokens)
+    reference = _reference(model, hook, target, windows, excluded, microbatch)
+    options: dict[str, Any] = {"max_norms": reference.max_norms, "excluded": excluded}
 
     def measure(at: slice) -> tuple[_Sums, Tensor]:
-        batch = clean_pass(model, windows[at], hook, target, later, reference.max_norms)
+        batch = clean_pass(model, windows[at], hook, target, later, **options)
         return _measured(model, sae, reference, batch)
 
     sums, l0 = _Sums(), []
@@ -172,7 +177,7 @@ def _measured(
     """What one batch adds to the figures, and the active features of each of its tokens."""
     (_, target), sums = _sites(sae.spec), _Sums()
     x_hat, features = _reconstruct(sae, batch.x.float())
-    _add_own_figures(sums, batch.target.float(), x_hat, features, batch.kept)
+    _add_own_figures(sums, batch, x_hat, features)
     _add_splices(sums, model, target, batch, x_hat)
     mean = reference.mean.expand_as(x_hat)
     for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(x_hat))):
@@ -186,13 +191,11 @@ def _add_splices(
     sums: _Sums, model: LanguageModel, target: Hook, batch: CleanPass, x_hat: Tensor
 ) -> None:
     """What the model makes of the reconstructions, with each choice of tokens left alone."""
-    none = torch.zeros_like(batch.kept)
-    first = none.clone()
-    first[:, 0] = True
-    left_alone = {HEADLINE: first, ALL_SPLICED: none, SINKS_KEPT: ~batch.kept}
+    none, unseen = torch.zeros_like(batch.kept), ~batch.seen
+    left_alone = {HEADLINE: unseen, ALL_SPLICED: none, SINKS_KEPT: ~batch.kept}
     found: dict[str, _Sums] = {}
     for suffix, alone in left_alone.items():
-        if suffix == SINKS_KEPT and torch.equal(alone, first):  # no sink in this batch
+        if suffix == SINKS_KEPT and torch.equal(alone, unseen):  # no sink in this batch
             found[suffix] = found[HEADLINE]
         else:
             value = torch.where(alone[..., None], batch.target.float(), x_hat)
@@ -209,16 +212,24 @@ def _add_splices(
 
 
 def _reference(
-    model: LanguageModel, hook: Hook, target: Hook, windows: Tensor, microbatch: Microbatch
+    model: LanguageModel,
+    hook: Hook,
+    target: Hook,
+    windows: Tensor,
+    excluded: Sequence[int],
+    microbatch: Microbatch,
 ) -> Reference:
     sums = _Sums()
     norms: dict[Hook, list[Tensor]] = {hook: [], target: []}
-    for found in microbatch.parts(
-        len(windows), lambda at: model.activations(windows[at], list(norms))
-    ):
+
+    def read(at: slice) -> tuple[Tensor, dict[Hook, Tensor]]:
+        seen = seen_tokens(windows[at], excluded).to(model.device)
+        return seen, model.activations(windows[at], list(norms))
+
+    for seen, found in microbatch.parts(len(windows), read):
         sums.add(total=found[target].float().sum((0, 1)))
         for at, of_batches in norms.items():
-            of_batches.append(found[at][:, 1:].float().norm(dim=-1).flatten())
+            of_batches.append(found[at].float().norm(dim=-1)[seen])
     mean = (sums["total"] / windows.numel()).float().to(model.device)
     medians = {at: float(torch.cat(of_batches).median()) for at, of_batches in norms.items()}
     return Reference(mean, {at: OUTLIER_FACTOR * median for at, median in medians.items()})
@@ -230,13 +241,9 @@ def _reconstruct(sae: SparseAutoencoder, x: Tensor) -> tuple[Tensor, Tensor]:
     return sae.decode(features).float(), features
 
 
-def _add_own_figures(
-    sums: _Sums, x: Tensor, x_hat: Tensor, features: Tensor, counted: Tensor
-) -> None:
-    seen = torch.zeros_like(counted)
-    seen[:, 1:] = True
-    for suffix, mask in (("", counted), ("_with_outliers", seen)):
-        rows = x[mask]
+def _add_own_figures(sums: _Sums, batch: CleanPass, x_hat: Tensor, features: Tensor) -> None:
+    for suffix, mask in (("", batch.kept), ("_with_outliers", batch.seen)):
+        rows = batch.target.float()[mask]
         sums.add(
             **{
                 f"n{suffix}": mask.sum(),
@@ -245,7 +252,7 @@ def _add_own_figures(
                 f"total{suffix}": rows.sum(0),
             }
         )
-    sums.add(active=(features > 0)[counted].sum(0))
+    sums.add(active=(features > 0)[batch.kept].sum(0))
 
 
 def _predictions(

@@ -264,19 +264,23 @@ class Tally:
         self.spread = Best(n_features, TOKEN_SAMPLE, 0, device)
         self.tokens = TokenSample()
 
-    def add(self, code: SparseCode, outlier: Tensor, subject: Tensor | None) -> None:
+    def add(
+        self, code: SparseCode, outlier: Tensor, subject: Tensor | None, seen: Tensor | None = None
+    ) -> None:
         """Count a batch of windows, which follow the windows counted before.
 
         Args:
             code: of its N tokens.
             outlier: (B, L) bool.
             subject: (B, L) index of each token's subject, if they are known.
+            seen: (B, L) bool, as `seen_tokens`; by default all but each window's first.
         """
         length = outlier.shape[1]
         first_token = self.n_windows * length
-        counted = ~outlier
-        counted[:, 0] = False
-        counted = counted.view(-1)
+        if seen is None:
+            seen = torch.ones_like(outlier)
+            seen[:, 0] = False
+        counted = (seen & ~outlier).view(-1)
         on_first = code.pairs.row % length == 0
         self.at_first += self._bincount(code.pairs.column[on_first])
         self.n_first_active += int(on_first.sum())
@@ -299,7 +303,7 @@ class Tally:
         self.tokens.add(first_token + counted.nonzero().squeeze(1), place, feature)
         self.n_windows += len(outlier)
         self.n_tokens += int(counted.sum())
-        self.n_outliers += int(outlier[:, 1:].sum())
+        self.n_outliers += int((seen & outlier).sum())
 
     def cpu(self) -> "Tally":
         """This tally with its counts and sums on the CPU; nothing is added afterwards."""

@@ -154,17 +154,23 @@ def _windows(
     if len(windows) > 1:
         values = {name: {getattr(key, name) for key in windows} for name in DATA_NAMES}
         differ = [
-            f"{name} {', '.join(map(str, sorted(found)))}"
+            f"{name} {', '.join(_in_words(value) for value in sorted(found))}"
             for name, found in values.items()
             if len(found) > 1
         ]
         print(
-            f"not the same windows for all SAEs ({'; '.join(differ)}): each is measured on windows "
-            "that it has not seen, so their figures are not strictly comparable",
+            f"not the same windows or tokens for all SAEs ({'; '.join(differ)}): each is measured "
+            "on windows that it has not seen, without the tokens that its training left out, so "
+            "their figures are not strictly comparable",
             file=sys.stderr,
             flush=True,
         )
     return chosen
+
+
+def _in_words(value: object) -> str:
+    """A setting's value; a list of words, or `none` if it is empty."""
+    return (" ".join(value) or "none") if isinstance(value, tuple) else str(value)
 
 
 def table(results: list[dict[str, Any]]) -> str:

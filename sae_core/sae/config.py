@@ -138,6 +138,7 @@ METADATA: dict[str, Any] = {
     "max_text_length": int,
     "val_fraction": float,
     "seed": int,
+    "excluded_tokens": list[str],
     "outlier_norm": float,
     "prepend_bos": bool,
     "init_from": dict[str, Any],
@@ -198,6 +199,11 @@ class SAESpec:
     def window(self) -> int:
         """Tokens per window of the training; 0 if that is not known."""
         return self.metadata.get("max_text_length") or 0
+
+    @property
+    def excluded_tokens(self) -> tuple[str, ...]:
+        """Tokens that were left out of the training, as the tokenizer's vocabulary has them."""
+        return tuple(self.metadata.get("excluded_tokens") or ())
 
     @property
     def site(self) -> str:

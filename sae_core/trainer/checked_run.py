@@ -10,6 +10,7 @@ from sae_core.corpus.cache import cached_tokens
 from sae_core.corpus.corpora import read_corpus
 from sae_core.corpus.split import held_out_texts
 from sae_core.corpus.token_file import TokenFile
+from sae_core.corpus.tokens import token_ids
 from sae_core.models.language_model import Hook
 from sae_core.models.loading import load_tokenizer
 from sae_core.models.model_configuration import check_window
@@ -104,7 +105,9 @@ def check_runs(configs: Sequence[RunConfig], batch: bool = False) -> list[Checke
     check_window(first.data.max_text_length, facts.context_length)
     named = [_named(config, facts, batch) for config in configs]
     model = replace(first.model, revision=facts.commit)
-    file = cached_tokens(corpus, load_tokenizer(model), first.output.token_root)
+    tokenizer = load_tokenizer(model)
+    token_ids(tokenizer, first.data.excluded_tokens)
+    file = cached_tokens(corpus, tokenizer, first.output.token_root)
     held_out_texts(len(file.texts), first.data.val_fraction, first.data.seed)
     return [CheckedRun(**vars(own), file=file, device=device, facts=facts) for own in named]
 

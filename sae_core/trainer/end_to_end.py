@@ -7,9 +7,10 @@
 
 (Braun et al., "Identifying Functionally Important Features with End-to-End Sparse Dictionary
 Learning", arXiv 2405.12241). The model is run once as it is; the spliced pass begins at the hook
-and gets the reconstruction there, except at a window's first position and at outliers, which keep
-their own activation in both passes and train nothing. The KL counts every position but a window's
-first, where nothing can change; the layers' error counts the spliced tokens.
+and gets the reconstruction there, except at a window's first position, at excluded tokens and at
+outliers, which keep their own activation in both passes and train nothing. The KL counts every
+position but a window's first, where nothing can change; the layers' error counts the spliced
+tokens.
 
 Run for the last steps of a training only, the two terms are balanced when this phase begins
 (Karvonen, "Revisiting End-To-End Sparse Autoencoder Training: A Short Finetune Is All You Need",
@@ -109,7 +110,8 @@ class EndToEnd:
 
         def run(at: slice) -> CleanPass:
             hooks = self.hook, self.target, self.later
-            return clean_pass(self.model, tokens[at], *hooks, max_norms, self.shared)
+            excluded = self.windows.excluded
+            return clean_pass(self.model, tokens[at], *hooks, max_norms, self.shared, excluded)
 
         return list(self.microbatch.parts(len(tokens), run))
 

@@ -135,3 +135,5 @@ def _announce_windows(windows: TokenWindows) -> None:
         f"{windows.n_evaluation} for evaluation, {windows.length} tokens each",
         flush=True,
     )
+    if windows.excluded:
+        print(f"excluded tokens: {windows.n_excluded} in the training texts", flush=True)

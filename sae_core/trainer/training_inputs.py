@@ -117,6 +117,8 @@ def resolved_spec(activations: Activations, settings: Settings, device: torch.de
     """The stored configuration of the SAE to train, with all that it is made from."""
     sae, training = settings.sae, settings.training
     metadata = activations.provenance.as_metadata() | asdict(settings.data)
+    if not settings.data.excluded_tokens:
+        del metadata["excluded_tokens"]
     metadata["training"] = asdict(training)
     assert (activations.origin is None) == (sae.init_from is None), "see trainer/origin.py"
     if activations.origin:

@@ -146,7 +146,9 @@ def _block(name: str) -> str:
     for key in keys(name):
         row = [f"`{key.name}`", allowed(_type(key.hint)), _default_in_words(key)]
         row.append(_meaning(name, key))
-        lines.append(f"| {' | '.join([*row, *[key.reruns] * has_column])} |")
+        row += [key.reruns] * has_column
+        cells = " | ".join(cell.replace("|", r"\|") for cell in row)
+        lines.append(f"| {cells} |")
     sentence = [] if has_column else [f"A change re-runs {section.reruns}.", ""]
     return "\n".join([*sentence, *lines, ""])
 

@@ -97,7 +97,9 @@ SECTIONS: dict[str, Section] = {
         "`tokenize`, and with it everything but `fetch`",
         exceptions={"dataset_streaming": "nothing"},
     ),
-    "windows": Section((DataConfig,), "`harvest` and what follows"),
+    "windows": Section(
+        (DataConfig,), "`harvest` and what follows", exceptions={"excluded_tokens": TRAIN}
+    ),
     "sae": Section((SAEConfig,), "`train` and what follows, for the SAEs that it concerns"),
     "training": Section((TrainingConfig,), TRAIN),
     "end_to_end": Section((EndToEndConfig,), TRAIN),
@@ -136,6 +138,7 @@ SECTIONS: dict[str, Section] = {
         without=("model_name", "model_id", "hook_layer"),
         overrides={
             "max_text_length": "windows",
+            "excluded_tokens": "windows",
             "gpus": "runtime",
             "batch_size": "runtime",
             "activation_batch_size": "runtime",

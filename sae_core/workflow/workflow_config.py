@@ -35,6 +35,7 @@ from sae_core.train_config import (
     RuntimeConfig,
     TrackingConfig,
     TrainingConfig,
+    WindowsConfig,
     part_of,
 )
 from sae_core.utils.cli import options
@@ -266,8 +267,8 @@ class Plan:
     def harvest_options(self, model: ModelPlan) -> str:
         """The settings that determine a model's activations, except the hooks."""
         passes = f"--passes {self.harvest.passes}"
-        settings = part_of(LoadConfig, model.model)
-        return _joined(options(settings), options(model.data), passes)
+        settings = [part_of(LoadConfig, model.model), part_of(WindowsConfig, model.data)]
+        return _joined(*map(options, settings), passes)
 
     def stream_options(self, model: ModelPlan) -> str:
         """The settings of a training without a store that all SAEs of a model have."""
@@ -281,7 +282,7 @@ class Plan:
         target = run.model.hook.target_hook_name
         hooks = f"--hook {run.hook_spec}" + (f" --target-hook-name {target}" if target else "")
         settings = [run.sae, self.training, run.model.data, self.end_to_end]
-        if self.end_to_end.use_end_to_end:
+        if self.end_to_end.use_end_to_end or run.model.data.excluded_tokens:
             settings.append(part_of(LoadConfig, run.model.model))
         return _joined(hooks, *map(options, settings))
 

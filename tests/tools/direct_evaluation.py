@@ -53,10 +53,17 @@ def forward(
     return log_p, seen[0].double(), outputs
 
 
-def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook) -> dict[str, Any]:
+def direct(
+    model: nn.Module,
+    sae: SparseAutoencoder,
+    tokens: Tensor,
+    hook: Hook,
+    excluded: Tensor | None = None,
+) -> dict[str, Any]:
     """The same figures, all windows at once, in float64.
 
     `hook` is where the SAE's output goes: of a transcoder, which reads the MLP's input, the target.
+    `excluded` (W, L) bool are the tokens that its training left out.
     """
     sae = sae.double()
     clean, x, outputs = forward(model, tokens, hook)
@@ -74,11 +81,13 @@ def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook)
         error = (rows - x_hat[:, 1:][mask]).pow(2).sum()
         return float(error / (rows - rows.mean(0)).pow(2).sum())
 
-    norms = [of.norm(dim=-1) for of in (x[:, 1:], source[:, 1:])]
-    kept = (norms[0] <= 10 * norms[0].median()) & (norms[1] <= 10 * norms[1].median())
-    first = torch.zeros(tokens.shape, dtype=torch.bool)
-    first[:, 0] = True
-    alone = {"": first, "_all_spliced": first & False, "_sinks_kept": first.clone()}
+    unseen = torch.zeros(tokens.shape, dtype=torch.bool) if excluded is None else excluded.clone()
+    unseen[:, 0] = True
+    seen = ~unseen[:, 1:]
+    kept = seen.clone()
+    for norm in (of[:, 1:].norm(dim=-1) for of in (x, source)):
+        kept &= norm <= 10 * norm[seen].median()
+    alone = {"": unseen, "_all_spliced": unseen & False, "_sinks_kept": unseen.clone()}
     alone["_sinks_kept"][:, 1:] = ~kept
     spliced, later = {}, {}
     for suffix, mask in alone.items():
@@ -99,7 +108,7 @@ def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook)
     return {
         **losses,
         "fvu": fvu(kept),
-        "fvu_with_outliers": fvu(torch.ones_like(kept)),
+        "fvu_with_outliers": fvu(seen),
         "mse": float((x - x_hat)[:, 1:][kept].pow(2).mean()),
         "l0": float(l0.mean()),
         "dead_fraction": float((density == 0).double().mean()),
@@ -108,7 +117,7 @@ def direct(model: nn.Module, sae: SparseAutoencoder, tokens: Tensor, hook: Hook)
         "block_mse_max": max(errors, default=None),
         "n_tokens": int(kept.sum()),
         "n_windows": len(tokens),
-        "n_outlier_tokens": int((~kept).sum()),
+        "n_outlier_tokens": int((seen & ~kept).sum()),
         "l0_quantiles": {str(q): float(np.quantile(l0, q)) for q in QUANTILES},
         "block_mse": {str(i): error for i, error in zip(behind, errors, strict=True)},
         "density_histogram": density_histogram(density),

@@ -299,3 +299,24 @@ def test_how_a_data_set_is_read_tokenises_nothing_again(load: Callable[..., Plan
     ]
     assert plans[0].corpus_options("") == plans[1].corpus_options("") == "--dataset-id a/b"
     assert [plan.corpus_runtime() for plan in plans] == ["", "--dataset-streaming"]
+
+
+def test_excluded_tokens_change_the_training_but_not_what_is_harvested(
+    load: Callable[..., Plan],
+) -> None:
+    """And the training then needs the tokenizer, whose model is loaded as the settings say."""
+    ends = "end_to_end: {use_end_to_end: false}"
+    own = "models: [{name: m, layers: [1], trust_remote_code: true%s}]"
+    text = "corpus: {data_path: a.json}\n"
+    plain = load(f"{text}{ends}\n{own % ''}")
+    everywhere = load(f"{text}{ends}\nwindows: {{excluded_tokens: ['<|end|>', b]}}\n{own % ''}")
+    of_model = load(f"{text}{ends}\n{own % ', excluded_tokens: [c]'}")
+    options = {}
+    for name, plan in (("plain", plain), ("everywhere", everywhere), ("of_model", of_model)):
+        [model] = plan.models.values()
+        [run] = model.runs(None)
+        assert plan.harvest_options(model) == plain.harvest_options(*plain.models.values())
+        options[name] = plan.train_options(run)
+    assert "excluded" not in options["plain"] and "trust" not in options["plain"]
+    assert "--excluded-tokens '<|end|>' b" in options["everywhere"]
+    assert "--excluded-tokens c" in options["of_model"] and "--trust" in options["of_model"]

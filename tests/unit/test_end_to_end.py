@@ -86,7 +86,7 @@ class Case(NamedTuple):
 
     def losses(self, batch_size: int = 2, **config: Any) -> EndToEnd:
         settings = EndToEndConfig(**{"end_to_end_fraction": 1.0, **config})
-        windows: Any = SimpleNamespace(length=self.windows.shape[1])
+        windows: Any = SimpleNamespace(length=self.windows.shape[1], excluded=())
         return EndToEnd(self.model, windows, self.hook, settings, batch_size)
 
 

@@ -85,6 +85,12 @@ EFFECTS: dict[str, Callable[[Result, Result], Any]] = {
         and r.sae.threshold > 0
     ),
     "--seed 1": lambda r, p: weights_differ(r, p),
+    "--excluded-tokens <|endoftext|> <bos>": lambda r, p: (
+        r.sae.spec.excluded_tokens == ("<|endoftext|>", "<bos>")
+        and "excluded_tokens" not in p.sae.spec.metadata
+        and r.history["tokens"][0] <= p.history["tokens"][0]
+        and weights_differ(r, p)
+    ),
     "--model-dtype bfloat16": lambda r, p: (
         r.sae.spec.metadata["model_dtype"] == "bfloat16" and weights_differ(r, p)
     ),

@@ -100,6 +100,7 @@ def test_what_changes_is_trained_alone(changed: Plan, trained: list[str]) -> Non
     [
         {"training": {"num_epochs": 1}},
         {"windows": {"seed": 1}},
+        {"windows": {"excluded_tokens": ["<bos>"]}},
         {"end_to_end": {"use_end_to_end": False}},
     ],
 )

@@ -63,7 +63,14 @@ def evaluated(*folders: Path, data: Path, **options: Any) -> list[dict[str, Any]
 
 
 @pytest.mark.parametrize(
-    "change", [{"seed": 6}, {"val_fraction": 0.5}, {"max_text_length": 16}, {"seed": 5}]
+    "change",
+    [
+        {"seed": 6},
+        {"val_fraction": 0.5},
+        {"max_text_length": 16},
+        {"excluded_tokens": ["<|endoftext|>"]},
+        {"seed": 5},
+    ],
 )
 def test_each_sae_is_measured_on_its_own_held_out_windows(
     change: dict[str, Any],
