@@ -8,7 +8,7 @@ killed while they are stored leaves some of them older: those trainings go first
 equally far.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -96,14 +96,12 @@ class Lockstep:
             try:
                 self._rounds()
             except Interrupted as interrupted:
-                for name, trainer in self.trainers.items():
-                    if name not in self.errors:
-                        trainer.save_progress()
+                going = [t for name, t in self.trainers.items() if name not in self.errors]
+                _do_all(trainer.save_progress for trainer in going)
                 least = min(trainers, key=lambda trainer: trainer.loop.place)
                 raise Interrupted(least.told(interrupted)) from None
             finally:
-                for trainer in trainers:
-                    trainer.state_writer.wait()
+                _do_all(trainer.state_writer.wait for trainer in trainers)
         return self.errors
 
     def _rounds(self) -> None:
@@ -143,6 +141,18 @@ class Lockstep:
         print(f"{name}: FAILED: {one_line(error)}; the others go on", flush=True)
         self.errors[name] = error
         del left[name]
+
+
+def _do_all(works: Iterable[Callable[[], None]]) -> None:
+    """Do all, also those after one that fails; then raise its error."""
+    errors = []
+    for work in works:
+        try:
+            work()
+        except SAEError as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
 
 
 def train_together(

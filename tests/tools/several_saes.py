@@ -164,7 +164,7 @@ class Run:
 class Hit(Observer):
     """Calls `strike` at every step."""
 
-    def __init__(self, strike: Callable[[], None]) -> None:
+    def __init__(self, strike: Callable[[], object]) -> None:
         self.strike = strike
 
     def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:

@@ -1,5 +1,6 @@
 """Several SAEs from one stream are those that each would be alone, and the model runs once."""
 
+import itertools
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ from several_saes import (
     STEPS,
     THREE,
     TOKENS_PER_STEP,
+    Hit,
     Wanted,
     train_alone,
     train_several,
@@ -26,6 +28,7 @@ from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae_train import SAETrainer
 from sae_core.train_config import EndToEndConfig, RunsConfig, TrainingConfig
 from sae_core.trainer.resume import SavedStates
+from sae_core.trainer.training_state import TrainingState
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError
 
@@ -203,6 +206,27 @@ def test_a_signal_stores_all_at_one_step(three: dict[str, bytes], tmp_path: Path
     left = run(tmp_path, *rarely, "--hit", "step", "--at", str(EPOCHS * STEPS - 11 + 1))
     assert left.returncode == 0, left.stderr  # it took no step twice
     assert_same(tmp_path, three)
+
+
+def test_a_signal_stores_the_others_where_one_cannot_be_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save = SavedStates.save
+
+    def broken(states: SavedStates, state: TrainingState) -> None:
+        if states.folder.parent.name == THREE[0].name and state.tensors:
+            raise SAEError("no room")
+        save(states, state)
+
+    monkeypatch.setattr(SavedStates, "save", broken)
+    steps = itertools.count(1)
+    at_its_fifth = Hit(lambda: next(steps) == 5 and os.kill(os.getpid(), signal.SIGTERM))
+    with pytest.raises(SAEError, match="no room"):
+        train_several(tmp_path, THREE, at_its_fifth)
+    for sae in THREE[1:]:
+        state = SavedStates(tmp_path / "points" / sae.name / "resume", {})
+        [newest] = state.folder.iterdir()
+        assert '"n_done": 5,' in (newest / "state.json").read_text()
 
 
 # The options
