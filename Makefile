@@ -86,6 +86,7 @@ bench: setup $(PEERS)/.installed
 gpu: export PYTHONPATH := $(CURDIR)
 gpu: setup $(PEERS)/.installed
 	$(PEERS)/bin/python tests/benchmarks/gpu.py
+	python tests/benchmarks/gpu_path.py
 	python -m pytest --numprocesses=0 tests/gpu
 
 fmt: setup
