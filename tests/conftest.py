@@ -16,6 +16,9 @@ sys.path.insert(0, str(ROOT / "tests" / "tools"))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault(
+    "OMP_WAIT_POLICY", "PASSIVE"
+)  # other tests need the core of a thread that waits
 if not Path("/dev/nvidia0").exists():  # Triton then runs its kernels in Python
     os.environ["TRITON_INTERPRET"] = "1"
 
