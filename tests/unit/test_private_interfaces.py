@@ -3,6 +3,7 @@ fails here, a new release of that library has ended it."""
 
 import dataclasses
 import inspect
+import os
 import re
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +24,14 @@ from sae_core.utils import cli, hub_client
 
 def changed(library: str, what: str) -> str:
     return f"{library} {version(library)} changed {what}"
+
+
+@pytest.mark.xdist_group("alone")
+def test_a_group_of_tests_has_one_worker(request: pytest.FixtureRequest) -> None:
+    """By the names of its tests, to which xdist adds the group's. Without it, what a module's tests
+    share, such as a cluster, is made once by each worker."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@alone"), changed("pytest", "the id of a test")
 
 
 def test_the_hubs_client_takes_another_network() -> None:

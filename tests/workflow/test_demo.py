@@ -16,6 +16,7 @@ LOSS_RECOVERED = 0.95
 
 def test_the_demo_trains_good_saes(tmp_path: Path, root: Path) -> None:
     demo = copy_project(tmp_path / "demo", root, config="config/demo.yaml")
+    demo.options = ("--cores", "1", "--retries", "0")  # the other core has other tests
     demo.snakemake()
     with (demo.folder / "results/summary.csv").open(newline="") as file:
         rows = sorted(csv.DictReader(file), key=lambda row: row["hook_spec"])
