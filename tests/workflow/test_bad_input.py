@@ -73,13 +73,17 @@ def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Pro
     assert "Loading weights" not in failed_log(project, printed, "harvest")
 
 
+WINDOWS = "--max-text-length 32 --val-fraction 0.2"
+"""Of the stored activations."""
+
+
 @pytest.mark.xdist_group("completed")
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         ("--max-text-length 64", "has activations of other texts, windows or model settings"),
-        ("--max-text-length 32 --val-fraction 0.2 --seed 7", "has activations of other texts"),
-        ("--use-block-mse --block-mse-layers 2", "--block-mse-layers 2: the layers after"),
+        (f"{WINDOWS} --seed 7", "has activations of other texts"),
+        (f"{WINDOWS} --use-block-mse --block-mse-layers 2", "--block-mse-layers 2: the layers"),
     ],
 )
 def test_training_checks_what_the_end_to_end_phase_is_given(
