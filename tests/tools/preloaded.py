@@ -52,10 +52,10 @@ OF_JOBS = (
 """What the workflow's scripts import, apart from the project itself."""
 
 READ_AT_IMPORT = (
-    *("HF_", "HUGGING", "TRANSFORMERS_", "TORCH", "TRITON", "CUDA", "WANDB", "MPL"),
+    *("HF_", "HUGGING", "TRANSFORMERS_", "TORCH", "TRITON", "CUDA", "MPL"),
     *("PYTHON", "LC_", "LANG"),
 )
-"""How the names of variables begin that libraries or Python read as they start."""
+"""How the names of variables begin that Python or these libraries read as they start."""
 
 SHIM = """#!{python} -IS
 import sys
