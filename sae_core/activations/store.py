@@ -67,17 +67,12 @@ class ActivationSource(ABC):
     ) -> None:
         self.n_train, self.n_validation, self.positions = n_train, n_validation, positions
         self._excluding = windows if windows and windows.excluded else None
-        self.n_rows = n_train * positions
-        """Activations in an epoch, at least: where tokens are excluded, each pass cuts them off,
-        or has them on position 0, in other places."""
-        if self._excluding:
-            self.n_rows -= self._excluding.n_excluded
-            if self.n_rows < 1:
-                raise SAEError(
-                    f"--excluded-tokens: {self._excluding.n_excluded} tokens of the training "
-                    f"texts, of {n_train * positions} in whole windows, are excluded; exclude "
-                    "fewer, or give more text"
-                )
+        if self._excluding and self.n_rows < 1:
+            raise SAEError(
+                f"--excluded-tokens: {self._excluding.n_excluded} tokens of the training texts, of "
+                f"{n_train * positions} in whole windows, are excluded; exclude fewer, or give "
+                "more text"
+            )
         self.tokens_per_step, self.seed = min(tokens_per_step, self.n_rows), seed
         self._drawn: tuple[int, Tensor] | None = None
         """The last order, and its epoch: each step that takes whole windows looks at it."""
@@ -92,6 +87,13 @@ class ActivationSource(ABC):
         """What the batches depend on, besides the activations themselves, as JSON values."""
         names = ("n_train", "n_validation", "positions", "tokens_per_step", "seed")
         return {name: getattr(self, name) for name in names}
+
+    @property
+    def n_rows(self) -> int:
+        """Activations in an epoch, at least: where tokens are excluded, each pass cuts them off, or
+        has them on position 0, in other places."""
+        excluded = self._excluding.n_excluded if self._excluding else 0
+        return self.n_train * self.positions - excluded
 
     @property
     def steps_per_epoch(self) -> int:
