@@ -27,11 +27,10 @@ from sae_core.utils.errors import SAEError
 
 if TYPE_CHECKING:
     from sae_core.activations.shared_stream import SharedStream
-    from sae_core.model_training.tracked_run import Plan
     from sae_core.models.language_model import Hook
     from sae_core.models.model_sources import ModelRecord
     from sae_core.trainer.checked_run import Named
-    from sae_core.trainer.training_inputs import Activations, Settings
+    from sae_core.trainer.training_inputs import Activations
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Wanted(NamedTuple):
 
 
 def run(job: Job) -> None:
-    from sae_core.model_training.tracked_run import tracked_runs
+    from sae_core.model_training.tracked_run import Plan, tracked_runs
     from sae_core.trainer.resume import forget_states
     from sae_core.trainer.training_inputs import Settings, warn_of_density
     from sae_core.utils.files import write_file
@@ -109,7 +108,7 @@ def run(job: Job) -> None:
     ]
     stream, activations = stream_of(job, wanted)
     plans = [
-        plan(job, each, how, own, login)
+        Plan.of_job(job.output / each.name, job.checkpoints / each.name, login, how, own)
         for each, how, own in zip(wanted, settings, activations, strict=True)
     ]
     with tracked_runs(plans, settings, lambda: (stream, activations)):
@@ -122,28 +121,6 @@ def run(job: Job) -> None:
     if os.getppid() == parent:
         for each in wanted:
             forget_states(job.checkpoints / each.name)
-
-
-def plan(
-    job: Job,
-    wanted: Wanted,
-    settings: "Settings",
-    activations: "Activations",
-    login: TrackingConfig,
-) -> "Plan":
-    """Where the files of an SAE go, and what W&B is told about it."""
-    from sae_core.model_training.tracked_run import Plan
-
-    hooks = {"hook_spec": wanted.hook.spec, "target_hook_name": job.target_hook_name}
-    origin = {"model": activations.provenance.as_metadata(), "hook": hooks}
-    return Plan(
-        wanted.name,
-        job.output / wanted.name,
-        job.checkpoints / wanted.name,
-        login,
-        asdict(settings) | origin,
-        (wanted.sae.sae_type, f"layer {wanted.hook.layer}", activations.provenance.model_name),
-    )
 
 
 def stream_of(job: Job, wanted: Sequence[Wanted]) -> "tuple[SharedStream, list[Activations]]":

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
@@ -82,20 +82,11 @@ def train(job: Job, login: TrackingConfig) -> None:
     if group.is_first:
         warn_of_density(job.sae)
     activations = stored_activations(job)
-    provenance, hook = activations.provenance, activations.hook
-    hooks = {"hook_spec": hook.spec, "target_hook_name": job.target_hook_name}
-    resolved = resolved_settings(job, model=provenance.as_metadata(), hook=hooks)
-    tags = (job.sae.sae_type, f"layer {hook.layer}", provenance.model_name)
-    plan = Plan(job.output.name, job.output, job.checkpoints, login, resolved, tags)
-    with tracked_run(plan, Settings.of(job), lambda: activations, group) as done:
+    settings = Settings.of(job)
+    plan = Plan.of_job(job.output, job.checkpoints, login, settings, activations)
+    with tracked_run(plan, settings, lambda: activations, group) as done:
         pass
     print(f"SAE: {done.folder}")
-
-
-def resolved_settings(job: Job, **origin: dict[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings of the training in groups, for W&B."""
-    groups = ("sae", "data", "training", "end_to_end", "runtime")
-    return {name: asdict(getattr(job, name)) for name in groups} | origin
 
 
 def stored_activations(job: Job) -> "Activations":

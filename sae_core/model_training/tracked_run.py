@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,6 +31,23 @@ class Plan(NamedTuple):
     resolved: dict[str, Any]
     """All settings, in groups."""
     tags: tuple[str, ...]
+
+    @classmethod
+    def of_job(
+        cls,
+        output: Path,
+        checkpoints: Path,
+        login: TrackingConfig,
+        settings: Settings,
+        activations: Activations,
+    ) -> "Plan":
+        """Of a job of the workflow, whose SAE has the name of its directory."""
+        hook, target = activations.hook, activations.target
+        model = activations.provenance
+        hooks = {"hook_spec": hook.spec, "target_hook_name": target.hook_name if target else ""}
+        origin = {"model": model.as_metadata(), "hook": hooks}
+        tags = (settings.sae.sae_type, f"layer {hook.layer}", model.model_name)
+        return cls(output.name, output, checkpoints, login, asdict(settings) | origin, tags)
 
 
 class TrackedRun(NamedTuple):
