@@ -19,7 +19,6 @@ from reported import (
     entries,
     write_features,
 )
-from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
@@ -73,6 +72,10 @@ class Page:
     def find(self, css: str) -> WebElement:
         return self.driver.find_element(By.CSS_SELECTOR, css)
 
+    def text(self, css: str) -> str:
+        """What the first such element shows: "" while there is none."""
+        return (self.texts(css) or [""])[0]
+
     def texts(self, css: str) -> list[str]:
         """Of all such elements at one moment: the page may replace them at any."""
         shown = "[...document.querySelectorAll(arguments[0])].map(e => e.innerText.trim())"
@@ -83,7 +86,7 @@ class Page:
 
     def until(self, css: str, text: str) -> None:
         """Wait for an element to show a text."""
-        WebDriverWait(self.driver, 20).until(lambda _: text in self.find(css).text)
+        WebDriverWait(self.driver, 20).until(lambda _: text in self.text(css))
 
     def complaints(self) -> list[str]:
         return [entry["message"] for entry in self.driver.get_log("browser")]
@@ -216,8 +219,8 @@ def listed(page: Page) -> list[int]:
 
 def test_the_list_is_in_the_order_of_the_file_and_the_first_is_shown(features: Page) -> None:
     assert listed(features) == [7, 12, 400, 31, 55]
-    assert features.find("#detail h2").text == "Feature 7"
-    assert features.find("#detail .named").text == "energy (84%), physics"
+    assert features.text("#detail h2") == "Feature 7"
+    assert features.text("#detail .named") == "energy (84%), physics"
     assert features.find("#list a[aria-current]").get_attribute("data-feature") == "7"
 
 
@@ -239,9 +242,7 @@ def until_listed(page: Page, expected: list[int]) -> None:
     def found(_: WebDriver) -> bool:
         return listed(page) == expected
 
-    WebDriverWait(page.driver, 20, ignored_exceptions=[StaleElementReferenceException]).until(
-        found, f"{expected}"
-    )
+    WebDriverWait(page.driver, 20).until(found, f"{expected}")
 
 
 def test_filters(features: Page) -> None:
@@ -262,7 +263,7 @@ def test_filters(features: Page) -> None:
 def test_search(words: str, expected: list[int], said: str, features: Page) -> None:
     features.find("#search").send_keys(words)
     until_listed(features, expected)
-    assert features.find("#count").text == f"{len(expected)} of 5 features{said}"
+    assert features.text("#count") == f"{len(expected)} of 5 features{said}"
     assert features.complaints() == []
 
 
@@ -276,7 +277,7 @@ def test_search_ranks_what_peaks_on_a_word_first_and_marks_it(
     page = Page(driver, write_features(tmp_path, [shows, longer, once, often]))
     page.find("#search").send_keys("acid")
     until_listed(page, [4, 3, 2, 1])
-    assert "3 peak on it, 1 show it" in page.find("#count").text
+    assert "3 peak on it, 1 show it" in page.text("#count")
     page.until("#detail h2", "Feature 4")
     marks = page.texts("#detail .text mark")
     assert len(marks) == 5 and set(marks) == {"acid"}
@@ -286,7 +287,7 @@ def test_search_ranks_what_peaks_on_a_word_first_and_marks_it(
 def test_a_link_leads_to_a_feature(driver: WebDriver, features_path: Path) -> None:
     look(driver)
     page = Page(driver, features_path, "#feature=400")
-    assert page.find("#detail h2").text == "Feature 400"
+    assert page.text("#detail h2") == "Feature 400"
     page.find("#detail .chips a").click()  # a neighbour
     page.until("#detail h2", "Feature 12")
     assert page.run("return location.hash") == "#feature=12"
@@ -298,9 +299,9 @@ def test_a_link_leads_to_a_feature(driver: WebDriver, features_path: Path) -> No
 
 def test_a_link_to_a_feature_that_is_not_active(driver: WebDriver, features_path: Path) -> None:
     page = Page(driver, features_path, "#feature=499")
-    assert "Feature 499 is active on none of the 12,000 tokens" in page.find("#detail").text
+    assert "Feature 499 is active on none of the 12,000 tokens" in page.text("#detail")
     page = Page(driver, features_path, "#feature=512")
-    assert "no feature 512: they are numbered from 0 to 511" in page.find("#detail").text
+    assert "no feature 512: they are numbered from 0 to 511" in page.text("#detail")
 
 
 def test_every_number_of_a_feature_is_a_link(features: Page) -> None:
@@ -345,12 +346,12 @@ def test_labels_by_an_llm_are_shown_and_sorted(driver: WebDriver, tmp_path: Path
     Select(page.find("#sort")).select_by_value("detection")
     until_listed(page, [400, 12, 7, 31])
     page.until("#detail .named", "what 400 is about")
-    shown = page.find("#detail").text
+    shown = page.text("#detail")
     assert "It fires on that." in shown and "0.90\ndetection" in shown
     assert "fires on: membrane (84%), physics" in shown
     page.run("location.hash = 'feature=31'")
     page.until("#detail .named", "the (84%), physics")
-    assert "not in the schema" in page.find("#detail").text
+    assert "not in the schema" in page.text("#detail")
 
 
 POINT_AT_CELL = """
@@ -388,8 +389,8 @@ def test_white_space_and_parts_of_characters_have_signs(driver: WebDriver, tmp_p
     entry["top"][0]["tokens"] = ["The", " ", "\t", "", "₂", "<|end|>"]
     page = Page(driver, write_features(tmp_path, [entry]))
     assert page.texts("#detail .chips code")[:4] == ["␣", "↵↵", "␣to", "‹E282›"]
-    assert page.find("#detail .text").text == "The␣⇥◌₂¶"
-    assert "◌ part of a character" in page.find("#detail .shading").text
+    assert page.text("#detail .text") == "The␣⇥◌₂¶"
+    assert "◌ part of a character" in page.text("#detail .shading")
 
 
 def test_values_can_be_read_without_a_mouse(features: Page) -> None:
@@ -399,9 +400,9 @@ def test_values_can_be_read_without_a_mouse(features: Page) -> None:
     assert features.run(value) == "none"
     features.find("#values").click()
     assert features.run(value) == '"8"'
-    assert "8, this feature's largest" in features.find("#detail .shading").text
+    assert "8, this feature's largest" in features.text("#detail .shading")
     features.find("#detail .numbers summary").click()
-    assert "1 to 2 70" in features.find("#detail .numbers table").text
+    assert "1 to 2\t70" in features.text("#detail .numbers table")
 
 
 @pytest.mark.parametrize("width", [WIDE, PHONE])
@@ -427,7 +428,7 @@ def test_tokens_are_shaded_by_activation(features: Page) -> None:
         ".map(s => [s.textContent, getComputedStyle(s).backgroundColor, s.className])"
     )
     assert [word for word, *_ in shades] == ["The", "great", "energy", "of", "↵", "x"]
-    assert features.find("#detail .text").text == "The great energy of↵x"
+    assert features.text("#detail .text") == "The great energy of↵x"
     alpha = [float(re.findall(r"[\d.]+", colour)[3:][0]) for _, colour, _ in shades[:2]]
     assert alpha[0] == 0 < alpha[1] < float(re.findall(r"[\d.]+", shades[2][1])[-1]) <= 0.9
     assert shades[2][2] == "peak"
@@ -435,7 +436,7 @@ def test_tokens_are_shaded_by_activation(features: Page) -> None:
 
 def test_a_chapter_with_markup_shows_it(driver: WebDriver, features_path: Path) -> None:
     page = Page(driver, features_path, "#feature=55")
-    assert page.find("#detail h2").text == "Feature 55"
-    assert EVIL in page.find("#detail .text").text
+    assert page.text("#detail h2") == "Feature 55"
+    assert EVIL in page.text("#detail .text")
     assert page.driver.title.startswith("Features of")
     assert page.complaints() == [] and not page.driver.find_elements(By.TAG_NAME, "img")
