@@ -42,6 +42,16 @@ class Compute(NamedTuple):
     aux_lower_bound: float = 0.0
     """The same of the auxiliary loss."""
 
+    def products(self, x: Tensor) -> Precision | None:
+        """The precision of what is multiplied besides a batch top-k's encoder product. On a CPU it
+        is that of the weights, whatever the setting, as it has always been there."""
+        return None if x.device.type == "cpu" else self.precision
+
+    def values(self, x: Tensor) -> torch.dtype:
+        """The number format of a dense code of x (N, D)."""
+        precision = self.products(x)
+        return precision.value_dtype if precision else x.dtype
+
 
 PLAIN = Compute()
 
@@ -263,9 +273,15 @@ class SparseAutoencoder(nn.Module, ABC):
         """The same for the code of `encode`, for validation; most kinds train with that code."""
         return self.reconstruct(x, target, compute)
 
-    def calibrate(self, activations: Tensor | Iterable[Tensor]) -> None:
+    def calibrate(
+        self, activations: Tensor | Iterable[Tensor], precision: Precision | None = None
+    ) -> None:
         """Set the inference threshold from held-out activations (..., D), in one tensor or
-        several, where the kind needs one."""
+        several, where the kind needs one.
+
+        Args:
+            precision: its product only finds the pairs; their values are in the weights' format.
+        """
 
     def auxiliary_loss(
         self,
@@ -295,9 +311,10 @@ class SparseAutoencoder(nn.Module, ABC):
             compute.group.total(len(x)) * min(self.spec.top_k_aux, dead.numel()),
             lower_bound=compute.aux_lower_bound,
             precision=compute.precision,
+            products=compute.products(x),
             group=compute.group,
         )
-        prediction = sparse_ops.decode(code, weights) - weights.b_dec
+        prediction = sparse_ops.decode(code, weights, compute.products(x)) - weights.b_dec
         loss = losses.normalised_residual_loss(residual, prediction, compute.group)
         return AuxiliaryLoss(loss, code.least, dead, copies)
 

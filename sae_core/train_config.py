@@ -203,8 +203,9 @@ class TrainingConfig:
     the last 20%."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Number format of the encoder product; `auto` takes bfloat16 where the hardware is fast at
-    it. Weights, sums and gradients are always in float32."""
+    """Number format of the encoder product, and on a GPU of the products with a code that is dense;
+    `auto` takes bfloat16 where the hardware is fast at it. On a CPU it holds for the kinds with a
+    top-k over the batch. Weights and their gradients are always in float32."""
 
     recon_weight: NaturalFloat = 1.0
     """Weight of the reconstruction error in the loss."""

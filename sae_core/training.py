@@ -288,11 +288,12 @@ class Trainer:
         sae, aux_bound = self.sae.with_own_threshold(), replace(self.progress.aux_bound)
         if not (self.progress.means and self.progress.means.tokens):
             raise not_finite(sae.spec, "loss", self.progress.skipped_in_a_row)
+        how = self.compute.products(sae.b_dec)
         if self.source.n_validation == 0:
             assert self.last_batch is not None
-            sae.calibrate([self.last_batch])
+            sae.calibrate([self.last_batch], how)
             return Validation({}, sae.threshold, aux_bound)
-        sae.calibrate(self.batches.calibration())
+        sae.calibrate(self.batches.calibration(), how)
         self.n_validated += 1
         yield
         means, skipped = Means(), 0

@@ -54,7 +54,8 @@ def l1_loss(values: Tensor, n_tokens: int) -> Tensor:
 
     Decoder rows have unit norm, so no feature can shrink its code by growing its row.
     """
-    return values.sum() / max(n_tokens, 1)
+    dtype = torch.promote_types(values.dtype, torch.float32)
+    return values.sum(dtype=dtype) / max(n_tokens, 1)
 
 
 def normalised_residual_loss(

@@ -8,12 +8,17 @@ from sae_core.utils.devices import is_fast_at_bfloat16
 
 
 class Precision(NamedTuple):
-    """The number formats of the encoder product; weights, sums and gradients are in float32."""
+    """The number formats of the encoder product. Weights and gradients are in float32, and so is
+    every sum over pairs; products with a code that is dense have the format of its values."""
 
     matmul_dtype: torch.dtype
     """Number format in which the product is computed."""
     value_dtype: torch.dtype
     """Number format of the code's values. If it is another, the product only finds candidates."""
+
+    def with_values(self, dtype: torch.dtype) -> "Precision":
+        """The same product with values in another format."""
+        return self._replace(value_dtype=dtype)
 
 
 def pick_precision(compute_dtype: str, device: torch.device) -> Precision:

@@ -22,6 +22,9 @@ value; their values are computed in float32, and the largest of these are kept. 
 factors to bfloat16 moves a product by at most 2^-8 |x| |w|, and so no entry is missed when the
 bound is lowered by that much. With bfloat16 values the product's own numbers are taken instead.
 
+Other kinds choose pairs by a rule (`above`, `select`); the rest is the same. A code that is dense,
+which `dense_ops` says, is multiplied as a matrix where that may be done in bfloat16.
+
 Shapes: N tokens, F features (D above), D activation width, P pairs, C candidates. `W_enc` is
 (D, F) with the memory layout of its transpose, so a feature's encoder direction is contiguous.
 """
@@ -30,8 +33,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,7 +42,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from sae_core.sae import dense_ops
 from sae_core.sae.precision import Precision
+from sae_core.sae.sparse_code import Pairs, SparseCode, Weights
 
 # PyTorch says this once a process of every CSR tensor; the one use here is covered by the tests.
 warnings.filterwarnings("ignore", message="Sparse CSR tensor support is in beta state")
@@ -78,79 +82,6 @@ the tenth is for the sums, which are in float32."""
 
 INTEGERS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
 """By bytes."""
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Which features are active on which tokens, ordered by token, then by feature."""
-
-    row: Tensor
-    """(P,) int64: the token of each pair."""
-    column: Tensor
-    """(P,) int64: the feature of each pair."""
-    row_start: Tensor
-    """(N + 1,) where each token's pairs begin: CSR offsets."""
-    n_columns: int
-
-    @classmethod
-    def at(cls, index: Tensor, n_rows: int, n_columns: int) -> "Pairs":
-        """The pairs at positions `index` (P,), ascending, of the flattened N x F matrix."""
-        starts = torch.arange(n_rows + 1, device=index.device) * n_columns
-        row_start = torch.searchsorted(index, starts)
-        row = torch.repeat_interleave(torch.diff(row_start), output_size=len(index))
-        return cls(row, index - row * n_columns, row_start, n_columns)
-
-    @property
-    def n_rows(self) -> int:
-        return len(self.row_start) - 1
-
-    @cached_property
-    def by_column(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(P,) the order of the pairs by feature, (P,) their tokens in it, and (F + 1,) where each
-        feature begins: CSC."""
-        narrow = torch.int16 if self.n_columns < 2**15 else torch.int32  # sorts faster
-        order = torch.argsort(self.column.to(narrow), stable=True)
-        start = self.column.new_zeros(self.n_columns + 1)
-        torch.cumsum(self.counts(), 0, out=start[1:])
-        return order, self.row[order], start
-
-    def counts(self) -> Tensor:
-        """(F,) how many tokens each feature is active on."""
-        return torch.bincount(self.column, minlength=self.n_columns)
-
-
-@dataclass(frozen=True)
-class SparseCode:
-    """A non-negative code of N tokens as P pairs and their values."""
-
-    pairs: Pairs
-    value: Tensor
-    """(P,) the activation of each pair, above 0."""
-    least: float = 0.0
-    """The smallest value that a top-k keeps; 0 if fewer than wanted were positive."""
-
-    def to_dense(self) -> Tensor:
-        """(N, F) the same code with its zeros."""
-        pairs = self.pairs
-        dense = self.value.new_zeros(pairs.n_rows, pairs.n_columns)
-        return dense.index_put((pairs.row, pairs.column), self.value)
-
-
-class Weights(NamedTuple):
-    """The four tensors of an SAE, as the functions here take them."""
-
-    W_enc: Tensor
-    """(D, F), laid out in memory as its transpose."""
-    b_enc: Tensor
-    """(F,)"""
-    W_dec: Tensor
-    """(F, D)"""
-    b_dec: Tensor
-    """(D,)"""
-
-    def precision(self) -> Precision:
-        """The plain precision: the weights' own number format throughout."""
-        return Precision(self.W_enc.dtype, self.W_enc.dtype)
 
 
 Sliced = tuple[Tensor, ...]
@@ -223,11 +154,12 @@ class _Product:
     Args:
         x: (N, D) centred activations.
         total: how many entries are wanted.
-        bound: the product returns the numbers above it, so it rounds these finely.
+        bound: the product returns the numbers above it, so it rounds these finely; of all features,
+            or (F,) of each.
     """
 
     def __init__(
-        self, x: Tensor, weights: Weights, total: int, bound: float, precision: Precision
+        self, x: Tensor, weights: Weights, total: int, bound: float | Tensor, precision: Precision
     ) -> None:
         self.x, self.W_enc, self.b_enc = x, weights.W_enc, weights.b_enc
         self.total, self.bound = total, bound
@@ -238,15 +170,19 @@ class _Product:
             self.shift += ROUNDING * x.norm(dim=1).max() * self.W_enc.norm(dim=0)
             self.shift += ROUNDING * self.shift.abs()  # this sum is rounded too
 
-    def candidates(self, first: int, rows: int, bound: float) -> tuple[Tensor, Tensor | None]:
+    def candidates(self, first: int, rows: int, floor: float = 0.0) -> tuple[Tensor, Tensor | None]:
         """(C,) positions in the flattened N x F matrix, in `rows` rows from `first` on, of all
-        entries above `bound`, and of some below; and (C,) their values, unless the product only
-        finds them."""
+        entries that exceed the bound by more than `floor`, and of some that do not; and (C,) their
+        values, unless the product only finds them."""
         x, W_enc = self.factors
         block = _tiled_product(x[first : first + rows], W_enc, self.shift.to(x.dtype))
-        # A little lower, as both numbers and their difference are rounded.
-        index = _positive_entries(block, 0.98 * (bound - self.bound) - 2**-20 * bound)
-        value = None if self.finds_only else block.view(-1)[index].to(self.x.dtype) + self.bound
+        index = _positive_entries(block, floor)
+        if self.finds_only:
+            return index + first * len(self.shift), None
+        bound = self.bound
+        if isinstance(bound, Tensor):
+            bound = bound[index % len(bound)]
+        value = block.view(-1)[index].to(self.x.dtype) + bound
         return index + first * len(self.shift), value
 
     def values(self, index: Tensor) -> Tensor:
@@ -275,14 +211,17 @@ def kth_largest(value: Tensor, k: int) -> Tensor:
 class _Largest:
     """The largest entries of a product, found block by block in bounded memory."""
 
-    def __init__(self, product: _Product) -> None:
-        self.product, self.total, self.bound = product, product.total, product.bound
+    def __init__(self, product: _Product, bound: float) -> None:
+        self.product, self.total = product, product.total
+        self.first_bound = self.bound = bound
         self.indices: list[Tensor] = []
         self.values: list[Tensor] = []
 
     def look_at(self, first: int, rows: int) -> None:
         """Take the candidates of some rows, which come after all earlier ones."""
-        index, value = self.product.candidates(first, rows, self.bound)
+        # A little lower, as both numbers and their difference are rounded.
+        floor = 0.98 * (self.bound - self.first_bound) - 2**-20 * self.bound
+        index, value = self.product.candidates(first, rows, floor)
         self.indices.append(index)
         if value is not None:
             self.values.append(value)
@@ -383,7 +322,8 @@ def batch_topk(
     for bound in (lower_bound, lower_bound / 2, 0.0):
         # Without a bound every other entry is a candidate: the product has to give their values.
         formats = given if bound > 0 else Precision(given.value_dtype, given.value_dtype)
-        found = _Largest(_Product(x, weights, total, max(bound, 0.0), formats))
+        least_wanted = max(bound, 0.0)
+        found = _Largest(_Product(x, weights, total, least_wanted, formats), least_wanted)
         rows = block_rows(n_features, formats.matmul_dtype, x.device, row_block)
         for first in range(0, n, rows):
             found.look_at(first, rows)
@@ -454,8 +394,24 @@ class _Decode(Function):
         return None, d_value, _bag(rows, g_slices, offsets, value[order])
 
 
-def _with_gradient(x: Tensor, code: SparseCode, weights: Weights) -> Tensor:
-    return _Encode.apply(x, code, weights.W_enc, weights.b_enc, weights.b_dec)
+def _dense_format(pairs: Pairs, weights: Weights, products: Precision | None) -> torch.dtype | None:
+    """The number format in which the code is multiplied as a dense matrix; None: it is not."""
+    if products is None or products.value_dtype == weights.W_dec.dtype:
+        return None
+    return products.value_dtype if dense_ops.is_dense(pairs) else None
+
+
+def _with_gradient(
+    x: Tensor, code: SparseCode, weights: Weights, products: Precision | None
+) -> SparseCode:
+    """The code with a gradient to the weights."""
+    given = weights.W_enc, weights.b_enc, weights.b_dec
+    if dtype := _dense_format(code.pairs, weights, products):
+        rows = block_rows(code.pairs.n_columns, dtype, x.device)
+        value = dense_ops.DenseEncode.apply(x, code, rows, dtype, *given)
+    else:
+        value = _Encode.apply(x, code, *given)
+    return replace(code, value=value)
 
 
 def encode(
@@ -466,11 +422,16 @@ def encode(
     lower_bound: float = 0.0,
     row_block: int | None = None,
     precision: Precision | None = None,
+    products: Precision | None = None,
     group: ProcessGroup = SINGLE_PROCESS,
 ) -> SparseCode:
     """`batch_topk` whose `value` carries gradients to `W_enc`, `b_enc` and `b_dec`.
 
     `x` gets no gradient: activations are data here.
+
+    Args:
+        products: of those in the backward pass with a code that is dense; by default there are
+            none.
     """
     code = batch_topk(
         x,
@@ -481,12 +442,22 @@ def encode(
         precision=precision,
         group=group,
     )
-    return replace(code, value=_with_gradient(x, code, weights))
+    return _with_gradient(x, code, weights, products)
 
 
-def decode(code: SparseCode, weights: Weights) -> Tensor:
-    """(N, D) reconstructions `code @ W_dec + b_dec`, with gradients to the code and weights."""
-    return _Decode.apply(code.pairs, code.value, weights.W_dec) + weights.b_dec
+def decode(code: SparseCode, weights: Weights, products: Precision | None = None) -> Tensor:
+    """(N, D) reconstructions `code @ W_dec + b_dec`, with gradients to the code and weights.
+
+    Args:
+        products: of those with a code that is dense; by default there are none.
+    """
+    W_dec = weights.W_dec
+    if dtype := _dense_format(code.pairs, weights, products):
+        rows = block_rows(code.pairs.n_columns, dtype, W_dec.device)
+        x_hat = dense_ops.DenseDecode.apply(code.pairs, code.value, rows, dtype, W_dec)
+    else:
+        x_hat = _Decode.apply(code.pairs, code.value, W_dec)
+    return x_hat + weights.b_dec
 
 
 @torch.no_grad()
@@ -496,42 +467,60 @@ def select(
     chosen: Callable[[Tensor], Tensor],
     *,
     row_block: int | None = None,
+    precision: Precision | None = None,
 ) -> SparseCode:
     """The pre-activations of a batch that a rule chooses, as pairs.
 
     Args:
-        x: (N, D) activations.
+        x: (N, D) activations, in the number format of the weights.
         chosen: from a block of pre-activations (rows, F) to bool of that shape.
         row_block: tokens in one block of the product, about; none changes the result.
+        precision: by default that of the weights. The rule sees pre-activations in the format of
+            the values, which is that of the product, too.
     """
     n, n_features = x.shape[0], weights.W_enc.shape[1]
-    x = x - weights.b_dec
-    rows = block_rows(n_features, x.dtype, x.device, row_block)
+    dtype = (precision or weights.precision()).value_dtype
+    factor, W_enc, b_enc = (t.to(dtype) for t in (x - weights.b_dec, weights.W_enc, weights.b_enc))
+    rows = block_rows(n_features, dtype, x.device, row_block)
     indices, values = [], []
     for first in range(0, n, rows):
-        pre = _tiled_product(x[first : first + rows], weights.W_enc, weights.b_enc)
+        pre = _tiled_product(factor[first : first + rows], W_enc, b_enc)
         index = chosen(pre).view(-1).nonzero().squeeze(1)
         indices.append(index + first * n_features)
-        values.append(pre.view(-1)[index])
+        values.append(pre.view(-1)[index].to(x.dtype))
     return SparseCode(Pairs.at(torch.cat(indices), n, n_features), torch.cat(values))
 
 
 @torch.no_grad()
 def above(
-    x: Tensor, weights: Weights, threshold: Tensor, precision: Precision | None = None
+    x: Tensor,
+    weights: Weights,
+    threshold: Tensor,
+    precision: Precision | None = None,
+    *,
+    row_block: int | None = None,
 ) -> SparseCode:
-    """The positive pre-activations of a batch (N, D) above a threshold, of all features or each."""
+    """The positive pre-activations of a batch above a threshold, of all features or each.
+
+    Args:
+        x: (N, D) activations, in the number format of the weights.
+        threshold: () or (F,).
+        precision: by default that of the weights. A product in another format than the values
+            does not change the result; values in another format are rounded.
+        row_block: tokens in one block of the product, about; none changes the result.
+    """
     n, n_features = x.shape[0], weights.W_enc.shape[1]
     bound = threshold.clamp(min=0.0)
-    if not (precision and precision.matmul_dtype != precision.value_dtype):
-        return select(x, weights, lambda pre: pre > bound)
-    least = float(bound.min())
-    product = _Product(x - weights.b_dec, weights, 0, least, precision)
-    rows = block_rows(n_features, precision.matmul_dtype, x.device)
-    found = [product.candidates(first, rows, least)[0] for first in range(0, n, rows)]
-    index = torch.cat(found)
-    value = product.values(index)
-    enough = value > bound.expand(n_features)[index % n_features]
+    if precision is None or precision == weights.precision():
+        return select(x, weights, lambda pre: pre > bound, row_block=row_block)
+    bound = bound.expand(n_features)
+    product = _Product(x - weights.b_dec, weights, 0, bound, precision)
+    rows = block_rows(n_features, precision.matmul_dtype, x.device, row_block)
+    found = [product.candidates(first, rows) for first in range(0, n, rows)]
+    index = torch.cat([index for index, _ in found])
+    given = [value for _, value in found if value is not None]
+    value = torch.cat(given) if given else product.values(index)
+    enough = value > bound[index % n_features]
     return SparseCode(Pairs.at(index[enough], n, n_features), value[enough])
 
 
@@ -554,7 +543,21 @@ def encode_where(
     chosen: Callable[[Tensor], Tensor],
     *,
     row_block: int | None = None,
+    precision: Precision | None = None,
 ) -> SparseCode:
     """`select` whose `value` carries gradients, as that of `encode` does."""
-    code = select(x, weights, chosen, row_block=row_block)
-    return replace(code, value=_with_gradient(x, code, weights))
+    code = select(x, weights, chosen, row_block=row_block, precision=precision)
+    return _with_gradient(x, code, weights, precision)
+
+
+def encode_above(
+    x: Tensor,
+    weights: Weights,
+    threshold: Tensor,
+    *,
+    row_block: int | None = None,
+    precision: Precision | None = None,
+) -> SparseCode:
+    """`above` whose `value` carries gradients, as that of `encode` does."""
+    code = above(x, weights, threshold, precision, row_block=row_block)
+    return _with_gradient(x, code, weights, precision)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_core.sae import sparse_ops
+from sae_core.sae.precision import Precision
 from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder, as_rows
 from sae_core.utils.errors import SAEError
 
@@ -31,23 +32,27 @@ class BatchTopKSAE(SparseAutoencoder):
             lower_bound=compute.lower_bound,
             row_block=compute.row_block,
             precision=compute.precision,
+            products=compute.products(x),
             group=compute.group,
         )
-        made = self._decoded(x if target is None else target, code)
+        made = self._decoded(x if target is None else target, code, compute)
         return made._replace(least=code.least)
 
     @torch.no_grad()
     def reconstruct_at_inference(
         self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
-        bound = self.known_threshold.clamp(min=0.0)
-        code = sparse_ops.select(
-            x, self.encoder, lambda pre: pre > bound, row_block=compute.row_block
+        how = compute.products(x)
+        code = sparse_ops.above(
+            x, self.encoder, self.known_threshold, how, row_block=compute.row_block
         )
-        return self._decoded(x if target is None else target, code)
+        return self._decoded(x if target is None else target, code, compute)
 
-    def _decoded(self, target: Tensor, code: sparse_ops.SparseCode) -> Reconstruction:
-        return Reconstruction.of_code(code, sparse_ops.decode(code, self.weights))
+    def _decoded(
+        self, target: Tensor, code: sparse_ops.SparseCode, compute: Compute
+    ) -> Reconstruction:
+        x_hat = sparse_ops.decode(code, self.weights, compute.products(target))
+        return Reconstruction.of_code(code, x_hat)
 
     @torch.no_grad()
     def set_threshold(self, threshold: float) -> None:
@@ -56,7 +61,9 @@ class BatchTopKSAE(SparseAutoencoder):
         self.threshold = self.W_enc.new_tensor(threshold)
 
     @torch.no_grad()
-    def calibrate(self, activations: Tensor | Iterable[Tensor]) -> None:
+    def calibrate(
+        self, activations: Tensor | Iterable[Tensor], precision: Precision | None = None
+    ) -> None:
         """Set the threshold so that `activations` have `top_k` active features per token on
         average."""
         x = as_rows(activations, self.W_enc)
@@ -65,7 +72,11 @@ class BatchTopKSAE(SparseAutoencoder):
         # One more than needed. The threshold is halfway between the two smallest of them, so
         # that `encode`, which rounds in another order, finds the same `total` above it.
         code = sparse_ops.batch_topk(
-            x, self.encoder, total + 1, lower_bound=sparse_ops.BOUND_MARGIN * guess
+            x,
+            self.encoder,
+            total + 1,
+            lower_bound=sparse_ops.BOUND_MARGIN * guess,
+            precision=precision and precision.with_values(x.dtype),
         )
         enough = code.value.numel() > total
         least = code.value.topk(2, largest=False).values.mean() if enough else torch.zeros(())

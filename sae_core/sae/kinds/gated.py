@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sae_core.sae import losses, sparse_ops
+from sae_core.sae import dense_ops, losses, sparse_ops
 from sae_core.sae.config import SAESpec
 from sae_core.sae.precision import Precision
 from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder
@@ -42,12 +42,14 @@ class GatedSAE(SparseAutoencoder):
     def reconstruct(
         self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
-        gate = self.pre_activations(x)  # all of it is kept for the gradient
+        # All of it is kept for the gradient.
+        gate = dense_ops.pre_activations(x, self.encoder, compute.values(x))
         features, gated = self._features(gate), torch.relu(gate)
         active = features.detach() > 0
-        by_gate = gated @ self.W_dec.detach() + self.b_dec.detach()
+        fixed = sparse_ops.Weights(*(weight.detach() for weight in self.weights))
+        by_gate = dense_ops.decode(gated, fixed)
         return Reconstruction(
-            x_hat=self.decode(features),
+            x_hat=dense_ops.decode(features, self.weights),
             l1=losses.l1_loss(gated, x.shape[0]),
             l0=float(active.sum()) / x.shape[0],
             fired=active.any(0),
@@ -60,7 +62,8 @@ class GatedSAE(SparseAutoencoder):
 
     def _features(self, gate: Tensor) -> Tensor:
         """(..., F) from the pre-activations of the gate, which both paths share up to a scale."""
-        magnitude = (gate - self.b_enc) * self.r_mag.exp() + self.b_mag
+        b_enc, scale, b_mag = (v.to(gate.dtype) for v in (self.b_enc, self.r_mag.exp(), self.b_mag))
+        magnitude = (gate - b_enc) * scale + b_mag
         return torch.relu(magnitude) * (gate > 0)
 
     def saelens_config(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch.autograd import Function
 
 from sae_core.sae import sparse_ops
 from sae_core.sae.config import SAESpec
+from sae_core.sae.precision import Precision
 from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder, as_rows
 
 BANDWIDTH = 0.1
@@ -63,9 +64,9 @@ class JumpReLUSAE(SparseAutoencoder):
         self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
         threshold = self.known_threshold
-        least = (threshold.detach() - BANDWIDTH / 2).clamp(min=0.0)
-        near = sparse_ops.encode_where(
-            x, self.encoder, lambda pre: pre > least, row_block=compute.row_block
+        least, how = threshold.detach() - BANDWIDTH / 2, compute.products(x)
+        near = sparse_ops.encode_above(
+            x, self.encoder, least, row_block=compute.row_block, precision=how
         )
         column = near.pairs.column
         value, active = _Jump.apply(near.value, threshold[column])
@@ -74,7 +75,7 @@ class JumpReLUSAE(SparseAutoencoder):
         l0 = active.sum() / len(x)
         mean_l0 = compute.group.mean(l0, len(x))
         return Reconstruction(
-            x_hat=sparse_ops.decode(replace(near, value=value), self.weights),
+            x_hat=sparse_ops.decode(replace(near, value=value), self.weights, how),
             l1=value.sum() / len(x),
             l0=float(l0.detach()),
             fired=fired,
@@ -82,14 +83,16 @@ class JumpReLUSAE(SparseAutoencoder):
         )
 
     @torch.no_grad()
-    def calibrate(self, activations: Tensor | Iterable[Tensor]) -> None:
+    def calibrate(
+        self, activations: Tensor | Iterable[Tensor], precision: Precision | None = None
+    ) -> None:
         """Shift all thresholds by one amount, at most half a bandwidth down, so that `activations`
         have `top_k` active features per token on average."""
         x = as_rows(activations, self.W_enc)
         total = x.shape[0] * self.spec.top_k
         threshold = self.known_threshold
-        least = (threshold - BANDWIDTH / 2).clamp(min=0.0)
-        near = sparse_ops.select(x, self.encoder, lambda pre: pre > least)
+        how = precision and precision.with_values(x.dtype)
+        near = sparse_ops.above(x, self.encoder, threshold - BANDWIDTH / 2, how)
         above = near.value - threshold[near.pairs.column]
         if above.numel() > total:
             threshold.add_(above.topk(total + 1).values[-2:].mean())

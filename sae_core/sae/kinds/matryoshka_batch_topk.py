@@ -19,18 +19,22 @@ from torch import Tensor
 
 from sae_core.sae import losses, sparse_ops
 from sae_core.sae.kinds.batch_topk import BatchTopKSAE
-from sae_core.sae_base import Reconstruction
+from sae_core.sae_base import PLAIN, Compute, Reconstruction
 
 
 class MatryoshkaBatchTopKSAE(BatchTopKSAE):
     """Batch top-k with nested reconstructions; at inference a BatchTopK SAE."""
 
-    def _decoded(self, target: Tensor, code: sparse_ops.SparseCode) -> Reconstruction:
-        *nested, x_hat = self.nested_reconstructions(code)
+    def _decoded(
+        self, target: Tensor, code: sparse_ops.SparseCode, compute: Compute
+    ) -> Reconstruction:
+        *nested, x_hat = self.nested_reconstructions(code, compute)
         errors = [losses.reconstruction_loss(target, part) for part in nested]
         return Reconstruction.of_code(code, x_hat, torch.stack(errors).mean())
 
-    def nested_reconstructions(self, code: sparse_ops.SparseCode) -> Tensor:
+    def nested_reconstructions(
+        self, code: sparse_ops.SparseCode, compute: Compute = PLAIN
+    ) -> Tensor:
         """(M, N, D) what the first m features reconstruct, for each of the M sizes."""
         pairs = code.pairs
         sizes = torch.tensor(self.spec.matryoshka_sizes, device=pairs.column.device)
@@ -43,5 +47,5 @@ class MatryoshkaBatchTopKSAE(BatchTopKSAE):
             code.value[order],
         )
         no_bias = self.weights._replace(b_dec=torch.zeros_like(self.b_dec))
-        decoded = sparse_ops.decode(shares, no_bias).view(len(sizes), pairs.n_rows, -1)
-        return decoded.cumsum(0) + self.b_dec
+        decoded = sparse_ops.decode(shares, no_bias, compute.products(self.b_dec))
+        return decoded.view(len(sizes), pairs.n_rows, -1).cumsum(0) + self.b_dec

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_core.sae import losses
+from sae_core.sae import dense_ops, losses
 from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder
 
 
@@ -19,10 +19,11 @@ class StandardSAE(SparseAutoencoder):
     def reconstruct(
         self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
-        code = torch.relu(self.pre_activations(x))  # all of it is kept for the gradient
+        pre = dense_ops.pre_activations(x, self.encoder, compute.values(x))
+        code = torch.relu(pre)  # all of it is kept for the gradient
         active = code.detach() > 0
         return Reconstruction(
-            x_hat=self.decode(code),
+            x_hat=dense_ops.decode(code, self.weights),
             l1=losses.l1_loss(code, x.shape[0]),
             l0=float(active.sum()) / x.shape[0],
             fired=active.any(0),

@@ -29,10 +29,15 @@ class TopKSAE(SparseAutoencoder):
     def reconstruct(
         self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
+        how = compute.products(x)
         code = sparse_ops.encode_where(
-            x, self.encoder, lambda pre: self._largest(pre) & (pre > 0), row_block=compute.row_block
+            x,
+            self.encoder,
+            lambda pre: self._largest(pre) & (pre > 0),
+            row_block=compute.row_block,
+            precision=how,
         )
-        return Reconstruction.of_code(code, sparse_ops.decode(code, self.weights))
+        return Reconstruction.of_code(code, sparse_ops.decode(code, self.weights, how))
 
     def _largest(self, pre: Tensor) -> Tensor:
         """(..., F) bool: the `top_k` largest of each row."""
