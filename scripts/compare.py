@@ -53,33 +53,40 @@ def compare(options: Options) -> None:
     """Print the shares of features with twins, and write the page."""
     from sae_core.corpus.cache import cached_tokens
     from sae_core.corpus.corpora import read_corpus
-    from sae_core.evaluation.comparison import TWIN, by_activation, by_decoder
+    from sae_core.evaluation.comparison import TWIN, by_activation, by_decoder, check_one_model
     from sae_core.evaluation.metrics import held_out_windows
     from sae_core.pretrained import load_pretrained
-    from sae_core.reporting.comparison_page import comparison_page
-    from sae_core.steering.loading import load_pair
+    from sae_core.reporting.comparison_page import Side, comparison_page
+    from sae_core.reporting.known_features import known_features
+    from sae_core.steering.loading import load_model_of
     from sae_core.utils.files import write_file
 
+    a, b = (load_pretrained(name) for name in (options.first, options.second))
     if options.by == "decoder":
-        a, b = (load_pretrained(name) for name in (options.first, options.second))
         ways = by_decoder(a, b), by_decoder(b, a)
     else:
+        check_one_model(a, b)
         corpus = read_corpus(options.texts)
-        a, model = load_pair(options.first, options.model_name, options.load, options.device)
-        b = load_pretrained(options.second).to(model.device).float()
+        specs = [a.spec, b.spec]
+        model = load_model_of(specs, options.model_name, options.load, options.device)
+        a, b = (sae.to(model.device).float() for sae in (a, b))
         file = cached_tokens(corpus, model.tokenizer, options.texts.token_root)
         windows = held_out_windows(a.spec, model.tokenizer, file, options.max_windows)
         ways = by_activation(model, a, b, windows)
     names = [Path(name.partition("@")[0]).name for name in (options.first, options.second)]
     for name, other, found in zip(names, reversed(names), ways, strict=True):
         shares = [f"{found.share(least):.1%} above {least}" for least in TWIN]
-        print(f"{name}: of {len(found.feature)} features, {', '.join(shares)} in {other}")
+        print(f"{name}: of {found.n_compared} features, {', '.join(shares)} in {other}")
     if options.page:
-        lists = [
-            list(zip(found.feature.tolist(), found.nearness.tolist(), strict=True))
-            for found in ways
+        sides = [
+            Side(
+                name,
+                list(zip(found.feature.tolist(), found.nearness.tolist(), strict=True)),
+                known_features(name, page=options.page),
+            )
+            for name, found in zip(names, ways, strict=True)
         ]
-        write_file(options.page, comparison_page(names, options.by, lists, TWIN))
+        write_file(options.page, comparison_page(sides, options.by, TWIN))
         print(f"page: {options.page}")
 
 

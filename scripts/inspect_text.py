@@ -49,22 +49,22 @@ class Options:
 
 def inspect(options: Options) -> None:
     """Print a line for each feature of each token, and write the page."""
+    from sae_core.reporting.known_features import known_features
     from sae_core.reporting.text_page import text_page, visible
     from sae_core.steering.loading import load_pair
-    from sae_core.steering.reading import read_labels, read_text
+    from sae_core.steering.reading import read_text
     from sae_core.utils.files import write_file
 
     run = Path(options.sae.partition("@")[0]).name
-    usual = [Path(f"results/{folder}/{run}.jsonl") for folder in ("features", "labels")]
-    labels = read_labels(options.labels or filter(Path.is_file, usual))
+    known = known_features(run, options.labels, options.page)
     sae, model = load_pair(options.sae, options.model_name, options.load, options.device)
     readings = read_text(model, sae, options.text, options.most)
     for token, found, n_active in readings:
         print(f"{visible(token)}  ({n_active} active)")
         for number, value in found:
-            print(f"  {number:>6} {value:9.3f}  {labels.get(number, '')}".rstrip())
+            print(f"  {number:>6} {value:9.3f}  {known.labels.get(number, '')}".rstrip())
     if options.page:
-        write_file(options.page, text_page(run, readings, labels))
+        write_file(options.page, text_page(run, readings, known))
         print(f"page: {options.page}")
 
 

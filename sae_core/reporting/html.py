@@ -15,7 +15,7 @@ STYLE = "style.css.j2"
 """Colours, type and tables of every page, for light and dark."""
 
 
-def render(template: str, style: str, script: str, **values: Any) -> str:
+def render(template: str, style: str, script: str | None = None, **values: Any) -> str:
     """A page from its templates; everything in `values` but `Markup` is escaped."""
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES),
@@ -29,9 +29,9 @@ def render(template: str, style: str, script: str, **values: Any) -> str:
     def part(name: str) -> Markup:
         return Markup(environment.get_template(name).render())
 
-    return environment.get_template(template).render(
-        style=part(STYLE) + part(style), script=part(script), **values
-    )
+    if script is not None:
+        values["script"] = part(script)
+    return environment.get_template(template).render(style=part(STYLE) + part(style), **values)
 
 
 def embedded(data: Any) -> Markup:

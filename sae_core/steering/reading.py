@@ -1,7 +1,5 @@
 """Which features each token of a text has."""
 
-from collections.abc import Iterable
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -13,7 +11,6 @@ from sae_core.models.model_configuration import context_length
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.steering.splice import hooks_of
 from sae_core.utils.errors import SAEError
-from sae_core.utils.records import read_json_lines
 
 
 class TokenFeatures(NamedTuple):
@@ -70,18 +67,3 @@ def _strongest(token: str, features: Tensor, most: int) -> TokenFeatures:
         if value > 0
     ]
     return TokenFeatures(token, active, int((features > 0).sum()))
-
-
-def read_labels(paths: Iterable[Path]) -> dict[int, str]:
-    """The labels in files of JSON lines, by feature; of two labels of a feature, the later one.
-
-    Raises:
-        SAEError: a file is missing or holds something else.
-    """
-    labels: dict[int, str] = {}
-    for path in paths:
-        try:
-            labels |= {int(e["feature"]): e["label"] for e in read_json_lines(path) if e["label"]}
-        except (ValueError, KeyError, TypeError) as error:
-            raise SAEError(f"{path}: not lines with a feature and its label") from error
-    return labels

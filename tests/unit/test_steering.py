@@ -19,9 +19,10 @@ from sae_core.activations.token_windows import TokenWindows
 from sae_core.evaluation.metrics import evaluate
 from sae_core.formats.checkpoint import save_sae
 from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.reporting.known_features import read_labels
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.steering.continuation import Sampling, continuation, steered_continuations
-from sae_core.steering.reading import read_labels, read_text
+from sae_core.steering.reading import read_text
 from sae_core.utils.errors import SAEError
 
 FEATURES = 64
@@ -311,6 +312,7 @@ def test_the_commands(tmp_path: Path, tiny_model: Path) -> None:
     labels.parent.mkdir()
     lines = [json.dumps({"feature": n, "label": f"<label {n}>"}) for n in range(FEATURES)]
     labels.write_text("\n".join(lines) + "\n")
+    (tmp_path / "results/features/run.html").touch()
     model = ("--sae", "run", "--model-name", tiny_model, "--device", "cpu")
     read = run_here(
         ROOT / "scripts/inspect_text.py", PROMPT, *model, "--page", "out.html", cwd=tmp_path
@@ -318,6 +320,7 @@ def test_the_commands(tmp_path: Path, tiny_model: Path) -> None:
     assert "<label " in read and "␣" in read
     page = (tmp_path / "out.html").read_text()
     assert "&lt;label " in page and "<label " not in page and str(tmp_path) not in page
+    assert 'href="results/features/run.html#feature=' in page
     steer = (ROOT / "scripts/steer.py", PROMPT, *model, "--features", "3", "--n-tokens", "5")
     written = run_here(*steer, "--strengths", "-40", "40", cwd=tmp_path).stdout
     assert [f"== strength {n}" in written for n in ("0", "-40", "40", "5")] == [
