@@ -2,7 +2,7 @@
 # make bench  speed and quality, compared with others make test-all  lint and the tests that CI runs
 # make fmt    format everything                       make rulegraph redraw the README's picture
 # make docs   the configuration's schema and tables   make chaos     the example with 20 of its processes
-#                                                     killed; the result must be the same to the last bit
+# make recipe the tables of docs/recipe.md                           killed; the result must be the same to the last bit
 # make test-interop  only SAEs to and from other libraries
 # make test-conda    only one environment per rule
 # make gpu           what a machine with an NVIDIA GPU does, and whether results are the same every time
@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read: the shipped ones, or a folder with one folder per subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run chaos test test-all test-interop test-conda bench gpu lint fmt docs rulegraph clean
+.PHONY: setup run chaos test test-all test-interop test-conda bench gpu lint fmt docs recipe rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -96,6 +96,9 @@ fmt: setup
 
 docs: setup
 	python -m sae_core.workflow.config_docs
+
+recipe: setup
+	PYTHONPATH=$(CURDIR) python tests/benchmarks/recipe_tables.py
 
 rulegraph: setup
 	python tests/tools/rulegraph.py > docs/rulegraph.svg

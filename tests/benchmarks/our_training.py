@@ -1,0 +1,92 @@
+"""The benchmark of quality's data, and our contenders."""
+
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+
+import torch
+from machine import DEVICE
+from sae_figures import Data, Trained
+from step import NoSource
+
+from sae_core.activations.shards import Manifest
+from sae_core.activations.store import CachedSource
+from sae_core.models.language_model import Hook
+from sae_core.sae.config import SAEConfig, SAEType
+from sae_core.sae.kinds import build
+from sae_core.sae.precision import pick_precision
+from sae_core.sae_base import Compute
+from sae_core.train_config import TrainingConfig
+from sae_core.trainer.training_inputs import sae_spec
+from sae_core.training import Batch, Normalisation, Observer, Trainer, learning_rate
+from sae_core.utils.seeding import generator
+
+DRAWN = 4096
+"""Tokens of a batch as it is read; each contender cuts it into its own steps."""
+
+TOKENS_TO_DEAD = 3 * DRAWN
+"""Trainings are as short as 200 steps."""
+
+
+@dataclass(frozen=True)
+class Harvest:
+    """Stored activations at one hook."""
+
+    shards: tuple[Path, ...]
+    hook: str
+
+    @property
+    def identity(self) -> str:
+        """Which windows they are of, and their number format."""
+        manifest = Manifest.load(self.shards[0])
+        return f"{manifest.windows_sha256[:16]} {manifest.dtype} x{manifest.passes}"
+
+    def load(self, tokens: int, seed: int) -> Data:
+        """About `tokens` activations to train on, over as many epochs as that takes, and the
+        held-out ones."""
+        hook = Hook.parse(self.hook)
+        source = CachedSource(self.shards, hook, tokens_per_step=DRAWN, seed=seed)
+        n_batches = max(1, round(tokens / source.tokens_per_step))
+        epochs = range(-(-n_batches // source.steps_per_epoch))
+        drawn = chain.from_iterable(source.train_batches(epoch) for epoch in epochs)
+        raw = [batch.to(DEVICE) for batch in islice(drawn, n_batches)]
+        normalise = Normalisation.measure(torch.cat(raw[:8]).float())
+        held_out = [
+            normalise(source.read("validation", 0, indices).flatten(0, 1))
+            for indices in (torch.arange(first, source.n_validation, 2) for first in (0, 1))
+        ]
+        return Data([normalise(batch) for batch in raw], *held_out)
+
+
+def in_steps(data: Data, tokens_per_step: int) -> Data:
+    """The same tokens in smaller steps."""
+    parts = max(1, DRAWN // tokens_per_step)
+    return data._replace(batches=[part for batch in data.batches for part in batch.chunk(parts)])
+
+
+def train(
+    data: Data,
+    features: int,
+    k: int,
+    lr: float,
+    seed: int,
+    sae_type: SAEType = "batch_topk",
+    compute_dtype: str = "auto",
+) -> Trained:
+    """One of our SAEs, calibrated."""
+    d_in = data.held_out.shape[1]
+    config = SAEConfig(
+        sae_type=sae_type,
+        topk=k,
+        sae_expansion=features // d_in,
+        n_batches_to_dead=max(1, TOKENS_TO_DEAD // len(data.batches[0])),
+    )
+    sae = build(sae_spec(config, Hook(0, "hook_resid_post"), d_in, DEVICE, {}))
+    sae.initialise(generator(seed, "weights"))
+    sae.to(DEVICE)
+    compute = Compute(precision=pick_precision(compute_dtype, DEVICE))
+    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), TrainingConfig(lr=lr), Observer(), compute)
+    for step, x in enumerate(data.batches):
+        trainer.step(Batch(x), learning_rate(step, len(data.batches), lr))
+    sae.calibrate(iter([data.calibration]))
+    return Trained(sae.pre_activations, sae.decode, float(sae.known_threshold))

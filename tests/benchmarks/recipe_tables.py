@@ -1,0 +1,162 @@
+"""The tables of docs/recipe.md that are made from the records of trainings: `make recipe`."""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import yaml
+from trial_records import Record, Records, Settings
+
+from sae_core.utils.files import write_file
+
+ROOT = Path(__file__).resolve().parents[2]
+RECIPE, IDEAS = ROOT / "docs/recipe.md", Path(__file__).parent / "ideas.yaml"
+BLOCK = re.compile(r"(?<=<!-- made by make recipe: )(\S+) -->.*?(?=<!-- end -->)", re.DOTALL)
+BASELINE = "recipe"
+"""The contender that ideas are compared with: the recipe as it is, by the code that they were
+tried with."""
+
+
+@dataclass(frozen=True)
+class Idea:
+    """Something that was tried."""
+
+    name: str
+    what: str
+    source: str
+    verdict: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What trainings have to share to be compared."""
+
+    hook: str
+    features: int
+    k: int
+    tokens_per_step: int
+    tokens: int
+    data: str
+
+    @classmethod
+    def of(cls, settings: Settings) -> "Setup":
+        return cls(**{name: getattr(settings, name) for name in cls.__dataclass_fields__})
+
+    @property
+    def layer(self) -> int:
+        return int(self.hook.split(".")[1])
+
+
+@dataclass(frozen=True)
+class Best:
+    """A contender at its best learning rate, its figures averaged over the seeds."""
+
+    lr: float
+    seeds: frozenset[int]
+    fvu: float
+    dead: float
+    own_fvu: float
+    own_l0: float
+
+    @classmethod
+    def of(cls, records: Iterable[Record]) -> "Best":
+        """Of the rates that most seeds have, the one with the least FVU on the calibration
+        tokens."""
+        by_rate: dict[float, list[Record]] = {}
+        for record in records:
+            by_rate.setdefault(record.settings.lr, []).append(record)
+
+        def merit(lr: float) -> tuple[int, float]:
+            found = by_rate[lr]
+            return -len(found), fmean(record.figures.calibration_fvu for record in found)
+
+        lr = min(by_rate, key=merit)
+        figures = [record.figures for record in by_rate[lr]]
+        means = {
+            name: fmean(getattr(each, name) for each in figures)
+            for name in ("fvu", "dead", "own_fvu", "own_l0")
+        }
+        return cls(lr, frozenset(record.settings.seed for record in by_rate[lr]), **means)
+
+
+def contenders_table(records: Iterable[Record]) -> str:
+    """Each contender at each step size; the last column compares it with ours at the same."""
+    by_setup: dict[Setup, dict[str, list[Record]]] = {}
+    for record in records:
+        by_name = by_setup.setdefault(Setup.of(record.settings), {})
+        by_name.setdefault(record.settings.contender, []).append(record)
+    lines = [
+        "| layer | features | k | tokens | a step | SAE | learning rate | FVU at L0 k | dead "
+        "| at its own threshold: FVU | L0 | ours over it |",
+        "|--:" * 5 + "|---" + "|--:" * 6 + "|",
+    ]
+    for setup, by_name in by_setup.items():
+        bests = {name: Best.of(found) for name, found in by_name.items()}
+        for name, best in bests.items():
+            ratio = f"{bests['ours'].fvu / best.fvu:.3f}" if "ours" in bests else ""
+            lines.append(
+                f"| {setup.layer} | {setup.features:,} | {setup.k} | {setup.tokens:,} "
+                f"| {setup.tokens_per_step:,} | {name} | {best.lr:g} | {best.fvu:.4f} "
+                f"| {best.dead:.1%} | {best.own_fvu:.4f} | {best.own_l0:.1f} | {ratio} |"
+            )
+    return "\n".join(lines)
+
+
+def ideas_table(ideas: Iterable[Idea], records: Iterable[Record]) -> str:
+    """Each idea in each setup, beside the recipe in the same."""
+    by_name: dict[str, dict[Setup, list[Record]]] = {}
+    for record in records:
+        by_setup = by_name.setdefault(record.settings.contender, {})
+        by_setup.setdefault(Setup.of(record.settings), []).append(record)
+    lines = [
+        "| tried | layer | tokens | a step | learning rate | FVU at L0 32 | recipe | less by "
+        "| dead | recipe | verdict |",
+        "|---" + "|--:" * 9 + "|---|",
+    ]
+    for idea in ideas:
+        first = f"{idea.what} ({idea.source})" if idea.source else idea.what
+        setups = by_name.get(idea.name, {})
+        cells = list(_beside_recipe(setups, by_name.get(BASELINE, {}))) or ["| " * 9]
+        verdicts = [idea.verdict, *[""] * (len(cells) - 1)]
+        for cell, verdict in zip(cells, verdicts, strict=True):
+            lines.append(f"| {first} {cell}| {verdict} |")
+            first = ""
+    return "\n".join(lines)
+
+
+def _beside_recipe(
+    setups: dict[Setup, list[Record]], baseline: dict[Setup, list[Record]]
+) -> Iterator[str]:
+    """The cells of an idea, a line a setup; compared on the seeds that both have."""
+    for setup, records in setups.items():
+        idea = Best.of(records)
+        same = [record for record in baseline[setup] if record.settings.seed in idea.seeds]
+        recipe = Best.of(same)
+        yield (
+            f"| {setup.layer} | {setup.tokens:,} | {setup.tokens_per_step:,} | {idea.lr:g} "
+            f"| {idea.fvu:.4f} | {recipe.fvu:.4f} | {1 - idea.fvu / recipe.fvu:.1%} "
+            f"| {idea.dead:.1%} | {recipe.dead:.1%} "
+        )
+
+
+def with_tables(text: str, records: list[Record]) -> str:
+    """A page with its tables made anew."""
+    ideas = [Idea(**entry) for entry in yaml.safe_load(IDEAS.read_text(encoding="utf-8"))["ideas"]]
+    tried = {BASELINE, *(idea.name for idea in ideas)}
+    tables = {
+        "contenders": contenders_table(r for r in records if r.settings.contender not in tried),
+        "ideas": ideas_table(ideas, records),
+    }
+    return BLOCK.sub(lambda block: f"{block[1]} -->\n{tables[block[1]]}\n", text)
+
+
+def main() -> None:
+    """Write the tables."""
+    page = with_tables(RECIPE.read_text(encoding="utf-8"), Records().all())
+    write_file(RECIPE, page)
+
+
+if __name__ == "__main__":
+    main()
