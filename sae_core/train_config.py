@@ -5,15 +5,15 @@ The groups that change the trained SAE (`ModelConfig`, `HookConfig`, `SAEConfig`
 `OutputConfig`, `TrackingConfig`, `PublishingConfig`): the workflow retrains only for the former.
 """
 
-import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from itertools import combinations
-from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Literal
 
 from sae_core.sae.config import TAGS, SAEConfig, SAEType
+from sae_core.settings.groups import part_of
+from sae_core.settings.services import PublishingConfig, TrackingConfig
+from sae_core.settings.texts import OutputConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.limits import (
     InConfiguration,
@@ -28,7 +28,6 @@ from sae_core.utils.limits import (
 from sae_core.utils.naming import (
     MiddleLayerStrategy,
     check_model_name,
-    check_repo_id,
     hook_label,
     own_name,
 )
@@ -44,32 +43,6 @@ HOOK_NAMES = (
     "hook_resid_post",
 )
 """The activations of a block, by TransformerLens's names, in the order in which they arise."""
-
-DEFAULT_DATA_PATH = Path("sae_core/data/processed_data/processed_textbooks_all.json")
-
-
-Settings = TypeVar("Settings")
-
-
-def part_of(kind: type[Settings], settings: Any) -> Settings:
-    """The settings of one of a dataclass's base classes alone."""
-    own = fields(kind)  # type: ignore[arg-type]
-    return kind(**{f.name: getattr(settings, f.name) for f in own})
-
-
-@dataclass(frozen=True)
-class FromEnvironment:
-    """A default that an environment variable replaces, unchecked: an option that is given takes its
-    place."""
-
-    variable: str
-    otherwise: str | None = None
-    kind: Callable[[str], Any] = str
-    """What makes the setting of the variable's text."""
-
-    def __call__(self) -> Any:
-        text = os.environ.get(self.variable)
-        return self.kind(text) if text else self.otherwise
 
 
 @dataclass(frozen=True)
@@ -274,164 +247,6 @@ class RuntimeConfig(ComputeConfig):
 
 
 @dataclass(frozen=True)
-class HarvestConfig:
-    """The workflow's store of activations."""
-
-    passes: PositiveInt = 1
-    """How many different random crops of the corpus are stored; epochs take them in turn. Disk use
-    grows in proportion."""
-
-    harvest_jobs: PositiveInt = 1
-    """Jobs that split the pass of one model, each writing one shard."""
-
-    store: bool = True
-    """Store the activations. Without a store, one job runs the model and trains the SAEs of a batch
-    of layers on what comes out of it; each epoch is another pass, over other crops."""
-
-    layers_per_job: PositiveInt | None = None
-    """Layers whose SAEs a job without a store trains, by default all of a model's that are to be
-    trained. Each job runs the model up to the last of its layers, on a GPU of its own."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-        if self.store and self.layers_per_job:
-            raise SAEError("--layers-per-job is for --no-store; give both or neither")
-        if not self.store and (self.passes, self.harvest_jobs) != (1, 1):
-            raise SAEError("--passes and --harvest-jobs are for a store; leave them out")
-
-
-@dataclass(frozen=True)
-class EvaluationConfig:
-    """How an SAE is evaluated."""
-
-    max_windows: PositiveInt = 256
-    """Maximum number of held-out windows evaluated."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-
-@dataclass(frozen=True)
-class FeaturesConfig:
-    """What the analysis of an SAE's features reads, and what its page shows."""
-
-    corpus_windows: PositiveInt = 4096
-    """Maximum number of windows read; if there are more, an evenly spaced subset."""
-
-    top_windows: PositiveInt = 10
-    """Windows shown per feature, the ones in which it is most active."""
-
-    context_tokens: PositiveInt = 40
-    """Tokens shown per window."""
-
-    map_features: NaturalInt = 1000
-    """Features on the map, the ones with the most activation in total; 0 for no map."""
-
-    probes: bool = True
-    """Train linear probes for the texts' subjects on a few features, and on the activations."""
-
-    absorption_words: NaturalInt = 2000
-    """Words of the model's vocabulary, at most, on which absorption of first-letter features is
-    measured; 0 to leave it out."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-
-
-@dataclass(frozen=True)
-class CorpusConfig:
-    """Texts of any form: a file, a folder of files, or a data set of the Hugging Face Hub."""
-
-    data_path: Path | None = None
-    """A JSON list of texts, JSON lines (also `.gz` and `.zst`), Parquet, a text file, or a folder
-    of such files."""
-
-    data_pattern: Text = "*"
-    """Which files of a folder are read, in alphabetical order; `**/*.txt` also reads its
-    subfolders. Hidden files never are."""
-
-    dataset_id: Text | None = None
-    """A data set of the Hugging Face Hub, in place of --data-path."""
-
-    dataset_name: Text | None = None
-    """Configuration of the data set, where it has several."""
-
-    dataset_split: Text = "train"
-    """Split of the data set."""
-
-    dataset_revision: Text | None = None
-    """Branch, tag or commit of the data set, by default `main`."""
-
-    dataset_streaming: bool = False
-    """Read the data set from the Hub as it is tokenised, and keep no copy of its files; otherwise
-    they are downloaded into the Hub's cache."""
-
-    text_field: Text = "text"
-    """Field that has the text; `a.b` is a field in another one."""
-
-    subject_field: Text | None = None
-    """Field that names the subject of a text, which is shown on the pages of features."""
-
-    subjects: tuple[Text, ...] = ()
-    """Subjects that are read, by default all."""
-
-    max_tokens: PositiveInt | None = None
-    """Number of tokens after which no further text is read."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-        if self.dataset_id:
-            check_repo_id(self.dataset_id, "--dataset-id")
-            if self.data_path not in (None, DEFAULT_DATA_PATH):
-                raise SAEError(
-                    f"--dataset-id {self.dataset_id}: give either --dataset-id or --data-path"
-                )
-        elif self.data_path is None:
-            raise SAEError("--data-path: give it, or --dataset-id for a data set of the Hub")
-        if self.subjects and not self.subject_field:
-            raise SAEError("--subjects needs --subject-field, the field that names the subject")
-
-    @property
-    def place(self) -> str:
-        """The option that names the texts, with its value."""
-        return (
-            f"--dataset-id {self.dataset_id}"
-            if self.dataset_id
-            else f"--data-path {self.data_path}"
-        )
-
-
-@dataclass(frozen=True)
-class TextsConfig(CorpusConfig):
-    """Where the texts come from; an SAE is evaluated on those that it was trained on."""
-
-    data_path: Path = DEFAULT_DATA_PATH
-    """A JSON list of texts, JSON lines (also `.gz` and `.zst`), Parquet, a text file, or a folder
-    of such files."""
-
-    token_root: Path | None = field(default_factory=FromEnvironment("SAE_CORE_TOKENS", kind=Path))
-    """Folder of the tokenised texts, which later runs on the same texts with the same tokenizer
-    use; by default `tokens` in the cache (default: $SAE_CORE_TOKENS)."""
-
-
-@dataclass(frozen=True)
-class OutputConfig(TextsConfig):
-    """Where the texts come from and the results go."""
-
-    output_root: Path = Path("sae_core/pretrained_models")
-    """Folder of the final SAE directories."""
-
-    checkpoint_root: Path = Path("sae_core/checkpoints")
-    """Folder of the checkpoints."""
-
-    run_name: str | None = None
-    """Name of the SAE's folder; built from model, hook and SAE if omitted."""
-
-    quiet: bool = False
-    """Print only the SAE's path and errors."""
-
-
-@dataclass(frozen=True)
 class EndToEndConfig:
     """Losses on what the language model does with the reconstruction."""
 
@@ -476,96 +291,6 @@ class EndToEndConfig:
             )
         if self.block_mse_layers and not self.use_block_mse:
             raise SAEError("--block-mse-layers needs --use-block-mse")
-
-
-@dataclass(frozen=True)
-class TrackingConfig:
-    """Weights & Biases."""
-
-    wandb: bool = False
-    """Track the run with Weights & Biases."""
-
-    wandb_project: Text = field(default_factory=FromEnvironment("WANDB_PROJECT", "sae-training"))
-    """Project (default: $WANDB_PROJECT, else sae-training)."""
-
-    wandb_entity: str | None = field(default_factory=FromEnvironment("WANDB_ENTITY"))
-    """Team or user (default: $WANDB_ENTITY)."""
-
-    wandb_mode: Literal["online", "offline", "disabled"] = field(
-        default_factory=FromEnvironment("WANDB_MODE", "online")
-    )
-    """`online` sends as it happens, `offline` stores for `wandb sync`, `disabled` does neither
-    (default: $WANDB_MODE, else online)."""
-
-    wandb_group: str | None = field(default_factory=FromEnvironment("WANDB_RUN_GROUP"))
-    """Group that the run belongs to (default: $WANDB_RUN_GROUP)."""
-
-    wandb_tags: tuple[str, ...] = ()
-    """Tags of the run."""
-
-    wandb_notes: str | None = None
-    """A note on the run."""
-
-    wandb_log_final_artifact: bool = False
-    """Also store the final SAE directory as an artifact; checkpoints never."""
-
-    def __post_init__(self) -> None:
-        check_limits(self)
-        if self.wandb_mode not in ("online", "offline", "disabled"):
-            raise SAEError(
-                f"WANDB_MODE={self.wandb_mode}: must be online, offline or disabled; or give "
-                "--wandb-mode"
-            )
-        if self.wandb_log_final_artifact and not self.wandb:
-            raise SAEError("--wandb-log-final-artifact needs --wandb; give both or neither")
-
-
-@dataclass(frozen=True)
-class RepoConfig:
-    """A repository on the Hugging Face Hub, and what its model cards say."""
-
-    hf_repo_id: str | None = field(default_factory=FromEnvironment("SAE_HF_REPO_ID"))
-    """Repository to upload to, `owner/name` (default: $SAE_HF_REPO_ID)."""
-
-    hf_private: bool = False
-    """Upload to a private repository only: a new one is created private, a public one is
-    refused."""
-
-    hf_license: str | None = None
-    """License of the SAEs, as the Hub names it (mit, apache-2.0), for the model card."""
-
-    hf_base_model: str | None = None
-    """Hub id of the language model, for the model card; by default its name, if that is a Hub
-    id."""
-
-    hf_dataset: str | None = None
-    """Hub id of the dataset that the texts come from, for the model card."""
-
-    def __post_init__(self) -> None:
-        for option in ("hf_repo_id", "hf_base_model", "hf_dataset"):
-            if getattr(self, option):
-                check_repo_id(getattr(self, option), f"--{option.replace('_', '-')}")
-
-
-@dataclass(frozen=True)
-class PublishingConfig(RepoConfig):
-    """The Hugging Face Hub."""
-
-    upload_to_hf: bool = False
-    """Upload the final SAE directory."""
-
-    def __post_init__(self) -> None:
-        if self.upload_to_hf and not self.hf_repo_id:
-            raise SAEError(
-                "--upload-to-hf needs a repository: give --hf-repo-id owner/name or set "
-                "SAE_HF_REPO_ID"
-            )
-        super().__post_init__()
-
-    @property
-    def repo(self) -> RepoConfig:
-        """Only the settings of the repository."""
-        return part_of(RepoConfig, self)
 
 
 @dataclass(frozen=True)

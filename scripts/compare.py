@@ -9,7 +9,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 import tyro
 
-from sae_core.train_config import ComputeConfig, EvaluationConfig, LoadConfig, TextsConfig
+from sae_core.settings.steps import EvaluationConfig
+from sae_core.settings.texts import TextsConfig
+from sae_core.train_config import ComputeConfig, LoadConfig
 from sae_core.utils import cli
 from sae_core.utils.limits import PositiveInt, check_limits
 

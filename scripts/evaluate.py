@@ -7,13 +7,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core.train_config import (
-    ComputeConfig,
-    EvaluationConfig,
-    LoadConfig,
-    ModelConfig,
-    TrackingConfig,
-)
+from sae_core.settings.services import TrackingConfig
+from sae_core.settings.steps import EvaluationConfig
+from sae_core.train_config import ComputeConfig, LoadConfig, ModelConfig
 from sae_core.utils import cli
 from sae_core.utils.files import write_file
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core.train_config import ComputeConfig, FeaturesConfig, LoadConfig, ModelConfig
+from sae_core.settings.steps import FeaturesConfig
+from sae_core.train_config import ComputeConfig, LoadConfig, ModelConfig
 from sae_core.utils import cli
 from sae_core.utils.files import write_file, write_parts
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
+from sae_core.settings.steps import HarvestConfig
 from sae_core.train_config import (
     ComputeConfig,
     DataConfig,
-    HarvestConfig,
     LoadConfig,
     ModelConfig,
     WindowsConfig,

@@ -6,7 +6,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core.train_config import CorpusConfig, ModelConfig, TextsConfig
+from sae_core.settings.texts import CorpusConfig, TextsConfig
+from sae_core.train_config import ModelConfig
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError
 from sae_core.utils.limits import PositiveInt, check_limits

@@ -12,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 from sae_core.distributed.torchrun import launched
 from sae_core.model_training.wandb_session import log_in
 from sae_core.sae.config import SAEConfig
+from sae_core.settings.services import TrackingConfig
 from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
@@ -19,7 +20,6 @@ from sae_core.train_config import (
     LoadConfig,
     ModelConfig,
     RuntimeConfig,
-    TrackingConfig,
     TrainingConfig,
 )
 from sae_core.utils import cli

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core.train_config import RepoConfig, TrackingConfig
+from sae_core.settings.services import RepoConfig, TrackingConfig
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError
 

@@ -18,7 +18,7 @@ from sae_core.corpus.records import (
 from sae_core.corpus.tokenise import Corpus, Label, Text
 from sae_core.data_processing.sources import Sources, sources_path
 from sae_core.data_processing.texts import stream_texts
-from sae_core.train_config import CorpusConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.files import file_sha256
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from sae_core.corpus.records import is_packed, opened, reading
-from sae_core.train_config import CorpusConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.utils.errors import SAEError
 
 LIST, LINES, PARQUET, PLAIN = "JSON list", "JSON lines", "Parquet", "text"

@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_core.corpus.records import Record, fields_of, no_field
 from sae_core.models.model_places import COMMIT
-from sae_core.train_config import CorpusConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.utils.errors import SAEError, one_line
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from sae_core.data_processing.texts import kind_of
-from sae_core.train_config import CorpusConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.utils.errors import SAEError, is_unicode, one_line
 
 LONGEST = 2**20

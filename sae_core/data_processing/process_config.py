@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from sae_core.data_processing.chapters import EVERYWHERE, HERE
-from sae_core.train_config import DEFAULT_DATA_PATH
+from sae_core.settings.texts import DEFAULT_DATA_PATH
 from sae_core.utils.errors import SAEError
 from sae_core.utils.limits import NaturalInt, PositiveInt, Text, check_limits
 

@@ -10,7 +10,8 @@ from sae_core.evaluation.window_means import WindowMeans
 from sae_core.models.language_model import LanguageModel
 from sae_core.sae.precision import Precision
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import BatchSize, FeaturesConfig
+from sae_core.settings.steps import FeaturesConfig
+from sae_core.train_config import BatchSize
 
 
 def feature_figures(

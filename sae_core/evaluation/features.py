@@ -33,7 +33,8 @@ from sae_core.sae.config import SAESpec
 from sae_core.sae.precision import Precision
 from sae_core.sae.sparse_ops import SparseCode
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import BatchSize, DataConfig, FeaturesConfig
+from sae_core.settings.steps import FeaturesConfig
+from sae_core.train_config import BatchSize, DataConfig
 
 DENSE = 0.03
 """A feature that is active on a larger share of the tokens is not among the interesting ones: such

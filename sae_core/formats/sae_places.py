@@ -4,7 +4,7 @@ import os
 import re
 from pathlib import Path
 
-from sae_core.train_config import OutputConfig
+from sae_core.settings.texts import OutputConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.files import file_sha256
 from sae_core.utils.naming import REPO_ID, SAE_FILES

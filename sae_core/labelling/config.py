@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
-from sae_core.train_config import FromEnvironment
+from sae_core.settings.groups import FromEnvironment
 from sae_core.utils.errors import SAEError
 from sae_core.utils.limits import (
     Limits,

@@ -13,17 +13,16 @@ import tyro
 
 from sae_core.model_training.one_run import Trained, check_services, train_one
 from sae_core.sae.config import SAEConfig
+from sae_core.settings.services import PublishingConfig, TrackingConfig
+from sae_core.settings.texts import OutputConfig
 from sae_core.train_config import (
     BatchSize,
     DataConfig,
     EndToEndConfig,
     HookConfig,
     ModelConfig,
-    OutputConfig,
-    PublishingConfig,
     RunConfig,
     RuntimeConfig,
-    TrackingConfig,
     TrainingConfig,
 )
 from sae_core.utils import cli

@@ -12,13 +12,13 @@ if not __package__:  # run as a file: import the package from the repository it 
 
 import tyro
 
+from sae_core.settings.texts import TextsConfig
 from sae_core.train_config import (
     BatchSize,
     DataConfig,
     LoadConfig,
     ModelConfig,
     RuntimeConfig,
-    TextsConfig,
 )
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from sae_core.model_training.wandb_session import evaluation_summary, is_on, log_in
-from sae_core.train_config import EvaluationConfig, PublishingConfig, RunConfig, TrackingConfig
+from sae_core.settings.services import PublishingConfig, TrackingConfig
+from sae_core.settings.steps import EvaluationConfig
+from sae_core.train_config import RunConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.ranks import is_follower
 

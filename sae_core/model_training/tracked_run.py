@@ -11,7 +11,7 @@ from sae_core.distributed.process_group import ProcessGroup
 from sae_core.lockstep import Training, train_together
 from sae_core.model_training.wandb_utils import WandbRun
 from sae_core.sae_train import train_sae
-from sae_core.train_config import TrackingConfig
+from sae_core.settings.services import TrackingConfig
 from sae_core.trainer.console import Console
 from sae_core.trainer.observers import Observers
 from sae_core.trainer.training_inputs import Activations, Settings

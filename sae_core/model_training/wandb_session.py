@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from sae_core.train_config import TrackingConfig
+from sae_core.settings.services import TrackingConfig
 from sae_core.utils.errors import SAEError, one_line
 from sae_core.utils.files import write_file
 from sae_core.utils.naming import WANDB_NOTE

@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from sae_core.model_training.wandb_session import RunNote, finish, is_on, start
-from sae_core.train_config import TrackingConfig
+from sae_core.settings.services import TrackingConfig
 from sae_core.trainer.events import EpochRecord, Observer
 from sae_core.utils.errors import one_line
 from sae_core.utils.naming import without_paths

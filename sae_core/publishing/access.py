@@ -5,7 +5,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, HfApi, get_token
 from huggingface_hub.hf_api import ModelInfo
 
-from sae_core.train_config import RepoConfig
+from sae_core.settings.services import RepoConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.hub_client import connect, named, patiently
 from sae_core.utils.naming import same_name

@@ -20,7 +20,7 @@ from huggingface_hub.hf_api import RepoFile
 
 from sae_core.publishing.access import repo_info
 from sae_core.publishing.model_card import CARD, SAEFacts, repo_card, sae_card
-from sae_core.train_config import RepoConfig
+from sae_core.settings.services import RepoConfig
 from sae_core.utils.errors import PassingError, SAEError
 from sae_core.utils.files import file_sha256, write_file
 from sae_core.utils.hub_client import connect, named, patiently

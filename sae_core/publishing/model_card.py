@@ -16,7 +16,7 @@ from sae_core.labelling.label_files import SCORES, in_words, read_labels
 from sae_core.labelling.labels import Label
 from sae_core.reporting.summary import COLUMNS, SPLICED_COLUMNS, reading_order, show
 from sae_core.sae.config import SAESpec
-from sae_core.train_config import RepoConfig
+from sae_core.settings.services import RepoConfig
 from sae_core.utils.errors import SAEError, one_line
 from sae_core.utils.files import file_sha256
 from sae_core.utils.naming import (

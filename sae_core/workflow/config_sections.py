@@ -13,19 +13,16 @@ from sae_core.data_processing.process_config import ProcessConfig
 from sae_core.labelling.config import AskingConfig, LabellingConfig
 from sae_core.models.model_sources import SourceConfig
 from sae_core.sae.config import SAEConfig
+from sae_core.settings.groups import FromEnvironment
+from sae_core.settings.services import PublishingConfig, TrackingConfig
+from sae_core.settings.steps import EvaluationConfig, FeaturesConfig, HarvestConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.train_config import (
-    CorpusConfig,
     DataConfig,
     EndToEndConfig,
-    EvaluationConfig,
-    FeaturesConfig,
-    FromEnvironment,
-    HarvestConfig,
     HookConfig,
     ModelConfig,
-    PublishingConfig,
     RuntimeConfig,
-    TrackingConfig,
     TrainingConfig,
 )
 from sae_core.utils.limits import Filled, NaturalInt, Text, annotations

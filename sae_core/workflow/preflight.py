@@ -7,7 +7,7 @@ from sae_core.data_processing.chapters import find_chapters
 from sae_core.data_processing.process_config import ProcessConfig
 from sae_core.formats.sae_places import hub_place
 from sae_core.models.model_sources import ModelRecord
-from sae_core.train_config import CorpusConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.utils.errors import SAEError
 from sae_core.workflow.workflow_config import ModelPlan, Plan
 

@@ -20,23 +20,20 @@ from sae_core.formats.sae_places import content_hashes, local_folder
 from sae_core.labelling.config import AskingConfig, LabellerConfig, LabellingConfig
 from sae_core.models.model_sources import FetchConfig, ModelRecord, SourceConfig
 from sae_core.sae.config import SAEConfig
+from sae_core.settings.groups import part_of
+from sae_core.settings.services import PublishingConfig, TrackingConfig
+from sae_core.settings.steps import EvaluationConfig, FeaturesConfig, HarvestConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.train_config import (
     ComputeConfig,
-    CorpusConfig,
     DataConfig,
     EndToEndConfig,
-    EvaluationConfig,
-    FeaturesConfig,
-    HarvestConfig,
     HookConfig,
     LoadConfig,
     ModelConfig,
-    PublishingConfig,
     RuntimeConfig,
-    TrackingConfig,
     TrainingConfig,
     WindowsConfig,
-    part_of,
 )
 from sae_core.utils.cli import options
 from sae_core.utils.errors import SAEError

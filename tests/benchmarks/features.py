@@ -31,7 +31,8 @@ from sae_core.sae.config import SAEConfig
 from sae_core.sae.kinds import build
 from sae_core.sae.precision import pick_precision
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import DataConfig, FeaturesConfig
+from sae_core.settings.steps import FeaturesConfig
+from sae_core.train_config import DataConfig
 from sae_core.trainer.training_inputs import sae_spec
 
 BATCH = 8

@@ -24,7 +24,8 @@ from sae_core.publishing import hub
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.kinds import KINDS
 from sae_core.sae_train import train_sae
-from sae_core.train_config import DataConfig, RepoConfig, RuntimeConfig, TrainingConfig
+from sae_core.settings.services import RepoConfig
+from sae_core.train_config import DataConfig, RuntimeConfig, TrainingConfig
 from sae_core.trainer.training_inputs import Activations, Provenance, Settings
 from sae_core.training import Observer
 

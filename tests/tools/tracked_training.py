@@ -14,7 +14,7 @@ import tyro
 
 from sae_core.model_training import wandb_session
 from sae_core.model_training.wandb_utils import WandbRun
-from sae_core.train_config import TrackingConfig
+from sae_core.settings.services import TrackingConfig
 from sae_core.training import EpochRecord
 from sae_core.utils import cli
 

@@ -19,7 +19,7 @@ from sae_core.corpus.corpora import read_corpus
 from sae_core.corpus.token_file import TokenFile
 from sae_core.corpus.tokenise import tokenise
 from sae_core.data_processing.sources import Chapter
-from sae_core.train_config import CorpusConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.utils.errors import SAEError
 
 TOPICS = ("physics", "biology", "physics", None)

@@ -26,7 +26,8 @@ from sae_core.evaluation.features import Corpus, tally_features
 from sae_core.evaluation.metrics import evaluate
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae_train import train_from_model
-from sae_core.train_config import DataConfig, EndToEndConfig, FeaturesConfig, ModelConfig, RunConfig
+from sae_core.settings.steps import FeaturesConfig
+from sae_core.train_config import DataConfig, EndToEndConfig, ModelConfig, RunConfig
 from sae_core.trainer.batches import Batches
 from sae_core.trainer.training_inputs import (
     Activations,

@@ -34,7 +34,7 @@ from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.precision import Precision
 from sae_core.sae.sparse_ops import sparse
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import FeaturesConfig
+from sae_core.settings.steps import FeaturesConfig
 from sae_core.utils.errors import SAEError
 
 HOOK = Hook(1, "hook_resid_post")

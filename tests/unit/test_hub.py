@@ -24,7 +24,7 @@ from sae_core import list_pretrained, load_pretrained
 from sae_core.models import model_sources
 from sae_core.models.model_sources import FetchConfig
 from sae_core.publishing import access, hub
-from sae_core.train_config import RepoConfig
+from sae_core.settings.services import RepoConfig
 from sae_core.utils import hub_client as client
 from sae_core.utils.errors import SAEError
 
@@ -279,7 +279,7 @@ def test_a_download_that_is_cut_is_tried_again(server: MiniHub, made: Made) -> N
 SEND = """
 import sys, pathlib
 from sae_core.publishing import hub
-from sae_core.train_config import RepoConfig
+from sae_core.settings.services import RepoConfig
 for name in sys.argv[2:]:
     hub.upload(pathlib.Path(name), None, RepoConfig(hf_repo_id=sys.argv[1]))
 """

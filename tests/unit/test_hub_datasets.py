@@ -14,7 +14,7 @@ from minihub import MiniHub
 from running import ROOT, run_python
 
 from sae_core.corpus.corpora import read_corpus
-from sae_core.train_config import CorpusConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.utils.errors import SAEError
 
 READ = """
@@ -22,7 +22,7 @@ import json, sys
 import datasets
 datasets.config.STREAMING_READ_RETRY_INTERVAL = 0.1
 from sae_core.corpus.corpora import read_corpus
-from sae_core.train_config import CorpusConfig
+from sae_core.settings.texts import CorpusConfig
 from sae_core.utils.errors import SAEError
 found = []
 for options in json.loads(sys.argv[1]):

@@ -21,7 +21,9 @@ from sae_core.publishing import hub
 from sae_core.publishing.model_card import SAEFacts
 from sae_core.sae.config import SAESpec
 from sae_core.sae_train import train_from_model
-from sae_core.train_config import ModelConfig, RepoConfig, RunConfig, TextsConfig
+from sae_core.settings.services import RepoConfig
+from sae_core.settings.texts import TextsConfig
+from sae_core.train_config import ModelConfig, RunConfig
 from sae_core.training import Observer
 from sae_core.utils.cli import parse
 from sae_core.utils.errors import SAEError

@@ -13,7 +13,7 @@ from sae_core.labelling.label_files import write_labels
 from sae_core.labelling.labels import Label
 from sae_core.publishing.hub import run_files
 from sae_core.publishing.model_card import BEGIN, END, SAEFacts, repo_card, sae_card
-from sae_core.train_config import RepoConfig
+from sae_core.settings.services import RepoConfig
 from sae_core.utils.errors import SAEError
 
 NAME = "Qwen_Qwen3-0.6B.blocks.13.hook_resid_post.btop3sae.exp4"

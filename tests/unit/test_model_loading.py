@@ -30,7 +30,8 @@ from sae_core.models.model_configuration import check_window, context_length
 from sae_core.models.model_facts import check_hook, model_facts
 from sae_core.models.model_sources import FetchConfig, SourceConfig, fetch
 from sae_core.sae.precision import pick_precision
-from sae_core.train_config import DataConfig, ModelConfig, OutputConfig, RunConfig
+from sae_core.settings.texts import OutputConfig
+from sae_core.train_config import DataConfig, ModelConfig, RunConfig
 from sae_core.trainer.checked_run import check_run
 from sae_core.utils.devices import device_map, pick_device, pick_dtype
 from sae_core.utils.errors import SAEError

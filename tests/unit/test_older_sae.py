@@ -32,13 +32,10 @@ from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.models.model_sources import ModelRecord
 from sae_core.publishing import hub
 from sae_core.reporting.page import read_run
-from sae_core.train_config import (
-    EvaluationConfig,
-    FeaturesConfig,
-    LoadConfig,
-    RepoConfig,
-    TextsConfig,
-)
+from sae_core.settings.services import RepoConfig
+from sae_core.settings.steps import EvaluationConfig, FeaturesConfig
+from sae_core.settings.texts import TextsConfig
+from sae_core.train_config import LoadConfig
 from sae_core.utils.errors import SAEError
 
 ROOT = Path(__file__).resolve().parents[2]

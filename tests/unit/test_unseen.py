@@ -18,7 +18,8 @@ from sae_core.formats.checkpoint import save_sae
 from sae_core.model_training.eval_sae_minibatch import Minibatch, measure
 from sae_core.models.model_sources import model_sha256
 from sae_core.sae.config import SAESpec
-from sae_core.train_config import LoadConfig, TextsConfig
+from sae_core.settings.texts import TextsConfig
+from sae_core.train_config import LoadConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.files import file_sha256
 
