@@ -112,7 +112,7 @@ class AuxiliaryLoss(NamedTuple):
         gradients = sae.W_enc.grad.T, sae.b_enc.grad, sae.W_dec.grad
         for gradient, rows in zip(gradients, self.copies, strict=True):
             assert gradient is not None and rows.grad is not None
-            gradient.index_add_(0, self.dead, rows.grad)
+            gradient[self.dead] += rows.grad
 
 
 def _splice() -> ModuleType:

@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_core.sae.sparse_ops import SparseCode
+from sae_core.sae.sparse_ops import SparseCode, add_at
 
 SAMPLE = 16
 """Windows of a feature that are kept at random, for its lower quantiles."""
@@ -320,10 +320,10 @@ class Tally:
     ) -> None:
         self.count += self._bincount(feature)
         precise = value.to(self.total.dtype)
-        self.total.index_add_(0, feature, precise)
+        add_at(self.total, feature, precise)
         if subject is not None:
             cell = feature * self.n_subjects + subject[row]
-            self.by_subject.view(-1).index_add_(0, cell, precise)
+            add_at(self.by_subject.view(-1), cell, precise)
         n_bins = self.histogram.shape[1]
         bin_ = ((value.log2() + OCTAVES) * BINS_AN_OCTAVE).long().clamp(0, n_bins - 1)
         self.histogram.view(-1).index_add_(0, feature * n_bins + bin_, torch.ones_like(feature))

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sae_core.models.architectures import block_component, hook_paths
 from sae_core.models.loading import load_causal_model, load_tokenizer
@@ -200,10 +201,13 @@ class LanguageModel:
         """`hidden` when the (B, L, D) activations at `hook` are replaced by `value`, without
         running the blocks before the hook again.
 
-        `residual` is what the clean pass had at `resume_point(hook)`. Gradients flow to `value`.
+        `residual` is what the clean pass had at `resume_point(hook)`. Gradients flow to `value`,
+        and are the same every time: on CUDA those of fused attention are summed without an order.
         """
         found: dict[Hook, Tensor] = {}
         with ExitStack() as stack:
+            if value.is_cuda and value.requires_grad:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if hook.hook_name == "hook_resid_post":
                 stack.enter_context(self._skipping(hook.layer + 1, value))
             else:

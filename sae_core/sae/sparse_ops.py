@@ -266,6 +266,19 @@ def _largest_of_all(value: Tensor, total: int, group: ProcessGroup) -> tuple[Ten
     return own - first, float(values[kept].min())
 
 
+def add_at(sums: Tensor, index: Tensor, value: Tensor) -> None:
+    """Add each of (P,) values to the one of `sums` (n,) that its index (P,) says, in their order.
+
+    On CUDA `index_add_` has no order, so values there are sorted by index and added in runs.
+    """
+    if sums.device.type != "cuda":
+        sums.index_add_(0, index, value)
+        return
+    ordered, order = torch.sort(index, stable=True)
+    offsets = torch.searchsorted(ordered, torch.arange(len(sums) + 1, device=sums.device))
+    sums += torch.segment_reduce(value[order], "sum", offsets=offsets)
+
+
 def _factor(device: torch.device) -> int:
     return 1 if device.type == "cpu" else GPU_FACTOR
 

@@ -3,7 +3,8 @@
     python tests/tools/pretend_gpu.py scripts/evaluate.py --device cuda ...
 
 An operation that mixes both kinds fails, as it would on a GPU, and so does NumPy's access to a
-tensor there. Everything that asks for the device takes the branch for CUDA.
+tensor there, and a sum that would have another order there every time. Everything that asks for the
+device takes the branch for CUDA.
 """
 
 import runpy
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from ordered_sums import OrderedSums
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._pytree import tree_leaves, tree_map
@@ -197,6 +199,7 @@ def pretend() -> None:
     torch.cuda.get_device_capability = lambda device=None: (9, 0)
     torch.cuda.empty_cache = lambda: None
     pretended_streams(setattr)
+    OrderedSums().__enter__()
     PretendGPU().__enter__()
 
 

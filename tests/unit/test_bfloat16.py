@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from ordered_sums import OrderedSums
 from pretend_gpu import GPU, PretendGPU, _move_module
 from short_training import make_sae
 from synthetic import BATCH_KINDS, KINDS, SparseDirections, normal, random_sae
@@ -13,7 +14,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_core.sae import dense_ops, sparse_ops
-from sae_core.sae.losses import reconstruction_loss
+from sae_core.sae.losses import l1_loss, reconstruction_loss
 from sae_core.sae.precision import Precision
 from sae_core.sae.sparse_code import Weights
 from sae_core.sae_base import Compute, SparseAutoencoder
@@ -39,11 +40,15 @@ class Products(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("dense", [True, False], ids=["dense", "pairs"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_training_on_a_gpu_multiplies_bfloat16_alone(kind: str) -> None:
-    """Steps with dead features, a validation and a calibration; the code is dense or pairs."""
-    source = SparseDirections()
-    with PretendGPU(), Products() as products:
+def test_a_training_on_a_gpu_multiplies_bfloat16_alone(
+    kind: str, dense: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Steps with dead features, a validation and a calibration. And every sum has its order."""
+    monkeypatch.setattr(dense_ops, "DENSE_SHARE", 0.0 if dense else 1.0)
+    source = SparseDirections(n_train=24)
+    with PretendGPU(), OrderedSums(), Products() as products:
         sae = make_sae(kind, n_dead=9, aux_penalty=0.5)
         if kind in BATCH_KINDS:
             sae.threshold.fill_(0.3)  # without a guess, the first calibration is in float32
@@ -119,6 +124,10 @@ def test_a_step_on_a_gpu_is_that_of_float64(
     assert set(found) == set(right) and len(right) >= 8
     for name, tensor in right.items():
         assert_close_to(found[name], tensor, name, 0.02)
+
+
+def test_a_norm_is_summed_in_float32() -> None:
+    assert float(l1_loss(torch.ones(1001).bfloat16(), 1)) == 1001
 
 
 def weights(dtype: torch.dtype = torch.float64) -> Weights:
