@@ -61,7 +61,7 @@ test: lint
 # The longest first, so that no core idles at the end.
 test-all: lint $(PEERS)/.installed
 	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --durations=30 \
-	  tests/workflow tests/interop tests/unit
+	  tests/conda tests/workflow tests/interop tests/unit
 
 test-interop: setup $(PEERS)/.installed
 	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --numprocesses=0 tests/interop

@@ -184,3 +184,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # py-rattler's threads may crash an interpreter that ends
