@@ -1,31 +1,38 @@
 """What each feature fires on in a few words, without any LLM: `photosynthesis (84%), biology`.
 
-The names come from the windows in which a feature is most active: what most of their peaks share.
-The share is that of the feature's whole activation, on a random sample of the tokens on which it
-is active. What can be shared, in the order in which it is looked for:
+The names come from the windows in which a feature is most active: what most of their peaks share,
+where a window counts by its activation. The share in brackets is that of the feature's whole
+activation, on a random sample of the tokens on which it is active. What can be shared, in the order
+in which it is looked for:
 
 * up to three words, in lower case: `acid, acids (62%)`
+* a class of words: `years (93%)`, `formulas`, `exponents`
 * a piece of different words: `…ation (71%)`
-* a class of tokens: `numbers (93%)`
+* a wider class: `numbers (93%)`, `punctuation`, `capital letters`, white space
+* up to three pieces: `paul…, …yl… (35%)`
 * the word before: `after “of” (88%)`
 * a word in the tokens before: `near “enzyme” (70%)`
 
-A feature whose peaks share nothing is named by three of their words. A position or a subject
-follows if nearly all of the activation is there.
+The last two count only if chance gives them to one feature in a hundred at most. A feature whose
+peaks share nothing is `mixed`, with three of their words: `mixed: steel, reverse, virus (9%)`. A
+position or a subject follows if nearly all of the activation is there.
 """
 
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 from sae_core.evaluation.features import DENSE, FEW_WINDOWS, SPECIFIC, FeatureTable
+from sae_core.evaluation.tally import Records
 from sae_core.evaluation.words import END_SIGN, SIGNS, Words
 
 MOST_NAMES = 3
 """Words in a label."""
 
-SHARED = 0.6
+SHARED = 0.55
 """Share of the top windows from which on something is common to them."""
 
 CLASS_SHARED = 0.8
@@ -34,8 +41,14 @@ CLASS_SHARED = 0.8
 NEAR = 30
 """Tokens before a peak in which a word is looked for."""
 
-COMMON = 0.3
-"""A word that stands in a larger share of stretches of `NEAR` tokens says nothing."""
+CHANCE = 0.01
+"""A context that the peaks share with more than this probability by chance says nothing."""
+
+YEAR = re.compile("1[0-9]{3}s?|20[0-9]{2}s?")
+"""From 1000 to 2099, and decades."""
+
+RAISED, LOWERED = re.compile("[²³¹⁰-ⁿ]"), re.compile("[₀-ₜ]")
+"""Superscripts and subscripts."""
 
 AT_START = 4
 """Tokens at the start of a text or a window."""
@@ -59,6 +72,8 @@ class _Peaks(NamedTuple):
 
     top: list[int]
     """The peaks of its top windows, the strongest first."""
+    heights: list[float]
+    """The activations there, with the sum 1."""
     sample: list[int]
     """A random sample of the tokens on which it is active."""
     weights: list[float]
@@ -70,7 +85,7 @@ class _Pattern(NamedTuple):
 
     text: str
     cover: float
-    """Share of the top windows that have it."""
+    """Share of the top windows, each by its activation, that have it."""
     share: float
     """Share of the activation."""
     base: float
@@ -102,24 +117,15 @@ class DefaultLabels:
     def of_all(self) -> list[Label]:
         """One label for each of the F features, in their order."""
         table = self.table
-        best, spread = table.best, table.spread
         found = []
         for feature, n in enumerate(table.tally.count.tolist()):
             if n == 0:
                 first = int(table.tally.at_first[feature]) > 0
                 found.append(Label("position 0 only" if first else "never active", -1.0, []))
                 continue
-            places, values = spread.place[feature].tolist(), spread.value[feature].tolist()
-            total = sum(values)
+            top, heights = _weighted(table.best, feature)
             found.append(
-                self._label(
-                    feature,
-                    _Peaks(
-                        [p for p in best.place[feature].tolist() if p >= 0],
-                        [p for p in places if p >= 0],
-                        [v / total for p, v in zip(places, values, strict=True) if p >= 0],
-                    ),
-                )
+                self._label(feature, _Peaks(top, heights, *_weighted(table.spread, feature)))
             )
         return found
 
@@ -153,49 +159,78 @@ class DefaultLabels:
         return self._strongest_words(peaks)
 
     def _other_patterns(self, peaks: _Peaks) -> Iterator[_Pattern | None]:
-        yield self._shared(peaks, self._piece, lambda keys: str(keys[0]), _rare, most=1)
-        kinds = self._shared(peaks, self._kind, lambda keys: str(keys[0]), lambda _: 0.1, most=1)
-        yield kinds if kinds and kinds.cover >= CLASS_SHARED else None
-        yield self._shared(
-            peaks, self._word_before, lambda keys: f"after {self._quoted(keys)}", self._base
-        )
-        yield self._shared(
-            peaks, self._words_near, lambda keys: f"near {self._quoted(keys)}", self._base_near,
-            most=1,
+        named = partial(self._named_pieces, peaks.top)
+        yield self._class(peaks, self._narrow_class)
+        yield self._shared(peaks, self._piece, named, _rare, most=1)
+        yield self._class(peaks, self._wide_class)
+        yield self._shared(peaks, self._piece_of_word, named, _rare)
+        yield self._context(peaks, "after", self._word_before, self._base)
+        yield self._context(peaks, "near", self._words_near, self._base_near)
+
+    def _class(self, peaks: _Peaks, keys: Keys) -> _Pattern | None:
+        found = self._shared(peaks, keys, lambda names: str(names[0]), lambda _: 0.1, most=1)
+        return found if found and found.cover >= CLASS_SHARED else None
+
+    def _context(
+        self, peaks: _Peaks, relation: str, keys: Keys, base: Callable[[Any], float]
+    ) -> _Pattern | None:
+        """A word before nearly all of enough peaks, which chance does not explain."""
+        n = len(peaks.top)
+        found = self._shared(
+            peaks._replace(heights=[1 / n] * n), keys,
+            lambda words: f"{relation} “{self._named_words(words)}”", base, most=1,
         )  # fmt: skip
+        if found is None or n < FEW_WINDOWS or found.share < SHARED:
+            return None
+        if found.cover < CLASS_SHARED or self._by_chance(found, n) > CHANCE:
+            return None
+        return found
 
     def _shared(
         self,
         peaks: _Peaks,
         keys: Keys,
-        named: Callable[[list[Hashable]], str],
-        base: Callable[[Hashable], float],
+        named: Callable[[list[Any]], str],
+        base: Callable[[Any], float],
         most: int = MOST_NAMES,
     ) -> _Pattern | None:
         """The pattern of the keys that come back in the top windows."""
         count = Counter(key for place in peaks.top for key in keys(place))
         again = min(2, math.ceil(len(peaks.top) / 2))
-        names = [key for key, n in count.most_common(most) if n >= again]
+        heights: Counter[Hashable] = Counter()
+        for place, height in zip(peaks.top, peaks.heights, strict=True):
+            heights.update({key: height for key in keys(place) if count[key] >= again})
+        names = [key for key, _ in heights.most_common(most)]
         if not names:
             return None
-        chosen = set(names)
-        cover = sum(not chosen.isdisjoint(keys(place)) for place in peaks.top) / len(peaks.top)
         return _Pattern(
-            named(names), cover, self._share(peaks, keys, chosen), sum(map(base, names))
+            named(names),
+            _share(peaks.top, peaks.heights, keys, names),
+            _share(peaks.sample, peaks.weights, keys, names),
+            sum(map(base, names)),
         )
 
-    @staticmethod
-    def _share(peaks: _Peaks, keys: Keys, chosen: set[Hashable]) -> float:
-        places = zip(peaks.sample, peaks.weights, strict=True)
-        return sum(w for place, w in places if not chosen.isdisjoint(keys(place)))
+    def _by_chance(self, pattern: _Pattern, n: int) -> float:
+        """How often `n` windows share some word like this by chance, at most: the upper tail of a
+        binomial distribution, times the number of words (Bonferroni)."""
+        base, least = pattern.base, round(pattern.cover * n)
+        tail = sum(math.comb(n, k) * base**k * (1 - base) ** (n - k) for k in range(least, n + 1))
+        return tail * len(self.words.names)
 
     def _strongest_words(self, peaks: _Peaks) -> _Pattern:
-        """The words of the most peaks; of those on as many, the strongest."""
-        words = Counter(self._ids[place] for place in peaks.top).most_common(MOST_NAMES)
-        names = [word for word, _ in words]
-        cover = sum(self._ids[place] in names for place in peaks.top) / len(peaks.top)
-        share = self._share(peaks, self._word, set(names))
-        return _Pattern(self._named_words(names), cover, share, sum(map(self._base, names)))
+        """The words of the strongest peaks."""
+        heights: Counter[int] = Counter()
+        for place, height in zip(peaks.top, peaks.heights, strict=True):
+            heights[self._ids[place]] += height  # type: ignore[assignment]
+        names = [word for word, _ in heights.most_common(MOST_NAMES)]
+        cover = sum(heights[name] for name in names)
+        said = self._named_words(names)
+        return _Pattern(
+            said if cover >= SHARED else f"mixed: {said}",
+            cover,
+            _share(peaks.sample, peaks.weights, self._word, names),
+            sum(map(self._base, names)),
+        )
 
     # What a place has
 
@@ -207,42 +242,60 @@ class DefaultLabels:
 
     def _words_near(self, place: int) -> set[int]:
         start = max(place - place % self.length, place - NEAR)
-        near = set(self._ids[start:place]) - {self._ids[place]}
-        return {word for word in near if self._base_near(word) < COMMON and self._is_word(word)}
+        return set(filter(self._is_word, self._ids[start:place])) - {self._ids[place]}
 
     def _piece(self, place: int) -> list[str]:
-        """The token, if it is only a part of its word."""
-        window, at = divmod(place, self.length)
-        piece = self.words.pieces[window][at]
-        text, word = piece.strip().lower(), self.words.names[self._ids[place]]
-        if not text or text == word or not text.isalnum():
-            return []
-        first = "" if word.startswith(text) and piece != piece.lstrip() else "…"
-        return [f"{first}{text}" + ("" if word.endswith(text) and first else "…")]
+        """The token, as a part of its word or the whole of it."""
+        text = self._text(place).lower()
+        return [text] if text.isalnum() else []
 
-    def _kind(self, place: int) -> list[str]:
-        word = self.words.names[self._ids[place]]
+    def _piece_of_word(self, place: int) -> list[str]:
+        return [piece for piece in self._piece(place) if not piece.isdigit()]
+
+    def _narrow_class(self, place: int) -> list[str]:
+        word = self._name(place)
+        if YEAR.fullmatch(word):
+            return ["years"]
+        if RAISED.search(self._text(place) or word):
+            return ["exponents"]
+        return ["formulas"] if LOWERED.search(word) else []
+
+    def _wide_class(self, place: int) -> list[str]:
+        word, text = self._name(place), self._text(place)
         if word[0] in SIGNS.values():
             return ["line breaks"] if SIGNS["\n"] in word else ["spaces"]
-        if any(c.isdigit() for c in word):
+        if any(map(str.isdigit, text or word)):
             return ["numbers"]
-        if not any(c.isalpha() for c in word):
+        if not any(map(str.isalpha, word)):
             return ["punctuation"]
+        return ["capital letters"] if text[:1].isupper() else []
+
+    def _text(self, place: int) -> str:
         window, at = divmod(place, self.length)
-        return ["capital letters"] if self.words.pieces[window][at].strip()[:1].isupper() else []
+        return self.words.pieces[window][at].strip()
+
+    def _name(self, place: int) -> str:
+        return self.words.names[self._ids[place]]
 
     # How it is written, and how frequent it is
 
-    def _named_words(self, keys: Sequence[Hashable]) -> str:
-        return ", ".join(_said(self.words.names[key]) for key in keys)  # type: ignore[call-overload]
+    def _named_words(self, words: Sequence[int]) -> str:
+        return ", ".join(_said(self.words.names[word]) for word in words)
 
-    def _quoted(self, keys: Sequence[Hashable]) -> str:
-        return ", ".join(f"“{self._named_words([key])}”" for key in keys)
+    def _named_pieces(self, places: Sequence[int], pieces: Sequence[str]) -> str:
+        """With dots where the words that they are in go on; of one word only, the word itself."""
+        found = []
+        for piece in pieces:
+            words = {self._name(place) for place in places if self._piece(place) == [piece]}
+            before = "" if all(word.startswith(piece) for word in words) else "…"
+            after = "" if all(word.endswith(piece) for word in words) else "…"
+            found.append(f"{before}{piece}{after}" if len(words) > 1 else words.pop())
+        return ", ".join(dict.fromkeys(found))
 
-    def _base(self, word: Hashable) -> float:
+    def _base(self, word: int) -> float:
         return self._counts[word] / self.n_tokens
 
-    def _base_near(self, word: Hashable) -> float:
+    def _base_near(self, word: int) -> float:
         return 1 - (1 - self._base(word)) ** NEAR
 
     def _is_word(self, word: int) -> bool:
@@ -271,6 +324,28 @@ class DefaultLabels:
             share, index = self.table.shares[feature].max(0)
             if float(share) >= SPECIFIC:
                 yield self.subjects[int(index)]
+
+
+def _weighted(records: Records, feature: int) -> tuple[list[int], list[float]]:
+    """The places of a feature's records, and its activations there as shares of their sum."""
+    places, values = records.place[feature].tolist(), records.value[feature].tolist()
+    total = sum(values)
+    kept = [
+        (place, value / total) for place, value in zip(places, values, strict=True) if place >= 0
+    ]
+    return [place for place, _ in kept], [share for _, share in kept]
+
+
+def _share(
+    places: Sequence[int], weights: Sequence[float], keys: Keys, names: Sequence[Hashable]
+) -> float:
+    """The weight of the places that have one of the names."""
+    chosen = set(names)
+    return sum(
+        weight
+        for place, weight in zip(places, weights, strict=True)
+        if not chosen.isdisjoint(keys(place))
+    )
 
 
 def _rare(_: Hashable) -> float:

@@ -98,7 +98,8 @@ class Words:
     """The words of a corpus, W windows of L tokens, in lower case.
 
     A token that is no part of a word, such as a comma or a line break, counts as a word by itself.
-    Words contain no white space. Takes W L (12 + 8) bytes, besides the distinct words.
+    Words contain no white space, and parts of a character have its name. Takes W L (12 + 8) bytes,
+    besides the distinct words.
     """
 
     def __init__(self, pieces: Pieces, tokens: Tensor, end_of_text: int) -> None:
@@ -129,26 +130,36 @@ class Words:
             if number == len(self.names):
                 self.names.append(word)
             is_space = word[0] in SIGNS.values()
-            if not is_space and (span is None or span != open_span):
+            if not is_space and span != open_span:
                 last, current = current, number
             ids.append(number)
             before.append(current if is_space else last)
             open_span = span
         return ids, before
 
-    def _words(self, pieces: list[str]) -> Iterator[tuple[str, tuple[int, int] | None]]:
-        """Each token's word, and where it is in the text if it is one of letters or digits."""
+    def _words(self, pieces: list[str]) -> Iterator[tuple[str, tuple[int, int]]]:
+        """Each token's word, and where it is in the text."""
         text = "".join(pieces)
         spans = [match.span() for match in WORD.finditer(text)]
         start = at = 0
-        for piece in pieces:
-            first = start + len(piece) - len(piece.lstrip())
-            start += len(piece)
+        for piece, whole in zip(pieces, _whole(pieces), strict=True):
+            first = start + len(whole) - len(whole.lstrip())
             while at < len(spans) and spans[at][1] <= first:
                 at += 1
-            if piece == self._end:
-                yield END_SIGN, None
+            if whole == self._end:
+                yield END_SIGN, (start, start + len(whole))
             elif at < len(spans) and spans[at][0] <= first:
                 yield text[slice(*spans[at])][:LONGEST].lower(), spans[at]
             else:
-                yield signs(piece.strip() or piece or "◌")[:LONGEST], None
+                shown = signs(whole.strip() or whole or "◌")[:LONGEST]
+                yield shown, (start, start + len(whole))
+            start += len(piece)
+
+
+def _whole(pieces: list[str]) -> list[str]:
+    """Each piece, or the character that it is a part of, which its last part stands for."""
+    found, later = [], ""
+    for piece in reversed(pieces):
+        later = piece or later
+        found.append(later)
+    return found[::-1]

@@ -57,11 +57,10 @@ class Tokenizer:
 
 
 class Read:
-    """The texts as windows; two subjects."""
+    """Texts as windows; two subjects."""
 
-    def __init__(self) -> None:
+    def __init__(self, texts: Sequence[str]) -> None:
         tokenizer = Tokenizer()
-        texts = [made_up(i) for i in range(N_TEXTS)]
         ids, text = [], []
         for number, sentence in enumerate(texts):
             tokens = [*tokenizer.read(sentence), 0]
@@ -86,8 +85,22 @@ class Read:
     def on(self, *words: str, strength: float = 1.0) -> list[float]:
         return [strength * (name in words) for name in self.names]
 
+    def once(self, *words: str, strength: float = 1.0) -> list[float]:
+        """On one token of each word, none in the window of another."""
+        active, taken = [0.0] * len(self.names), set[int]()
+        for word in words:
+            at = next(
+                i for i, n in enumerate(self.names)
+                if n == word and i // LENGTH not in taken and i % LENGTH
+            )  # fmt: skip
+            taken.add(at // LENGTH)
+            active[at] = strength
+        return active
 
-READ = Read()
+
+READ = Read([made_up(i) for i in range(N_TEXTS)])
+DIFFERENT = ("plant", "makes", "needs", "light", "hydrogen", "atoms", "oxygen", "gravity", "rain")
+"""Words of different sentences and places."""
 
 
 def test_words_are_whole_lower_case_and_know_the_word_before() -> None:
@@ -124,9 +137,39 @@ def test_a_piece_of_different_words() -> None:
     assert label.text == "…tion (100%)"
 
 
+def test_a_piece_beside_a_word() -> None:
+    pieces = [i for i, piece in enumerate(READ.pieces) if piece == "tion"][:5]
+    active = READ.once(*["light"] * 5)
+    for i in pieces:
+        active[i] = 1.0
+    [label] = READ.label(active)
+    assert label.text == "light, …tion (100%), one"
+
+
+def test_a_strong_window_counts_more_than_a_weak_one() -> None:
+    strong, weak = READ.once("acid", "acid", strength=50.0), READ.once(*DIFFERENT)
+    [label] = READ.label([max(pair) for pair in zip(strong, weak, strict=True)])
+    assert re.fullmatch(r"acid \(9\d%\), one", label.text)
+
+
+def test_peaks_that_share_nothing_are_called_mixed() -> None:
+    few, many = READ.label(READ.once(*DIFFERENT[:3]), READ.once(*DIFFERENT))
+    assert few.text == "plant, needs, makes (100%), one"
+    assert re.fullmatch(r"mixed: \w+, \w+, \w+ \(33%\), one", many.text)
+
+
 def test_a_class_of_tokens() -> None:
     [label] = READ.label([float(name.isdigit()) for name in READ.names])
     assert label.text == "numbers (100%)"
+
+
+def test_years_are_told_from_other_numbers() -> None:
+    read = Read([f"It was said that in {1780 + i % 200} they had {i}." for i in range(N_TEXTS)])
+    years = [float(bool(re.fullmatch("1[789]..", name))) for name in read.names]
+    numbers = [float(name.isdigit()) - y for name, y in zip(read.names, years, strict=True)]
+    assert [label.text for label in read.label(years, numbers)] == [
+        "years (100%)", "numbers (100%)",
+    ]  # fmt: skip
 
 
 def test_the_word_before() -> None:
@@ -145,6 +188,16 @@ def test_a_word_that_stands_before_all_peaks() -> None:
         active[min(i + 1 + n % 3, len(active) - 1)] = 1.0
     [label] = READ.label(active)
     assert label.text.startswith("near “enzyme” (")
+
+
+def test_a_context_of_few_windows_may_be_chance() -> None:
+    """Three words after the same one, which are not all after it."""
+    at = [i + 1 for i, name in enumerate(READ.names) if name == "enzyme" and i % LENGTH < 20][::4]
+    active = [0.0] * len(READ.names)
+    for i in at[:4]:
+        active[i] = 1.0
+    [label] = READ.label(active)
+    assert "enzyme" not in label.text and "after" not in label.text
 
 
 def test_subject_and_silence() -> None:

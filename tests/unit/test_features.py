@@ -29,7 +29,7 @@ from sae_core.evaluation.features import (
     tally_features,
 )
 from sae_core.evaluation.tally import Tally, TokenSample, hashed
-from sae_core.evaluation.words import Pieces
+from sae_core.evaluation.words import Pieces, Words
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.precision import Precision
 from sae_core.sae.sparse_ops import sparse
@@ -390,6 +390,10 @@ def test_characters_of_several_tokens_are_whole() -> None:
     pieces = Pieces(Bytes()).of(list("a₂ b→".encode()))
     assert pieces == ["a", "", "", "₂", " ", "b", "", "", "→"]
     assert Pieces(Bytes()).of([0xE2, 0x61, 0xC2]) == ["‹E2›", "a", "‹C2›"]
+    words = Words(Pieces(Bytes()), torch.tensor([list("a b→, c".encode())]), 0)
+    names, before = ([words.names[i] for i in row] for row in (words.ids, words.before))
+    assert names == ["a", "b", "b", "→", "→", "→", ",", "c", "c"]
+    assert before[3:7] == ["b", "b", "b", "→"]
     cut = Pieces(Bytes()).of(list("→₂→".encode()[1:-1]))
     assert cut == ["‹86›", "‹92›", "", "", "₂", "‹E2›", "‹86›"], "only what is cut is not whole"
 
