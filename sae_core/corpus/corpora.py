@@ -15,7 +15,8 @@ from sae_core.corpus.records import (
     text_of,
     value_of,
 )
-from sae_core.corpus.tokenise import Corpus, Label, Text
+from sae_core.corpus.token_writer import Label, Text
+from sae_core.corpus.tokenise import Corpus
 from sae_core.data_processing.sources import Sources, sources_path
 from sae_core.data_processing.texts import stream_texts
 from sae_core.settings.texts import CorpusConfig

@@ -80,19 +80,23 @@ def _delete_leftovers(path: Path) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def new_folder(folder: Path, resumes: bool = False) -> Iterator[Path]:
     """A folder to write files into, which in the end replaces `folder`: there are never
     some of the old files and some of the new, and whatever fails, the old ones stay.
 
     The old folder is moved aside for the new one; if the process dies between the two moves,
     the next write moves it back first.
+
+    Args:
+        resumes: the block can go on with what an interrupted one has left, which is kept unless
+            the user has to put something right.
     """
     staging = folder.with_name(f".{folder.name}.writing")
     retired = bring_back(folder)
-    for leftover in (staging, retired):
+    for leftover in (retired,) if resumes else (staging, retired):
         shutil.rmtree(leftover, ignore_errors=True)
     try:
-        staging.mkdir(parents=True)
+        staging.mkdir(parents=True, exist_ok=resumes)
         yield staging
         sync(staging)
         if folder.exists():
@@ -105,8 +109,10 @@ def new_folder(folder: Path) -> Iterator[Path]:
             raise
         sync(folder.parent)
         shutil.rmtree(retired, ignore_errors=True)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+    except BaseException as error:
+        if not resumes or (isinstance(error, SAEError) and not isinstance(error, PassingError)):
+            shutil.rmtree(staging, ignore_errors=True)
+        raise
 
 
 def bring_back(folder: Path) -> Path:

@@ -1,6 +1,8 @@
 """Tokenised texts: the same windows as from lists of texts, whatever the processes and batches."""
 
+import errno
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from by_definition import in_memory, split_texts, stream
+from running import run_here
 from tiny_model import tokenizer
 from transformers import ByT5Tokenizer
 
@@ -272,6 +275,109 @@ def runs(pid: int) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize(
+    ("processes", "options"),
+    [(2, []), (1, ["--max-tokens", "1500"]), (1, ["--subject-field", "subject"])],
+)
+def test_a_command_that_is_killed_goes_on_where_it_was(
+    processes: int,
+    options: list[str],
+    texts: list[str],
+    tiny_model: Path,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(module, "BATCH_TEXTS", 2)
+    monkeypatch.setattr(module, "STORE_SECONDS", 0.0)
+    records = [{"text": t, "subject": SUBJECTS[i // 3 % 2]} for i, t in enumerate(texts)]
+    records[3:3] = [{"text": " ", "subject": "none"}] * 2
+    lines = [json.dumps(record) for record in records]
+    (tmp_path / "texts.jsonl").write_text("\n".join(lines))
+    words = ["--data-path", tmp_path / "texts.jsonl", "--tokenizer", tiny_model, *options]
+    words += ["--processes", processes]
+
+    def ends(strike: int | None) -> bool:
+        """Whether the command ends by itself; it is killed as it is about to add a batch."""
+        child = os.fork()
+        if not child:
+            kill_at(monkeypatch, tmp_path / "added", strike)
+            run_here(root / "scripts/tokenize_corpus.py", *words, "--output", tmp_path / "tokens")
+            os._exit(0)
+        return os.waitpid(child, 0)[1] == 0
+
+    run_here(root / "scripts/tokenize_corpus.py", *words, "--output", tmp_path / "whole")
+    tries = 1
+    while not ends(3 if tries < 9 else None):
+        tries += 1
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "whole")
+    n_batches = -(-TokenManifest.load(tmp_path / "whole").n_texts // 2)
+    n_added = len((tmp_path / "added").read_text().split())
+    assert tries > 1 and n_added == n_batches + tries - 1, "only the last batch comes again"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *("texts.jsonl", "tokens", "whole", "added")
+    }
+
+
+def kill_at(patch: pytest.MonkeyPatch, note: Path, strike: int | None) -> None:
+    """Note every batch that is added to a folder of tokens, and have this process killed at one."""
+    add, count = module.Writer.add, itertools.count(1)
+
+    def struck(self: Any, batch: Any, most: int | None) -> None:
+        with note.open("a") as file:
+            file.write("batch\n")
+        if next(count) == strike:
+            os.kill(os.getpid(), signal.SIGKILL)
+        add(self, batch, most)
+
+    patch.setattr(module.Writer, "add", struck)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("change", ["texts", "tokenizer", "code", "state", "cut"])
+def test_the_beginning_of_something_else_is_not_used(
+    change: str, texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BATCH_TEXTS", 3)
+    monkeypatch.setattr(module, "STORE_SECONDS", 0.0)
+    corpus, made = written(tmp_path, texts), tokenizer(" ".join(texts))
+    spelled = Tokens.spelled
+
+    def full(self: Tokens, text: str) -> str | None:
+        if text == texts[13]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return spelled(self, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tokens, "spelled", full)
+        with pytest.raises(SAEError, match="No space left on device"):
+            tokenise(corpus, made, tmp_path / "tokens", 1)
+    begun = tmp_path / ".tokens.writing"
+    assert json.loads((begun / "state.json").read_text())["written"]["n_texts"] == 12
+    if change == "texts":
+        corpus = written(tmp_path, texts[1:])
+    elif change == "tokenizer":
+        made = tokenizer(" ".join(texts), bos=True)
+    elif change == "code":
+        monkeypatch.setattr(module, "code_hash", lambda script: "another")
+    elif change == "state":
+        (begun / "state.json").write_text("{")
+    else:
+        (begun / "tokens.bin").write_bytes(b"")
+    times: list[int] = []
+    encode = Tokens.packed
+    monkeypatch.setattr(
+        Tokens, "packed", lambda self, some: times.append(len(some)) or encode(self, some)
+    )
+    tokenise(corpus, made, tmp_path / "tokens", 1)
+    assert sum(times) == len(texts) - (change == "texts")
+    tokenise(corpus, made, tmp_path / "whole", 1)
+    assert contents(tmp_path / "tokens") == contents(tmp_path / "whole")
 
 
 def test_the_same_texts_are_tokenised_once(
