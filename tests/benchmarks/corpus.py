@@ -1,10 +1,13 @@
-"""From texts to windows, at several sizes of a synthetic corpus: seconds of the processor, beside the
-tokenizer library's own batched call, and the most memory that the processes take.
+"""From texts to windows, at several sizes of a synthetic corpus: seconds of the processor, and the
+most memory that the processes take.
 
 The texts are words of the sample chapters, as often as there, with one in twenty made up of random
-letters, as JSON lines. Each measurement is a process of its own: `library` gives batches that were
-read before to the tokenizer, `tokenise` makes the token files, and `windows` splits them, counts what
-the two sides share, and reads one epoch of windows in random order.
+letters, as JSON lines. Each part is a process of its own:
+
+    library   the tokenizer library's own call for batches of texts that have been read
+    tokenise  the token files, as the workflow makes them, reading and writing included
+    windows   the split, and an epoch of windows in random order
+    repeated  what the log says of the texts: how much of the held-out ones occurs in the others
 """
 
 import argparse
@@ -16,33 +19,30 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import psutil
-import torch
-from demo_model import ROOT, demo_record
-from machine import describe
 
-from sae_core.activations.store import SHUFFLE_TOKENS
-from sae_core.activations.token_windows import corpus_notes, token_windows
-from sae_core.corpus.corpora import read_corpus
-from sae_core.corpus.token_file import TokenFile
-from sae_core.corpus.tokenise import BATCH_TEXTS, tokenise
 from sae_core.models.loading import load_tokenizer
 from sae_core.train_config import CorpusConfig, DataConfig, ModelConfig
+
+ROOT = Path(__file__).resolve().parents[2]
 
 TEXT_WORDS = 200
 """Words of a text, on average."""
 
-TOKENS_PER_WORD = 1.9
+TOKENS_PER_WORD = 1.57
 """About; the table has the tokens that there are."""
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
 WATCH = 0.05
 """Seconds between two looks at the memory."""
+
+Work = Callable[[], int]
+"""What is measured; gives the number of tokens."""
 
 
 def write_corpus(path: Path, n_tokens: int) -> None:
@@ -60,51 +60,73 @@ def write_corpus(path: Path, n_tokens: int) -> None:
             file.write(json.dumps({"text": " ".join(text)}) + "\n")
 
 
-def library(folder: Path, processes: int) -> dict[str, float]:
-    """The tokenizer's own call for batches, which has threads of its own; reading does not count."""
-    tokenizer = loaded().backend_tokenizer
-    seconds, n_tokens = 0.0, 0
+def library(folder: Path, tokenizer: Any, processes: int) -> Work:
+    from sae_core.corpus.tokenise import BATCH_TEXTS
+
     with (folder / "texts.jsonl").open(encoding="utf-8") as file:
-        while batch := [json.loads(line)["text"] for line in islice(file, BATCH_TEXTS)]:
-            start = time.process_time()
-            encoded = tokenizer.encode_batch_fast(batch, add_special_tokens=False)
-            n_tokens += sum(len(one.ids) for one in encoded)
-            seconds += time.process_time() - start
-    return {"seconds": seconds, "tokens": n_tokens}
+        texts = [json.loads(line)["text"] for line in file]
+    read = iter(texts)
+
+    def work() -> int:
+        n_tokens = 0
+        while batch := [*islice(read, BATCH_TEXTS)]:
+            found = tokenizer.backend_tokenizer.encode_batch_fast(batch, add_special_tokens=False)
+            n_tokens += sum(len(one.ids) for one in found)
+        return n_tokens
+
+    return work
 
 
-def tokens(folder: Path, processes: int) -> dict[str, float]:
-    """The token files, as a job of the workflow makes them."""
-    corpus = read_corpus(CorpusConfig(data_path=folder / "texts.jsonl"))
-    manifest = tokenise(corpus, loaded(), folder / "tokens", processes)
-    return {"tokens": manifest.n_tokens}
+def tokenise(folder: Path, tokenizer: Any, processes: int) -> Work:
+    from sae_core.corpus.corpora import read_corpus
+    from sae_core.corpus.tokenise import tokenise
+
+    config = CorpusConfig(data_path=folder / "texts.jsonl")
+    return lambda: tokenise(read_corpus(config), tokenizer, folder / "tokens", processes).n_tokens
 
 
-def windows(folder: Path, processes: int) -> dict[str, float]:
-    """One epoch of windows, and what a log says of the texts."""
+def windows(folder: Path, tokenizer: Any, processes: int) -> Work:
+    import torch
+
+    from sae_core.activations.store import SHUFFLE_TOKENS
+    from sae_core.activations.token_windows import token_windows
+    from sae_core.corpus.token_file import TokenFile
+
+    def work() -> int:
+        found = token_windows(TokenFile.open(folder / "tokens"), tokenizer, DataConfig())
+        order = torch.randperm(found.n_train, generator=torch.Generator().manual_seed(0))
+        return sum(
+            found.train(0, some).numel()
+            for some in order.split(-(-SHUFFLE_TOKENS // found.positions))
+        )
+
+    return work
+
+
+def repeated(folder: Path, tokenizer: Any, processes: int) -> Work:
+    from sae_core.corpus.split import Split
+    from sae_core.corpus.token_file import TokenFile
+
     data = DataConfig()
-    file = TokenFile.open(folder / "tokens")
-    corpus_notes(file, data)
-    found = token_windows(file, loaded(), data)
-    order = torch.randperm(found.n_train, generator=torch.Generator().manual_seed(0))
-    for some in order.split(-(-SHUFFLE_TOKENS // found.positions)):
-        found.train(0, some)
-    return {"tokens": found.n_train * found.length}
+
+    def work() -> int:
+        file = TokenFile.open(folder / "tokens")
+        Split(file, data.val_fraction, data.seed).repeated()
+        return len(file.tokens)
+
+    return work
 
 
-PARTS = {"library": library, "tokenise": tokens, "windows": windows}
+PARTS = {part.__name__: part for part in (library, tokenise, windows, repeated)}
 
 
-def loaded() -> Any:
-    return load_tokenizer(ModelConfig(model_name=demo_record().path))
-
-
-def part(name: str, folder: Path, processes: int) -> None:
-    """One measurement, in a process of its own: figures as JSON on standard output."""
-    loaded()  # what is imported and read for the tokenizer does not count
-    before = spent()
-    found = PARTS[name](folder, processes)
-    print(json.dumps({"seconds": spent() - before} | found))
+def measure(name: str, folder: Path, model: str, processes: int) -> None:
+    """One part, in a process of its own: its figures as JSON on standard output."""
+    tokenizer = load_tokenizer(ModelConfig(model_name=model))
+    work = PARTS[name](folder, tokenizer, processes)
+    start = spent()
+    n_tokens = work()
+    print(json.dumps({"seconds": spent() - start, "tokens": n_tokens}))
 
 
 def spent() -> float:
@@ -114,8 +136,8 @@ def spent() -> float:
 
 
 class Memory(threading.Thread):
-    """The most megabytes of a process and those that it started. What several share counts once, and
-    files that are mapped do not count: the kernel drops them when memory is short."""
+    """The most megabytes of a process and those that it started. What several share counts once.
+    Files that are mapped do not count: the kernel drops them when memory is short."""
 
     def __init__(self, pid: int) -> None:
         super().__init__(daemon=True)
@@ -141,53 +163,53 @@ class Memory(threading.Thread):
             yield from (int(line.split()[1]) for line in lines if line.startswith("Pss_Anon"))
 
 
-def measured(name: str, folder: Path, processes: int) -> dict[str, float]:
-    """The figures of one part, with its memory."""
-    command = [sys.executable, __file__, "--part", name, "--folder", str(folder)]
-    command += ["--processes", str(processes)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        memory = Memory(process.pid)
-        printed, _ = process.communicate()
-    if process.returncode:
-        raise SystemExit(process.returncode)
-    return json.loads(printed.splitlines()[-1]) | {"memory": memory.most}
-
-
-def row(n_tokens: int, processes: int) -> str:
+def row(n_tokens: int, model: str, processes: int) -> str:
     """All parts at one size."""
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-        write_corpus(folder / "texts.jsonl", n_tokens)
-        found = {name: measured(name, folder, processes) for name in PARTS}
-    own, theirs, rest = (found[name]["seconds"] for name in ("tokenise", "library", "windows"))
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        write_corpus(Path(folder, "texts.jsonl"), n_tokens)
+        for name in PARTS:
+            command = [sys.executable, __file__, "--part", name, "--folder", folder]
+            command += ["--model", model, "--processes", str(processes)]
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+                memory = Memory(process.pid)
+                printed, _ = process.communicate()
+            if process.returncode:
+                raise SystemExit(process.returncode)
+            found[name] = json.loads(printed.splitlines()[-1]) | {"memory": memory.most}
+    seconds = {name: figures["seconds"] for name, figures in found.items()}
+    own = seconds["tokenise"]
     cells = [
         f"{found['tokenise']['tokens']:,}",
-        *(f"{seconds:.1f}" for seconds in (theirs, own)),
-        f"{theirs / own:.2f}",
-        f"{rest:.2f}",
-        f"{100 * rest / own:.1f}%",
-        *(f"{found[name]['memory']:.0f}" for name in ("tokenise", "windows")),
+        *(f"{seconds[name]:.1f}" for name in PARTS),
+        f"{seconds['library'] / own:.2f}",
+        *(f"{100 * seconds[name] / own:.1f}%" for name in ("windows", "repeated")),
+        *(f"{found[name]['memory']:.0f}" for name in ("tokenise", "windows", "repeated")),
     ]
     return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--tokens", type=float, nargs="+", default=(1e6, 1e7))
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--model", help="a directory with a tokenizer, in place of SmolLM2-135M's")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        part(options.part, options.folder, options.processes)
+        measure(options.part, options.folder, options.model, options.processes)
         return
+    from demo_model import demo_record
+    from machine import describe
+
     print(f"Texts to windows, seconds of the processor ({describe('tokenizers')})\n")
-    print(
-        "| tokens | library | tokenise | speed, × | windows | over tokenise "
-        "| MB, tokenise | MB, windows |\n|--:|--:|--:|--:|--:|--:|--:|--:|"
-    )
+    names = [*PARTS, "speed, ×", "windows, +", "repeated, +"]
+    names += [f"MB, {name}" for name in ("tokenise", "windows", "repeated")]
+    print(f"| tokens | {' | '.join(names)} |\n|{'--:|' * (len(names) + 1)}")
     for n_tokens in options.tokens:
-        print(row(int(n_tokens), options.processes), flush=True)
+        model = options.model or demo_record().path
+        print(row(int(n_tokens), model, options.processes), flush=True)
 
 
 if __name__ == "__main__":
