@@ -1,13 +1,17 @@
 """Errors of a configuration that can be found before a job runs, from what is on the disk."""
 
+import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 from sae_core.data_processing.chapters import find_chapters
 from sae_core.data_processing.process_config import ProcessConfig
 from sae_core.formats.sae_places import hub_place
 from sae_core.models.model_sources import ModelRecord
 from sae_core.settings.texts import CorpusConfig
+from sae_core.train_config import ModelConfig
 from sae_core.utils.errors import SAEError
 from sae_core.workflow.workflow_config import ModelPlan, Plan
 
@@ -19,7 +23,8 @@ def check_inputs(plan: Plan, record_of: Callable[[str], Path]) -> None:
         record_of: where the record of a model is, once it is fetched; by model id.
 
     Raises:
-        SAEError: a job would fail for want of a file, a layer, a hook or a long enough context.
+        SAEError: a job would fail for want of a file, a layer, a hook, a token or a long enough
+            context.
     """
     if plan.process is not None:
         _check_chapters(plan.process)
@@ -115,3 +120,45 @@ def _check_places(model: ModelPlan, record: ModelRecord, path: Path) -> None:
     for key, hook in hooks.items():
         if hook and hook not in record.hook_names:
             raise SAEError(f"{where}: {key}: {hook}: this model has {', '.join(record.hook_names)}")
+    check_excluded_tokens(model, record)
+
+
+def check_excluded_tokens(model: ModelPlan, record: ModelRecord) -> None:
+    """Check that a fetched model's tokenizer has the tokens that are left out of the training.
+
+    Raises:
+        SAEError: it lacks one.
+    """
+    tokens, folder = model.data.excluded_tokens, Path(record.path)
+    if tokens and folder.is_dir():
+        try:
+            _check_tokens(folder, tokens, model.model.trust_remote_code)
+        except SAEError as error:
+            said = str(error).removeprefix("--excluded-tokens ")
+            raise SAEError(f"config: models: {model.name}: excluded_tokens: {said}") from error
+
+
+@cache
+def _check_tokens(folder: Path, tokens: tuple[str, ...], trust_remote_code: bool) -> None:
+    """Check that the tokenizer in a folder has some tokens. If its file has them all, no library
+    is imported."""
+    if set(tokens) <= _vocabulary(folder / "tokenizer.json"):
+        return
+    try:
+        from sae_core.corpus.tokens import token_ids
+        from sae_core.models.loading import load_tokenizer
+    except ModuleNotFoundError:  # Snakemake has an environment of its own; then a job checks
+        return
+    config = ModelConfig(model_name=str(folder), trust_remote_code=trust_remote_code)
+    token_ids(load_tokenizer(config), tokens)
+
+
+def _vocabulary(file: Path) -> set[str]:
+    """The tokens in a file of the `tokenizers` library; none if it is not one."""
+    try:
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
+        vocabulary = content["model"]["vocab"]
+        pieces = vocabulary if isinstance(vocabulary, dict) else (piece for piece, _ in vocabulary)
+        return {*pieces, *(token["content"] for token in content["added_tokens"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()

@@ -12,9 +12,10 @@ import pytest
 from running import ROOT
 
 from sae_core.data_processing.textbook_process import ProcessConfig, process
+from sae_core.models.model_sources import ModelRecord
 from sae_core.utils.errors import SAEError
 from sae_core.workflow import config_schema
-from sae_core.workflow.preflight import check_inputs
+from sae_core.workflow.preflight import check_excluded_tokens, check_inputs
 from sae_core.workflow.workflow_config import Plan, load_plan
 
 PROSE = "The chapter has a sentence of some ten words in it.\n"
@@ -87,6 +88,21 @@ def test_a_model_that_is_known_has_what_is_asked(
         check_inputs(plan(**entry), record(tmp_path))
     write_record(tmp_path, tmp_path / "an earlier one")
     check_inputs(plan(**entry), record(tmp_path))
+
+
+def test_tokens_to_leave_out_are_in_the_vocabulary(
+    plan: Callable[..., Plan], tmp_path: Path, tiny_model: Path
+) -> None:
+    source = {"path": str(tiny_model)}
+    write_record(tmp_path, tiny_model)
+    check_inputs(plan(source=source, excluded_tokens=["<|endoftext|>"]), record(tmp_path))
+    wrong = plan(source=source, excluded_tokens=["<|endoftext|>", "<|nothing|>"])
+    message = r"^config: models: m: excluded_tokens: <\|nothing\|>: .* special tokens are <\|endoft"
+    with pytest.raises(SAEError, match=message):
+        check_inputs(wrong, record(tmp_path))
+    write_record(tmp_path, tmp_path / "on another machine")
+    fetched = ModelRecord.load(tmp_path / "m.json")
+    check_excluded_tokens(wrong.models["m"], fetched)
 
 
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, None])

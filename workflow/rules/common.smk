@@ -30,7 +30,7 @@ from sae_core.workflow.job_lines import JobLines
 from sae_core.model_training.one_run import check_services
 from sae_core.utils.naming import EXPORT_FILES
 from sae_core.workflow.plan_tables import Tables, corpus_tokens, downloads, sufficiency
-from sae_core.workflow.preflight import check_inputs
+from sae_core.workflow.preflight import check_excluded_tokens, check_inputs
 from sae_core.workflow.slurm import wait_for_jobs
 from sae_core.workflow.streams import notes, sae_options, settings_sha256, streams
 from sae_core.workflow.workflow_config import check_run_names, load_plan, save_config
@@ -221,9 +221,14 @@ def model_record(wildcards):
 
 def fetched(model):
     """The record of a model, once there is one."""
-    record = checkpoints.fetch.get(model_id=model.model_id).output.record
-    with record.open():  # brings it here from a storage
-        return ModelRecord.load(Path(record))
+    file = checkpoints.fetch.get(model_id=model.model_id).output.record
+    with file.open():  # brings it here from a storage
+        record = ModelRecord.load(Path(file))
+    try:
+        check_excluded_tokens(model, record)
+    except SAEError as error:
+        raise WorkflowError(str(error))
+    return record
 
 
 def tokens(wildcards):
