@@ -24,8 +24,6 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from sae_core.models.loading import load_tokenizer
 from sae_core.train_config import CorpusConfig, DataConfig, ModelConfig
 
@@ -38,7 +36,7 @@ TOKENS_PER_WORD = 1.57
 """About; the table has the tokens that there are."""
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-WATCH = 0.05
+WATCH = 0.2
 """Seconds between two looks at the memory."""
 
 Work = Callable[[], int]
@@ -151,16 +149,12 @@ class Memory(threading.Thread):
 
     def _own(self) -> Iterator[int]:
         try:
-            process = psutil.Process(self.pid)
-            pids = [self.pid, *(child.pid for child in process.children(recursive=True))]
-        except psutil.NoSuchProcess:
-            return
-        for pid in pids:
-            try:
+            children = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+            for pid in (self.pid, *children):
                 lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
-            except OSError:  # it has ended
-                continue
-            yield from (int(line.split()[1]) for line in lines if line.startswith("Pss_Anon"))
+                yield from (int(line.split()[1]) for line in lines if line.startswith("Pss_Anon"))
+        except OSError:  # one of them has ended
+            return
 
 
 def row(n_tokens: int, model: str, processes: int) -> str:
