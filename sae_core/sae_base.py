@@ -246,13 +246,16 @@ class SparseAutoencoder(nn.Module, ABC):
         model: Any,
         replace: Callable[[Tensor], Tensor] | None = None,
         keep_error: bool = False,
+        tokenizer: Any = None,
     ) -> AbstractContextManager[Any]:
         """`steering.splice.spliced`: while it is open, the model has the reconstruction."""
-        return _splice().spliced(self, model, replace, keep_error)
+        return _splice().spliced(self, model, replace, keep_error, tokenizer)
 
-    def steer(self, model: Any, strengths: Mapping[int, float]) -> AbstractContextManager[None]:
+    def steer(
+        self, model: Any, strengths: Mapping[int, float], tokenizer: Any = None
+    ) -> AbstractContextManager[None]:
         """`steering.splice.steered`: while it is open, features are added, each by its strength."""
-        return _splice().steered(self, model, strengths)
+        return _splice().steered(self, model, strengths, tokenizer)
 
     # Training
 

@@ -19,9 +19,20 @@ from sae_core.models.language_model import (
 )
 from sae_core.utils.errors import SAEError
 
-Edit = Callable[[Tensor, int], Tensor]
-"""(B, L, D) an activation, and the position of its first token in the text, which is above 0 where
-earlier ones are in the cache -> what takes its place."""
+
+class Given(NamedTuple):
+    """What a forward pass was given."""
+
+    position: int
+    """Of its first tokens in their texts: above 0 where earlier ones are in the cache."""
+    tokens: Tensor | None
+    """(B, L); None where it was given embeddings."""
+    mask: Tensor | None
+    """(B, position + L): 0 for padding; None where it was given none, or one of another form."""
+
+
+Edit = Callable[[Tensor, Given], Tensor]
+"""(B, L, D) an activation -> what takes its place."""
 
 
 class _Place(NamedTuple):
@@ -45,15 +56,20 @@ def editing(model: Any, hook: Hook, edit: Edit) -> Iterator[None]:
         SAEError: the model has no such hook.
     """
     place = _place(model, hook)
-    position = [0]
+    given = Given(0, None, None)
     difference: list[Tensor] = []
 
-    def note_position(_: Any, __: Any, kwargs: dict) -> None:
-        cache = kwargs.get("past_key_values")
-        position[0] = 0 if cache is None else int(cache.get_seq_length())
+    def note(_: Any, args: tuple, kwargs: dict) -> None:
+        nonlocal given
+        cache, tokens = kwargs.get("past_key_values"), kwargs.get("input_ids", *args[:1])
+        position = 0 if cache is None else int(cache.get_seq_length())
+        mask = kwargs.get("attention_mask")
+        given = Given(
+            position, tokens, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
+        )
 
     def edited(x: Tensor) -> Tensor:
-        value = own_copy(edit(x, position[0]), x)
+        value = own_copy(edit(x, given), x)
         difference[:] = [value - x] if hook.hook_name == "hook_resid_mid" else []
         return value
 
@@ -71,7 +87,7 @@ def editing(model: Any, hook: Hook, edit: Edit) -> Iterator[None]:
         return with_output(output, output_of(output) + difference.pop())
 
     with ExitStack() as stack:
-        handles = [place.base.register_forward_pre_hook(note_position, with_kwargs=True)]
+        handles = [place.base.register_forward_pre_hook(note, with_kwargs=True)]
         module, is_input = place.site
         if is_input:
             handles.append(module.register_forward_pre_hook(new_input, with_kwargs=True))

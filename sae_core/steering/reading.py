@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_core.activations.token_windows import seen_tokens
+from sae_core.corpus.tokens import token_ids
 from sae_core.evaluation.words import Pieces
 from sae_core.models.language_model import LanguageModel
 from sae_core.models.model_configuration import context_length
@@ -29,7 +31,7 @@ def read_text(
     """The `most` strongest features of every token of a text.
 
     The model reads the token that begins its texts first, as in the windows of a training: no SAE
-    is trained on the first position.
+    is trained on the first position. Tokens that the training left out have no features.
 
     Raises:
         SAEError: the text is empty, or longer than the model reads.
@@ -44,8 +46,10 @@ def read_text(
             f"the text has {len(tokens)} tokens, and the model reads {most_tokens - 1}; give less"
         )
     hook, _ = hooks_of(sae)
-    x = model.activations(torch.tensor([[first, *tokens]]), [hook])[hook]
-    features = sae.encode(x[0, 1:].float())
+    window = torch.tensor([[first, *tokens]])
+    x = model.activations(window, [hook])[hook]
+    seen = seen_tokens(window, token_ids(model.tokenizer, sae.spec.excluded_tokens))
+    features = sae.encode(x[0, 1:].float()) * seen[0, 1:, None].to(x.device)
     pieces = Pieces(model.tokenizer).of(tokens)
     return [_strongest(piece, row, most) for piece, row in zip(pieces, features, strict=True)]
 

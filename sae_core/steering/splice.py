@@ -1,14 +1,15 @@
 """An SAE inside its language model: its reconstruction in place of the activation, or a feature's
 direction added to it.
 
-A text's first token keeps its activation, as in the evaluation: no SAE is trained on that position.
+The tokens on which no SAE is trained keep their activations, as in the evaluation: a text's first,
+behind its padding if it has some, and those that the SAE's training left out (`excluded_tokens`).
 Nothing else is changed in the model, and nothing at all once a context is closed.
 
 Shapes: B texts, L positions, D activation width, F features.
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_core.models.editing import editing
-from sae_core.models.language_model import Hook
+from sae_core.corpus.tokens import token_ids
+from sae_core.models.editing import Given, editing
+from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.utils.errors import SAEError
 
@@ -35,7 +37,7 @@ class Splice:
     """(B, L, F), before they were replaced. Where gradients are recorded, `features.grad` has that
     of what is differentiated afterwards."""
     x_hat: Tensor | None = None
-    """(B, L, D) what they are decoded to, also at a first token, which keeps its activation."""
+    """(B, L, D) what they are decoded to, also at tokens that keep their activations."""
 
 
 def hooks_of(sae: SparseAutoencoder) -> tuple[Hook, Hook]:
@@ -46,7 +48,11 @@ def hooks_of(sae: SparseAutoencoder) -> tuple[Hook, Hook]:
 
 @contextmanager
 def spliced(
-    sae: SparseAutoencoder, model: Any, replace: Replace | None = None, keep_error: bool = False
+    sae: SparseAutoencoder,
+    model: Any,
+    replace: Replace | None = None,
+    keep_error: bool = False,
+    tokenizer: Any = None,
 ) -> Iterator[Splice]:
     """While it is open, forward passes have the SAE's reconstruction in place of the activation; a
     transcoder's in place of its target. Gradients flow through it.
@@ -56,15 +62,16 @@ def spliced(
         model: a `LanguageModel`, or a causal language model of transformers.
         replace: changes the features that are decoded.
         keep_error: add what the features do not reconstruct, so that only `replace` has an effect.
+        tokenizer: of a model of transformers, if the SAE's training left tokens out.
 
     Raises:
-        SAEError: the SAE is for a model of another shape.
+        SAEError: the SAE is for a model of another shape, or a tokenizer is needed.
     """
     hook, target = hooks_of(sae)
-    _prepare(sae, model)
+    excluded = _prepare(sae, model, tokenizer)
     seen = Splice()
 
-    def read(x: Tensor, position: int) -> Tensor:
+    def read(x: Tensor, given: Given) -> Tensor:
         if x.shape[-1] != sae.spec.d_in:
             raise SAEError(
                 f"the SAE is for {hook.spec} of width {sae.spec.d_in}, and the model has width "
@@ -74,7 +81,7 @@ def spliced(
         seen.features = _with_gradient(sae.encode(_float_at(sae, x)))
         return x
 
-    def put(y: Tensor, position: int) -> Tensor:
+    def put(y: Tensor, given: Given) -> Tensor:
         features = seen.features
         assert features is not None
         decoded = features if replace is None else replace(features)
@@ -82,11 +89,11 @@ def spliced(
         value, y = seen.x_hat, _float_at(sae, y)
         if keep_error:
             value = value + (y - sae.decode(features).float()).detach()
-        return torch.where(_is_first(y, position), y, value)
+        return torch.where(_left_alone(y, given, excluded), y, value)
 
     with ExitStack() as stack:
         if hook == target:
-            both = lambda x, position: put(read(x, position), position)  # noqa: E731
+            both = lambda x, given: put(read(x, given), given)  # noqa: E731
             stack.enter_context(editing(model, hook, both))
         else:
             stack.enter_context(editing(model, hook, read))
@@ -95,37 +102,51 @@ def spliced(
 
 
 @contextmanager
-def steered(sae: SparseAutoencoder, model: Any, strengths: Mapping[int, float]) -> Iterator[None]:
+def steered(
+    sae: SparseAutoencoder, model: Any, strengths: Mapping[int, float], tokenizer: Any = None
+) -> Iterator[None]:
     """While it is open, forward passes have each feature's decoder row, times its strength, added
-    to the activation of every token but a text's first.
+    to the activation of every token but a text's first and those that training left out.
 
     A strength is in the units of the feature's activation. Rows have length 1, so an activation
     moves by the strength along the row.
 
+    Args:
+        tokenizer: of a model of transformers, if the SAE's training left tokens out.
+
     Raises:
-        SAEError: no such feature, or a strength that is no finite number.
+        SAEError: no such feature, a strength that is no finite number, or a tokenizer is needed.
     """
     for feature, strength in strengths.items():
         if not 0 <= feature < sae.spec.d_sae:
             raise SAEError(f"feature {feature}: the SAE's features are 0 to {sae.spec.d_sae - 1}")
         if not math.isfinite(strength):
             raise SAEError(f"strength {strength} of feature {feature}: not a finite number")
-    _prepare(sae, model)
+    excluded = _prepare(sae, model, tokenizer)
     rows = sae.W_dec[list(strengths)].float()
     scales = rows.new_tensor(list(strengths.values()))
     shift = scales @ rows
 
-    def add(x: Tensor, position: int) -> Tensor:
+    def add(x: Tensor, given: Given) -> Tensor:
         x = _float_at(sae, x)
-        return torch.where(_is_first(x, position), x, x + shift)
+        return torch.where(_left_alone(x, given, excluded), x, x + shift)
 
     with editing(model, hooks_of(sae)[1], add):
         yield
 
 
-def _prepare(sae: SparseAutoencoder, model: Any) -> None:
+def _prepare(sae: SparseAutoencoder, model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """Have the SAE where the model is; the tokens that its training left out."""
     sae.known_threshold  # noqa: B018  an SAE without one cannot encode
     sae.to(model.device)
+    if isinstance(model, LanguageModel):
+        tokenizer = model.tokenizer
+    if sae.spec.excluded_tokens and tokenizer is None:
+        raise SAEError(
+            f"the SAE's training left out {', '.join(sae.spec.excluded_tokens)}, and a model of "
+            "transformers does not know how its tokens are written; give `tokenizer=` as well"
+        )
+    return token_ids(tokenizer, sae.spec.excluded_tokens)
 
 
 def _float_at(sae: SparseAutoencoder, x: Tensor) -> Tensor:
@@ -133,12 +154,24 @@ def _float_at(sae: SparseAutoencoder, x: Tensor) -> Tensor:
     return x.to(sae.b_dec.device, torch.float32)
 
 
-def _is_first(x: Tensor, position: int) -> Tensor:
-    """(L, 1) bool: the first token of a text."""
-    is_first = torch.zeros(x.shape[1], 1, dtype=torch.bool, device=x.device)
-    if position == 0:
-        is_first[0] = True
-    return is_first
+def _left_alone(x: Tensor, given: Given, excluded: Sequence[int]) -> Tensor:
+    """(B or 1, L, 1) bool: the tokens that keep their activations."""
+    length, mask = x.shape[1], given.mask
+    alone = torch.zeros(1, length, dtype=torch.bool, device=x.device)
+    if mask is not None and mask.shape[1] == given.position + length:
+        read = mask.to(x.device).ne(0)
+        alone = (~read | (read.cumsum(1) == 1))[:, -length:]
+    elif given.position == 0:
+        alone[:, 0] = True
+    if excluded:
+        if given.tokens is None:
+            raise SAEError(
+                "the SAE's training left tokens out, and the model was given embeddings; give it "
+                "`input_ids`"
+            )
+        tokens = given.tokens.to(x.device)
+        alone = alone | torch.isin(tokens, torch.tensor(excluded, device=x.device))
+    return alone[..., None]
 
 
 def _with_gradient(features: Tensor) -> Tensor:

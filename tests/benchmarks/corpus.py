@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any
 
 from sae_core.models.loading import load_tokenizer
-from sae_core.train_config import CorpusConfig, DataConfig, ModelConfig
+from sae_core.settings.texts import CorpusConfig
+from sae_core.train_config import DataConfig, ModelConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -197,6 +197,93 @@ def test_a_model_of_transformers(
     assert all(parameter.requires_grad for parameter in plain.parameters())
 
 
+# Tokens on which the SAE was not trained
+
+
+@pytest.fixture(scope="module")
+def left_out(language_model: LanguageModel, tokens: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """Where the most common tokens are, and the settings of an SAE whose training left them out."""
+    common = torch.bincount(tokens[:, 1:].flatten()).argsort()[-6:]
+    names = language_model.tokenizer.convert_ids_to_tokens(common.tolist())
+    return torch.isin(tokens, common), {"metadata": {"excluded_tokens": names}}
+
+
+@pytest.mark.parametrize("target", ["", "hook_mlp_out"])
+def test_tokens_that_training_left_out_are_left_alone(
+    target: str, left_out: Any, language_model: LanguageModel, tokens: Tensor
+) -> None:
+    out, settings = left_out
+    assert 0.2 < out[:, 1:].float().mean() < 0.8
+    where = {"hook_name": "mlp.hook_in" if target else "hook_resid_post"}
+    sae = an_sae(target_hook_name=target, **where, **settings)
+    with sae.spliced_into(language_model):
+        spliced = ce(language_model, tokens)
+    figures = evaluate(language_model, sae, tokens, 3)
+    assert spliced == pytest.approx(figures["ce_sae"], rel=1e-5)
+    place = Hook(1, target or "hook_resid_post")
+    clean = language_model.activations(tokens, [place])[place]
+    with sae.steer(language_model, {3: 8.0}):
+        steered = language_model.activations(tokens, [place])[place]
+    moved = (steered - clean).abs().amax(-1) > 1
+    assert torch.equal(moved[:, 1:], ~out[:, 1:]) and not moved[:, 0].any()
+
+
+def test_the_first_token_is_behind_the_padding(
+    language_model: LanguageModel, tokens: Tensor
+) -> None:
+    """A text with padding on its left, as in a batch that continues, is moved as without it."""
+    text, n = tokens[:1], 5
+    padded = torch.cat([text.new_zeros(1, n), text], 1)
+    mask = torch.ones_like(padded)
+    mask[:, :n] = 0
+    at = mask.cumsum(1).sub(1).clamp(min=0)
+    for context in (
+        an_sae().steer(language_model, {3: 8.0}),
+        an_sae().spliced_into(language_model),
+    ):
+        with context, torch.no_grad():
+            wanted = logits(language_model, text)
+            options = {"attention_mask": mask, "position_ids": at}
+            whole = language_model.model(padded, **options).logits[:, n:]
+            cut = n + 1  # the second pass begins behind the first token
+            options = {name: value[:, :cut] for name, value in options.items()}
+            begun = language_model.model(padded[:, :cut], use_cache=True, **options)
+            rest = language_model.model(
+                padded[:, cut:],
+                attention_mask=mask,
+                position_ids=at[:, cut:],
+                past_key_values=begun.past_key_values,
+            ).logits
+        torch.testing.assert_close(whole, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(rest, wanted[:, 1:], rtol=1e-4, atol=1e-4)
+
+
+def test_a_model_of_transformers_needs_its_tokenizer_for_them(
+    tiny_model: Path, left_out: Any, language_model: LanguageModel, tokens: Tensor
+) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32).eval()
+    sae, tokenizer = an_sae(**left_out[1]), language_model.tokenizer
+    with sae.spliced_into(language_model), torch.no_grad():
+        wanted = logits(language_model, tokens)
+    with sae.spliced_into(plain, tokenizer=tokenizer), torch.no_grad():
+        torch.testing.assert_close(logits(plain, tokens), wanted)
+        with pytest.raises(SAEError, match="input_ids"):
+            plain(inputs_embeds=plain.get_input_embeddings()(tokens))
+    with pytest.raises(SAEError, match="tokenizer="), sae.steer(plain, {3: 8.0}):
+        pass
+
+
+def test_a_text_shows_no_features_of_them(language_model: LanguageModel) -> None:
+    whole = read_text(language_model, an_sae(), PROMPT, 3)
+    [word] = language_model.tokenizer.convert_ids_to_tokens(
+        language_model.tokenizer(PROMPT).input_ids
+    )[2:3]
+    sae = an_sae(metadata={"excluded_tokens": [word]})
+    found = read_text(language_model, sae, PROMPT, 3)
+    assert found[2] == whole[2]._replace(features=[], n_active=0) != whole[2]
+    assert found[:2] + found[3:] == whole[:2] + whole[3:]
+
+
 def test_the_same_seed_gives_the_same_continuations(language_model: LanguageModel) -> None:
     def written(seed: int) -> list[tuple[float, str]]:
         sampling = Sampling(n_tokens=12, temperature=1.0, seed=seed)
