@@ -1,15 +1,20 @@
 """What a machine with an NVIDIA GPU does: its ceilings, a step's waits, operations and time, and
 whether results are the same every time. `make gpu` runs it; it takes a few minutes.
 
-Prints tables as it goes, writes them to build/gpu/*.json, and fails if results differ. Times are
-of the GPU, means over steps in a row; `ordinary` is the code of a CPU.
+Prints tables as it goes, the most telling rows first, writes them to build/gpu/*.json, and fails if
+results differ or something of ours does not run, when all else has been measured. Times are of the
+GPU, means over steps in a row; `ordinary` is the code of a CPU.
 """
 
 import argparse
+import gc
 import json
 import sys
+import time
+import traceback
 import warnings
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -39,6 +44,7 @@ from sae_core.training import Trainer  # noqa: E402
 from sae_core.utils.seeding import generator  # noqa: E402
 
 OUTPUT = Path("build/gpu")
+ON_GPU = DEVICE.type == "cuda" and torch.version.cuda is not None
 SHAPES = {
     "A": Shape(576, 9216, 64, 4096),
     "A'": Shape(576, 9216, 64, 1024),
@@ -47,7 +53,13 @@ SHAPES = {
     "D": Shape(2560, 40960, 128, 8192),
     "E": Shape(1024, 65536, 64, 8192),
 }
+TINY = Shape(64, 256, 4, 256)
+VARIANTS = [(False, False), (False, True), (True, False), (True, True)]
+"""Skewed frequencies, and dead features."""
 N_STEPS = 50
+STEPS_SECONDS = 150
+"""No row of the steps begins later."""
+OURS = "graph", "eager", "ordinary"
 DENSEST = 5
 """Direction r (from 1) is drawn with weight 1 / (r + this): the first is on half of the tokens."""
 
@@ -58,6 +70,11 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
     """Of the GPU, a call; three calls come before."""
     for _ in range(3):
         work()
+    if not ON_GPU:
+        began = time.perf_counter()
+        for _ in range(repeats):
+            work()
+        return 1e3 * (time.perf_counter() - began) / repeats
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
     for _ in range(repeats):
@@ -69,22 +86,24 @@ def milliseconds(work: Callable[[], object], repeats: int) -> float:
 
 def ceilings() -> dict[str, float]:
     """(a) TFLOP/s of a large product, and GB/s of a copy (read and written)."""
-    n, found = 8192, {}
+    n, found = 8192 if ON_GPU else 256, {}
     torch.backends.cuda.matmul.allow_tf32 = False
     for dtype in (torch.bfloat16, torch.float32):
         a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
         found[f"{dtype} product, TFLOP/s"] = 2 * n**3 / milliseconds(lambda: a @ b, 5) / 1e9  # noqa: B023
-    source = torch.empty(2**28, device=DEVICE)
+    source = torch.empty(2**28 if ON_GPU else 2**20, device=DEVICE)
     target = torch.empty_like(source)
     ms = milliseconds(lambda: target.copy_(source), 10)
     return found | {"copy, GB/s": 2 * source.nbytes / ms / 1e6}
 
 
+@cache
 def directions(shape: Shape) -> Tensor:
     draw = generator(0, "directions", shape)
     return F.normalize(torch.randn(2 * shape.width, shape.d, generator=draw), dim=1)
 
 
+@cache
 def batches(shape: Shape, skewed: bool) -> list[Tensor]:
     """As those of step.py; if `skewed`, of directions whose frequencies fall as in a real SAE."""
     if not skewed:
@@ -126,9 +145,13 @@ def fed(step: StaticStep, run: Callable[[], None]) -> Step:
 
 def graph(shape: Shape, dead: bool, skewed: bool) -> Step:
     step = static_step(shape, dead, skewed)
-    run = capture(step)
+    run = captured(step)
     step.begin()
     return fed(step, run)
+
+
+def captured(step: StaticStep) -> Callable[[], None]:
+    return capture(step) if ON_GPU else step.run
 
 
 def eager(shape: Shape, dead: bool, skewed: bool) -> Step:
@@ -154,8 +177,12 @@ def product(shape: Shape) -> Step:
 
 def steps() -> Iterator[dict[str, Any]]:
     """(c) Milliseconds of a step at each shape; None where a library or memory is missing."""
-    for name, shape in SHAPES.items():
-        for skewed, dead in ((False, False), (False, True), (True, False), (True, True)):
+    began = time.perf_counter()
+    for skewed, dead in VARIANTS:
+        for name, shape in SHAPES.items():
+            if time.perf_counter() - began > STEPS_SECONDS:
+                print(f"no more steps: {STEPS_SECONDS} s are over", flush=True)
+                return
             data = batches(shape, skewed)
             row: dict[str, Any] = {"shape": name, "skewed": skewed, "dead": dead}
             for who, make in contenders(shape, dead, skewed):
@@ -163,14 +190,23 @@ def steps() -> Iterator[dict[str, Any]]:
             yield row
 
 
-def timed(make: Callable[[], Step], data: list[Tensor], repeats: int) -> float | None:
+def timed(make: Callable[[], Step], data: list[Tensor], repeats: int) -> float | str | None:
+    """Milliseconds; "failed" where it does not run, which is printed."""
     try:
-        step, given = make(), cycle(data)
-        ms = milliseconds(lambda: step(next(given)), repeats)
+        return _steps_of(make, data, repeats)
     except (ImportError, torch.OutOfMemoryError):
-        ms = None
-    torch.cuda.empty_cache()
-    return ms
+        return None
+    except Exception:
+        traceback.print_exc()
+        return "failed"
+    finally:
+        gc.collect()  # a trainer refers to itself
+        torch.cuda.empty_cache()
+
+
+def _steps_of(make: Callable[[], Step], data: list[Tensor], repeats: int) -> float:
+    step, given = make(), cycle(data)
+    return milliseconds(lambda: step(next(given)), repeats)
 
 
 def waits_and_operations() -> dict[str, int]:
@@ -184,7 +220,9 @@ def waits_and_operations() -> dict[str, int]:
         with Operations() as counted:
             step.run()
         found[f"operations, {dtype}"] = len(counted.names)
-        run = capture(step)
+        if not ON_GPU:
+            continue
+        run = captured(step)
         step.begin()
         take = fed(step, run)
         torch.cuda.set_sync_debug_mode("warn")
@@ -197,10 +235,10 @@ def waits_and_operations() -> dict[str, int]:
     return found
 
 
-def final_bytes(captured: bool, dtype: str, skewed: bool) -> list[Tensor]:
+def final_bytes(as_graph: bool, dtype: str, skewed: bool) -> list[Tensor]:
     """The weights, moments and figures after 50 steps."""
     step = static_step(SHAPES["A"], True, skewed, dtype)
-    run = capture(step) if captured else step.run
+    run = captured(step) if as_graph else step.run
     step.begin()
     for x, _ in zip(cycle(batches(SHAPES["A"], skewed)), range(N_STEPS), strict=False):
         step.feed(x, LR)
@@ -269,28 +307,49 @@ def table(name: str, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
     return shown
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["ceilings", "waits", "bytes", "steps"], help="one part")
-    only = parser.parse_args().only
-    if DEVICE.type != "cuda" or torch.version.cuda is None:
-        print("gpu.py: this machine has no NVIDIA GPU, so there is nothing to measure")
-        return
-    print(describe("triton", "sae-lens", "dictionary-learning"))
-    wrong = []
+def tables(name: str, rows: Iterator[dict[str, Any]], wrong: list[str]) -> list[dict[str, Any]]:
+    """`table`; what stops it is printed and noted, and the next part goes on."""
+    try:
+        return table(name, rows)
+    except Exception as error:
+        traceback.print_exc()
+        wrong.append(f"{name}: {error!r}")
+        return []
+
+
+def measure(only: str | None) -> list[str]:
+    """All parts, or one; gives what is wrong."""
+    wrong: list[str] = []
     if only in (None, "ceilings"):
-        table("ceilings", iter([ceilings()]))
+        tables("ceilings", (work() for work in [ceilings]), wrong)
     if only in (None, "waits"):
-        [found] = table("waits", iter([waits_and_operations()]))
-        wrong += [name for name, number in found.items() if "waits" in name and number]
+        for found in tables("waits", (work() for work in [waits_and_operations]), wrong):
+            wrong += [name for name, number in found.items() if "waits" in name and number]
     if only in (None, "bytes"):
-        rows = table("bytes", same_bytes()) + table("ordinary", against_ordinary())
+        rows = tables("bytes", same_bytes(), wrong) + tables("ordinary", against_ordinary(), wrong)
         checks = "graph as eager", "graph again", "some taken", "alike"
         wrong += [str(row) for row in rows if not all(row.get(name, True) for name in checks)]
     if only in (None, "steps"):
-        table("steps", steps())
-    if wrong:
-        sys.exit("results differ, or the host waits: " + "; ".join(wrong))
+        rows = tables("steps", steps(), wrong)
+        wrong += [str(row) for row in rows if any(row[name] == "failed" for name in OURS)]
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", choices=["ceilings", "waits", "bytes", "steps"], help="one part")
+    parser.add_argument("--tiny", action="store_true", help="small shapes, on any machine: a trial")
+    options = parser.parse_args()
+    if not (options.tiny or ON_GPU):
+        print("gpu.py: this machine has no NVIDIA GPU, so there is nothing to measure")
+        return
+    if options.tiny:
+        used = "A", "A'"
+        SHAPES.clear()
+        SHAPES.update(dict.fromkeys(used, TINY))
+    print(describe("triton", "sae-lens", "dictionary-learning"))
+    if wrong := measure(options.only):
+        sys.exit("results differ, the host waits, or a part fails: " + "; ".join(wrong))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from gpu import SHAPES, Shape, eager, graph, table  # noqa: E402
+from gpu import ON_GPU, SHAPES, Shape, eager, graph, tables  # noqa: E402
 from harvest import rates  # noqa: E402
 from machine import DEVICE, describe, wait  # noqa: E402
 from project import make_project  # noqa: E402
@@ -41,7 +41,6 @@ LENGTH = 512
 LOADER_STEPS = 100
 REPEATS = 3
 TEXT = ROOT / "sae_core/data/raw_data/physics_chapters/chapter_01.md"
-ON_GPU = DEVICE.type == "cuda"
 NARROW = {"n_heads": 4, "n_kv_heads": 4, "head_dim": 16, "d_mlp": 64, "vocab_size": VOCABULARY}
 TINY = ModelShape(n_layers=4, d_model=64, tied=True, **NARROW)
 TINY_STEP = Shape(64, 256, 4, 256)
@@ -162,23 +161,26 @@ def main() -> None:
     parser.add_argument("--only", choices=["loaders", "harvests", "run"], help="one part")
     parser.add_argument("--tiny", action="store_true", help="small shapes, on any machine: a trial")
     options = parser.parse_args()
-    if not (options.tiny or (ON_GPU and torch.version.cuda is not None)):
+    if not (options.tiny or ON_GPU):
         print("gpu_path.py: this machine has no NVIDIA GPU, so there is nothing to measure")
         return
     print(describe("transformers", "transformer-lens", "snakemake"))
     known = Tables.load(ROOT / "config/planning.yaml").shapes
     names = ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B"]
     shapes = {"tiny": TINY} if options.tiny else {name: known[name] for name in names}
+    wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if options.only in (None, "harvests"):
-            table("harvests", harvests(shapes, 4 if options.tiny else 256, scratch))
+            tables("harvests", harvests(shapes, 4 if options.tiny else 256, scratch), wrong)
         if options.only in (None, "loaders"):
             steps = {"tiny": TINY_STEP} if options.tiny else {name: SHAPES[name] for name in "AD"}
-            table("loaders", loaders(steps, scratch))
+            tables("loaders", loaders(steps, scratch), wrong)
         if options.only in (None, "run"):
             name, shape = next(iter(shapes.items()))
-            table("run", whole_run(name, shape, scratch))
+            tables("run", whole_run(name, shape, scratch), wrong)
+    if wrong:
+        sys.exit("a part fails: " + "; ".join(wrong))
 
 
 if __name__ == "__main__":

@@ -6,9 +6,11 @@ dead features, the second with a fifth of them dead. `make bench` runs it where 
 """
 
 import argparse
+import copy
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from itertools import cycle
 from typing import NamedTuple
 
@@ -79,12 +81,17 @@ class NoSource(ActivationSource):
 
 def our_sae(shape: Shape) -> SparseAutoencoder:
     """A BatchTopK SAE as the trainer begins with."""
+    return copy.deepcopy(_initial(shape)).to(DEVICE)
+
+
+@cache
+def _initial(shape: Shape) -> SparseAutoencoder:
     config = SAEConfig(topk=shape.k)
     spec = sae_spec(config, Hook(0, "hook_resid_post"), shape.d, DEVICE, {})
     spec.d_sae = shape.width
     sae = build(spec)
     sae.initialise(generator(0, "weights"))
-    return sae.to(DEVICE)
+    return sae
 
 
 def dead_features(shape: Shape) -> Tensor:

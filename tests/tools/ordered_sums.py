@@ -8,7 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 RACES = set(
     "index_add index_add_ scatter_add scatter_add_ index_reduce index_reduce_ put put_ histc "
-    "embedding_dense_backward _embedding_bag_dense_backward nll_loss_forward".split()
+    "embedding_dense_backward _embedding_bag_dense_backward nll_loss2d_forward".split()
 )
 """Operations whose additions have no order there (`torch.use_deterministic_algorithms`)."""
 

@@ -40,6 +40,7 @@ def make_random_model(
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
     model.to_empty(device=device)
+    model.tie_weights()
     draw = torch.Generator(device).manual_seed(0)
     with torch.no_grad():
         for module in model.modules():
