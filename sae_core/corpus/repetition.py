@@ -16,7 +16,7 @@ SAMPLE = 2000
 STRETCH = 40
 """Characters of a stretch of text that is looked for on the other side of the split."""
 
-MOST_STRETCHES = 1_000_000
+MOST_STRETCHES = 200_000
 """Held-out stretches that are looked for, about; of more, a sample that their hashes choose."""
 
 BLOCK = 2**16

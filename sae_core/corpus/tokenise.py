@@ -29,7 +29,7 @@ from sae_core.utils.code_hash import code_hash
 from sae_core.utils.errors import PassingError, SAEError
 from sae_core.utils.files import file_sha256, new_folder, writing
 
-BATCH_TEXTS, BATCH_CHARACTERS = 1024, 2**20
+BATCH_TEXTS, BATCH_CHARACTERS = 1024, 2**18
 """What is tokenised together: so many texts, or texts with about so many characters."""
 
 AHEAD = 2

@@ -199,6 +199,20 @@ def test_control_tokens_of_a_tokenizer_in_python() -> None:
     assert made.convert_ids_to_tokens(ids) == [*"a</s>", "</s>"]
 
 
+def test_a_tokenizer_that_does_more_than_its_library_is_asked_itself() -> None:
+    class Shouting(PreTrainedTokenizerFast):
+        def __call__(self, texts: Any, **settings: Any) -> Any:
+            texts = [texts.upper()] if isinstance(texts, str) else [text.upper() for text in texts]
+            return super().__call__(texts, **settings)
+
+    plain = tokenizer("a text and A TEXT")
+    shouting = Shouting(tokenizer_object=plain.backend_tokenizer, eos_token="<|endoftext|>")
+    assert ids_of(Tokens(shouting), "a text") == ids_of(Tokens(plain), "A TEXT")
+    plain.backend_tokenizer.enable_truncation(1)
+    plain.backend_tokenizer.enable_padding(length=9)
+    assert ids_of(Tokens(plain), "A TEXT") == ids_of(Tokens(shouting), "a text")
+
+
 def test_no_end_of_text_token() -> None:
     bare = tokenizer("some text")
     bare.eos_token = None
