@@ -30,9 +30,9 @@ states and checkpoints are for whoever runs it: `sae_train.py`.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
-from dataclasses import asdict, replace
-from typing import Any, NamedTuple
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,7 +43,6 @@ from sae_core.formats.checkpoint import History
 from sae_core.pretrained import Origin
 from sae_core.sae.losses import Terms
 from sae_core.sae.normalisation import Normalisation
-from sae_core.sae.sparse_ops import LowerBound
 from sae_core.sae.static.backend import backend_for
 from sae_core.sae.static.facts import Figures
 from sae_core.sae_base import PLAIN, AuxiliaryLoss, Compute, Reconstruction, SparseAutoencoder
@@ -58,25 +57,13 @@ from sae_core.trainer.optimizer import adam, clip_gradients, hand_over_gradients
 from sae_core.trainer.origin import begin_with
 from sae_core.trainer.schedule import learning_rate, peak_learning_rate
 from sae_core.trainer.static_step import StaticStep
+from sae_core.trainer.step_memory import StepMemory
 from sae_core.trainer.training_state import Means, Progress, TrainingState, learned, put_back
-from sae_core.utils.memory import Microbatch, Result
-
-ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --device"
-"""When there is no memory for a step."""
+from sae_core.trainer.validation import Validation, Validator
 
 
 class NotFinite(Exception):
     """A batch's loss or gradient is infinite or NaN."""
-
-
-class Validation(NamedTuple):
-    """What a validation found."""
-
-    figures: dict[str, float]
-    """By their names in the history, without `val_`."""
-    threshold: Tensor | None
-    """The calibrated one."""
-    aux_bound: LowerBound
 
 
 class Trainer:
@@ -118,12 +105,9 @@ class Trainer:
         patience = config.early_stopping_patience if source.n_validation else 0
         stopping = EarlyStopping(patience, config.early_stopping_min_delta)
         self.progress = Progress(stopping=stopping)
-        self.n_validated = 0
-        """How often the validation that is under way has stopped."""
         self.last_batch: Tensor | None = None
-        self.microbatch = Microbatch(
-            compute.row_block or source.tokens_per_step, "rows of the encoder product", ADVICE
-        )
+        self.memory = StepMemory(compute, source.tokens_per_step)
+        self.validator = Validator(self.batches, self.objective, self.memory)
         self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
         self.optimizer = adam(sae, self.lr)
         self.ahead: Ahead | None = None
@@ -141,14 +125,14 @@ class Trainer:
     @property
     def place(self) -> tuple[int, int]:
         """How far it is: the steps done, and of the validation after them."""
-        return self.progress.n_done, self.n_validated
+        return self.progress.n_done, self.validator.n_stops
 
     @property
     def normalise(self) -> Normalisation:
         """How activations enter the SAE; known once there has been a batch."""
         return self.batches.normalise
 
-    # The loop. Between any two of these calls, `state` is all that the training depends on.
+    # The method: batches, steps, epochs
 
     def train(self) -> Iterator[EpochRecord]:
         """The whole training, or what is left of it; hands over a record after each epoch."""
@@ -159,6 +143,58 @@ class Trainer:
             self.look()
             yield self.close_epoch(self.validate())
         self.end()
+
+    def step(self, batch: Batch, lr: float) -> tuple[Terms, float]:
+        """One optimizer step: its terms, and L0.
+
+        Raises:
+            NotFinite: loss or gradient is; the SAE is as before.
+        """
+        sae = self.sae
+        terms, made, aux = self.memory.run(
+            lambda compute: self._gradients(batch, compute), self.progress
+        )
+        set_learning_rate(self.optimizer, lr)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        sae.zero_grad()
+        sae.normalise_decoder()
+        sae.record_activity(made.fired)
+        self.progress.bound.update(made.least)
+        self.progress.aux_bound.update(aux.least)
+        self.last_batch = batch.x
+        return terms, made.l0
+
+    def _gradients(
+        self, batch: Batch, compute: Compute
+    ) -> tuple[Terms, Reconstruction, AuxiliaryLoss]:
+        """Leave the gradients for the optimizer; gives what holds for the whole batch."""
+        sae, part = self.sae, batch.part()
+        share = len(part.x) / len(batch.x)
+        sae.zero_grad()
+        made = sae.reconstruct(part.x, part.target, compute)
+        aux = self.objective.auxiliary_loss(sae, part, made, compute)
+        terms = self.objective.terms(part, made, aux)
+        (share * terms.loss).backward()
+        aux.add_gradient(sae)
+        self.group.all_reduce_(hand_over_gradients(sae, self.optimizer))
+        sae.project_decoder_gradient()
+        norm = clip_gradients(self.optimizer)
+        terms, made = self.objective.over_processes(terms, made, share)
+        if not math.isfinite(float(terms.loss) + norm):
+            raise NotFinite
+        return terms, made, aux
+
+    def _record(self, number: int, terms: Mapping[str, Tensor], l0: float, n_tokens: int) -> None:
+        """Record a step that was taken."""
+        progress = self.progress
+        assert progress.means is not None
+        progress.skipped_in_a_row = 0
+        progress.tokens += n_tokens
+        progress.means.add(terms, l0, n_tokens)
+        self.observer.on_step(progress.epoch, number, terms["loss"], l0)
+
+    # The pieces of `train`. Between any two of them, `state` is all that the training depends on.
 
     def begin(self) -> None:
         """Tell the observer."""
@@ -220,55 +256,7 @@ class Trainer:
         except NotFinite:
             self._skip(number, "loss")
             return
-        self._done(number, terms.by_name(), l0, len(batch.x))
-
-    def _done(self, number: int, terms: Mapping[str, Tensor], l0: float, n_tokens: int) -> None:
-        """Record a step that was taken."""
-        progress = self.progress
-        assert progress.means is not None
-        progress.skipped_in_a_row = 0
-        progress.tokens += n_tokens
-        progress.means.add(terms, l0, n_tokens)
-        self.observer.on_step(progress.epoch, number, terms["loss"], l0)
-
-    def step(self, batch: Batch, lr: float) -> tuple[Terms, float]:
-        """One optimizer step: its terms, and L0.
-
-        Raises:
-            NotFinite: loss or gradient is; the SAE is as before.
-        """
-        sae = self.sae
-        terms, made, aux = self._with_memory(lambda compute: self._gradients(batch, compute))
-        set_learning_rate(self.optimizer, lr)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        sae.zero_grad()
-        sae.normalise_decoder()
-        sae.record_activity(made.fired)
-        self.progress.bound.update(made.least)
-        self.progress.aux_bound.update(aux.least)
-        self.last_batch = batch.x
-        return terms, made.l0
-
-    def _gradients(
-        self, batch: Batch, compute: Compute
-    ) -> tuple[Terms, Reconstruction, AuxiliaryLoss]:
-        """Leave the gradients for the optimizer; gives what holds for the whole batch."""
-        sae, part = self.sae, batch.part()
-        share = len(part.x) / len(batch.x)
-        sae.zero_grad()
-        made = sae.reconstruct(part.x, part.target, compute)
-        aux = self.objective.auxiliary_loss(sae, part, made, compute)
-        terms = self.objective.terms(part, made, aux)
-        (share * terms.loss).backward()
-        aux.add_gradient(sae)
-        self.group.all_reduce_(hand_over_gradients(sae, self.optimizer))
-        sae.project_decoder_gradient()
-        norm = clip_gradients(self.optimizer)
-        terms, made = self.objective.over_processes(terms, made, share)
-        if not math.isfinite(float(terms.loss) + norm):
-            raise NotFinite
-        return terms, made, aux
+        self._record(number, terms.by_name(), l0, len(batch.x))
 
     def validate(self) -> Validation:
         """All of `validating` at once."""
@@ -280,45 +268,16 @@ class Trainer:
                 validation: Validation = end.value
                 return validation
 
-    @torch.no_grad()
     def validating(self) -> Generator[None, None, Validation]:
-        """Calibrate the inference threshold on held-out activations, and measure the SAE as it is
-        used afterwards. Changes nothing: `close_epoch` takes the result. Stops before each batch,
-        so that several trainings can measure on the same one."""
-        sae, aux_bound = self.sae.with_own_threshold(), replace(self.progress.aux_bound)
-        if not (self.progress.means and self.progress.means.tokens):
-            raise not_finite(sae.spec, "loss", self.progress.skipped_in_a_row)
-        how = self.compute.products(sae.b_dec)
-        if self.source.n_validation == 0:
-            assert self.last_batch is not None
-            sae.calibrate([self.last_batch], how)
-            return Validation({}, sae.threshold, aux_bound)
-        sae.calibrate(self.batches.calibration(), how)
-        self.n_validated += 1
-        yield
-        means, skipped = Means(), 0
-        for batch in self.batches.validation(self.progress.in_phase):
-            if not batch.finite:
-                skipped += 1
-            elif len(batch.x):
-                terms, l0 = self._measured(sae, batch, aux_bound)
-                by_name = terms.by_name()
-                if torch.stack(list(by_name.values())).isfinite().all():
-                    means.add(by_name, l0, len(batch.x))
-                else:
-                    skipped += 1
-            self.n_validated += 1
-            yield
-        figures = means.values()
-        if figures:
-            figures["loss"] -= sae.spec.aux_penalty * figures["aux_loss"]
-        return Validation(figures | {"skipped_batches": skipped}, sae.threshold, aux_bound)
+        """Measure the SAE as it is used; stops before each batch, so that several trainings can
+        measure on the same one. Changes nothing: `close_epoch` takes the result."""
+        return self.validator.measure(self.sae, self.progress, self.last_batch)
 
     def close_epoch(self, validation: Validation) -> EpochRecord:
         """Record the epoch; after it, the SAE may be stored."""
         progress, sae = self.progress, self.sae
         assert progress.means is not None
-        self.n_validated = 0
+        self.validator.n_stops = 0
         if validation.threshold is not None:
             sae.known_threshold.data.copy_(validation.threshold)
         progress.aux_bound = validation.aux_bound
@@ -405,31 +364,11 @@ class Trainer:
         progress.aux_bound.update(None if math.isnan(aux_least) else aux_least)
         if self.source.n_validation == 0:
             self.last_batch, _ = self.normalise.pair(batch.raw)
-        self._done(batch.number, figures.terms(), float(figures.pairs) / n_tokens, n_tokens)
+        self._record(batch.number, figures.terms(), float(figures.pairs) / n_tokens, n_tokens)
 
     def _redo(self, batch: Waiting) -> None:
         """Take a batch that the static step did not."""
         self._take(self.batches.of_activations(batch.raw), batch.lr, batch.number)
-
-    def _with_memory(self, work: Callable[[Compute], Result]) -> Result:
-        """`work`, with fewer rows at once if memory runs out; several processes cannot do that,
-        because the others would wait for the collective calls of the first attempt."""
-
-        def with_rows(rows: int) -> Result:
-            # A smaller block than was asked for only once memory has run out.
-            block = self.compute.row_block if rows >= self.source.tokens_per_step else rows
-            progress = self.progress
-            return work(
-                self.compute._replace(
-                    row_block=block,
-                    lower_bound=progress.bound.value,
-                    aux_lower_bound=progress.aux_bound.value,
-                )
-            )
-
-        if self.group.is_single:
-            return self.microbatch.retry(with_rows)
-        return with_rows(self.microbatch.size)
 
     def _begin_phase(self, batch: Batch) -> None:
         """Forget the best epoch, and balance the end-to-end terms on the phase's first batch."""
@@ -439,27 +378,11 @@ class Trainer:
         if self.batches.n_local_steps > 0 or self.origin:
             part = batch.part()
             with torch.no_grad():
-                made = self._with_memory(lambda c: self.sae.reconstruct(part.x, part.target, c))
+                made = self.memory.run(
+                    lambda compute: self.sae.reconstruct(part.x, part.target, compute),
+                    self.progress,
+                )
             self.progress.bound.update(made.least)
             length = self.group.all_reduce((made.x_hat - part.wanted).pow(2).sum()).sqrt()
             pull = 2 * length / (len(batch.x) * self.normalise.output.scale)
             self.batches.phase.balance(batch.passes, self.normalise.raw(made.x_hat), float(pull))
-
-    def _measured(
-        self, sae: SparseAutoencoder, batch: Batch, aux_bound: LowerBound
-    ) -> tuple[Terms, float]:
-        """The terms and L0 of a validation batch."""
-        part = batch.part()
-
-        def measure(compute: Compute) -> tuple[Terms, Reconstruction, AuxiliaryLoss]:
-            compute = compute._replace(aux_lower_bound=aux_bound.value)
-            made = sae.reconstruct_at_inference(part.x, part.target, compute)
-            aux = self.objective.auxiliary_loss(sae, part, made, compute)
-            terms, made = self.objective.over_processes(
-                self.objective.terms(part, made, aux), made, len(part.x) / len(batch.x)
-            )
-            return terms, made, aux
-
-        terms, made, aux = self._with_memory(measure)
-        aux_bound.update(aux.least)
-        return terms, made.l0
