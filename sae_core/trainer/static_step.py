@@ -11,7 +11,8 @@ What it computes is the step of `training.py`. With N rows of raw activations:
     loss = w |e|^2 / n + c_1 |code|_1 / n + c_aux |e'|^2 / |residual - its mean|^2
 
 so dL/dx_hat = 2 w e / n and dL/dx_hat' = 2 c_aux e' / |residual - its mean|^2. The gradients of the
-weights are summed over the pairs of both codes, which are sorted once, as one list. Projection,
+weights are summed over the pairs of both codes, which are sorted once, as one list; or, if more
+than `DENSE_SHARE` of a code is active and values are in bfloat16, as dense products. Projection,
 clipping, Adam and the unit norm follow, with the learning rate on the device.
 
 Float32 values are computed separately, for the pairs alone. First, twice as many candidates as are
@@ -29,6 +30,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_core.sae.dense_ops import DENSE_SHARE
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
 from sae_core.sae.sparse_ops import ROUNDING
@@ -89,7 +91,10 @@ class StaticStep:
         ops: Backend,
     ) -> None:
         self.sae, self.normalise = sae, normalise
-        self.precision, self.ops, spec = precision, ops, sae.spec
+        self.precision, spec = precision, sae.spec
+        self.is_exact = precision.value_dtype == torch.float32
+        is_dense = spec.top_k > DENSE_SHARE * spec.d_sae and not self.is_exact
+        self.ops = ops.densely() if is_dense else ops
         self.weighting = Weighting(recon_weight, spec.l1_coefficient, spec.aux_penalty)
         self.n_pairs = len(like) * spec.top_k
         n_some, n_dead = -(-len(like) // AUXILIARY_STRIDE), min(spec.top_k_aux, spec.d_sae)
@@ -147,7 +152,7 @@ class StaticStep:
 
     def _encode(self, rows: Rows) -> Choice:
         """The pairs of both codes, from one product."""
-        spec, exact = self.sae.spec, self.precision.value_dtype == torch.float32
+        spec, exact = self.sae.spec, self.is_exact
         bias, made = self.b_enc, rows.made
         if exact:
             length = torch.where(made.kept, made.x.norm(dim=1), 0.0).amax()

@@ -174,6 +174,27 @@ def test_gradients_are_dense_products(segment: int, ops: Backend) -> None:
     torch.testing.assert_close(found.b_enc.double(), b_enc, **CLOSE)
 
 
+def test_dense_products_are_sums_over_pairs() -> None:
+    """Up to the rounding of factors and products to bfloat16, also of a feature that both have."""
+    codes, _ = two_codes()
+    codes.column[-1], codes.value[-1] = codes.column[0], 0.5
+    codes.start[1, -1] = codes.start[1, -1] + 1
+    W, A = normal(FEATURES, D, seed=7).float(), normal(2 * N, D, seed=4).float()
+    X, d_value = normal(N, D, seed=6).float(), normal(len(codes.row), seed=8).float()
+    d_value = d_value * (codes.column < FEATURES)
+    pairs, dense = (
+        (
+            ops.decode(codes, W),
+            ops.sampled(codes, A, W),
+            *ops.gradients(codes, d_value, A, X, FEATURES),
+        )
+        for ops in (TWIN, TWIN.densely())
+    )
+    for found, right in zip(dense, pairs, strict=True):
+        assert found.dtype == torch.float32
+        assert 0 < (found - right).norm() < 2**-7 * right.norm()
+
+
 def adam_state() -> tuple[list[Tensor], list[Moments]]:
     """Unit decoder rows, encoder rows, gradients of both, and their moments."""
     W_dec = F.normalize(normal(FEATURES, D, seed=8), dim=1).float()

@@ -220,17 +220,18 @@ def test_a_state_goes_on_in_either_code(before: Stepping, after: Stepping) -> No
 # What a GPU is given
 
 SHAPE = {"d": 576, "width": 9216, "k": 64, "tokens": 4096}
+DENSE = {"d": 1024, "width": 4096, "k": 128, "tokens": 4096}
 
 
-def operations(precision: Precision) -> list[str]:
+def operations(precision: Precision, shape: dict[str, int]) -> list[str]:
     """What one step launches, in the order: operations and kernels. Its tensors are fake ones, so
     that whatever has to know a number or a size of its data fails."""
     counting = Operations(kernels=False)
-    d, width = SHAPE["d"], SHAPE["width"]
+    d, width = shape["d"], shape["width"]
     with FakeTensorMode():
-        wanted = spec(d_in=d, d_sae=width, top_k=SHAPE["k"], top_k_aux=SHAPE["k"])
+        wanted = spec(d_in=d, d_sae=width, top_k=shape["k"], top_k_aux=shape["k"])
         sae = build(wanted)
-        raw = torch.zeros(SHAPE["tokens"], d, dtype=torch.bfloat16)
+        raw = torch.zeros(shape["tokens"], d, dtype=torch.bfloat16)
         normalise = Normalisation(torch.zeros(d), 1.0, 10.0)
         optimizer, ops = adam(sae, 1e-3), kernels()
         step = StaticStep(sae, optimizer, normalise, 1.0, precision, raw, 4, ops)
@@ -241,11 +242,18 @@ def operations(precision: Precision) -> list[str]:
     return counting.names
 
 
-@pytest.mark.parametrize(("precision", "most"), [(ROUNDED, 112), (EXACT, 228)])
-def test_a_step_asks_nothing_and_launches_little(precision: Precision, most: int) -> None:
+@pytest.mark.parametrize(
+    ("precision", "shape", "most"),
+    [(ROUNDED, SHAPE, 112), (EXACT, SHAPE, 228), (ROUNDED, DENSE, 126), (EXACT, DENSE, 228)],
+)
+def test_a_step_asks_nothing_and_launches_little(
+    precision: Precision, shape: dict[str, int], most: int
+) -> None:
     """With dead features or without. The ordinary step launches 131 operations and waits 16 times;
     with dead features 212 and 23, and both more for normalising the batch."""
-    names = operations(precision)
+    names = operations(precision, shape)
+    is_dense = precision == ROUNDED and shape == DENSE
+    assert ("_segments" in names) != is_dense
     print(len(names), Counter(names))
     assert len(names) <= most
 

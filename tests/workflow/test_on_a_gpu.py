@@ -96,8 +96,9 @@ def test_the_workflows_commands_do_on_a_gpu_what_they_do_on_a_cpu(
     there, here = (
         made_on(device, tmp_path / device, record, data_path) for device in ("cuda", "cpu")
     )
-    for name in ("fvu", "l0", "ce_sae", "kl"):  # windows per pass differ, so sums round otherwise
-        assert there[name] == pytest.approx(here[name], rel=0.01), name
+    # There more is multiplied in bfloat16, and small differences grow in training.
+    for name in ("fvu", "l0", "ce_sae", "kl"):
+        assert there[name] == pytest.approx(here[name], rel=0.03), name
     weights = [load_sae(tmp_path / device / "sae").W_dec for device in ("cuda", "cpu")]
     assert (weights[0] - weights[1]).abs().max() < 0.05
     assert (tmp_path / "cuda/entries").stat().st_size > 1000

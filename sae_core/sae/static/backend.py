@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_core.sae.static import twin
+from sae_core.sae.static import dense, twin
 from sae_core.sae.static.pairs import Gradients, Prepared, Slots
 
 
@@ -27,6 +27,10 @@ class Backend(NamedTuple):
     move_decoder: Callable[..., None]
     move_encoder: Callable[..., None]
     move_vector: Callable[..., None]
+
+    def densely(self) -> "Backend":
+        """The same with dense products in place of sums over pairs."""
+        return self._replace(decode=dense.decode, sampled=dense.sampled, gradients=dense.gradients)
 
 
 TWIN = Backend(*(getattr(twin, name) for name in Backend._fields))
