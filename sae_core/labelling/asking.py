@@ -6,7 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from sae_core.labelling.answers import parse_answer
-from sae_core.labelling.chat import Busy, Chat, Refused, Reply, estimated_tokens
+from sae_core.labelling.chat import Busy, Chat, Refused, Reply
 from sae_core.labelling.ledger import Ledger
 from sae_core.labelling.prompts import Question
 from sae_core.utils.errors import PassingError, SAEError
@@ -64,13 +64,12 @@ class Asker:
         for attempt in range(ATTEMPTS):
             reply = self.ledger.find(question, attempt)
             if reply is None:
-                with self.ledger.reserved(question):
-                    try:
-                        reply = await self._patiently(question)
-                    except (NoAnswer, Refused) as error:
-                        self._count_failure(feature, error)
-                        raise
-                    self.ledger.record(question, attempt, feature, reply)
+                try:
+                    reply = await self._patiently(question)
+                except (NoAnswer, Refused) as error:
+                    self._count_failure(feature, error)
+                    raise
+                self.ledger.record(question, attempt, feature, reply)
                 self._n_answered, self._n_failed = self._n_answered + 1, 0
             self.n_cut_off += reply.is_cut_off
             answer = parse_answer(reply.text, question.schema)
@@ -83,12 +82,13 @@ class Asker:
         while True:
             await self._pause()
             try:
-                self.n_sent += 1
-                return await self.chat.ask(question)
+                with self.ledger.reserved(question):
+                    self.n_sent += 1
+                    return await self.chat.ask(question)
             except Busy as busy:
                 reason, asked = str(busy), busy.wait
                 if busy.was_read:
-                    self.ledger.add(estimated_tokens(question.n_bytes), 0)
+                    self.ledger.add_lost(question)
             n_failed, n_paused = n_failed + (not asked), n_paused + bool(asked)
             if n_failed == self.tries or n_paused == PAUSES * self.tries:
                 raise NoAnswer(reason)

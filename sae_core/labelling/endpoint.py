@@ -9,7 +9,9 @@ address than the one that is configured.
 import asyncio
 import email.utils
 import time
+import urllib.request
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx2
 import openai
@@ -23,14 +25,22 @@ from sae_core.utils.errors import SAEError, one_line
 NO_KEY = "none"
 """Sent to services that need no key, as the client sends one always."""
 
+NO_COMPLETION = (
+    "the answer is not a chat completion; check that OPENAI_BASE_URL is the address of an "
+    "OpenAI-compatible service"
+)
+
 AGAIN = (408, 409, 425, 429)
 """Statuses of the client's faults that may pass."""
 
 ADVICE = {
     401: f"the key is missing or not valid: set {KEY}",
+    402: "the account has no credit",
     403: f"the key in {KEY} may not do this",
     404: "no such model, or not the address of an OpenAI-compatible service, which often ends in "
     "/v1: check the labeller's name and OPENAI_BASE_URL",
+    405: "not the address of an OpenAI-compatible service, which often ends in /v1: check "
+    "OPENAI_BASE_URL",
 }
 
 
@@ -38,24 +48,34 @@ class Endpoint:
     """The service.
 
     Raises:
-        SAEError: the key cannot be sent.
+        SAEError: the key cannot be sent, or the environment has a proxy or a certificate that the
+            client cannot use.
     """
 
     def __init__(self, config: LabellerConfig, asking: AskingConfig) -> None:
         assert asking.endpoint is not None
         self.config, self.asking = config, asking
         self.url = asking.endpoint
-        self.where = f"windows of the texts are sent to {self.url}"
+        proxy = _proxy(self.url)
+        self._way = f" (by the proxy {proxy}, see NO_PROXY)" if proxy else ""
+        self.where = f"windows of the texts are sent to {self.url}{self._way}"
         key = api_key()
         if key and not (key.isascii() and key.isprintable() and " " not in key):
             raise SAEError(f"{KEY}: contains a character that no key has; set it again")
         self._key = key
+        try:
+            http = openai.DefaultAsyncHttpxClient(follow_redirects=False)
+        except (ImportError, ValueError, OSError, httpx2.InvalidURL) as error:
+            raise SAEError(
+                f"--endpoint {self.url}: a variable of the environment does not fit ({error}); see "
+                "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
+            ) from None
         self._client = openai.AsyncOpenAI(
             api_key=key or NO_KEY,
             base_url=self.url,
             max_retries=0,
             timeout=asking.request_seconds,
-            http_client=openai.DefaultAsyncHttpxClient(follow_redirects=False),
+            http_client=http,
         )
 
     async def ask(self, question: Question) -> Reply:
@@ -70,7 +90,7 @@ class Endpoint:
         except openai.APIConnectionError as error:
             cause = error.__cause__ or error
             was_read = not isinstance(cause, (httpx2.ConnectError, httpx2.ConnectTimeout))
-            reason = f"{type(cause).__name__}: {self._said(cause)}"
+            reason = f"{type(cause).__name__}: {self._said(cause)}{self._way}"
             raise Busy(reason, was_read=was_read) from None
         except (ValueError, RecursionError):
             raise Busy("the answer is not JSON", was_read=True) from None
@@ -98,11 +118,12 @@ class Endpoint:
         """The answer in a response. The client does not check what it has read."""
         try:
             choice = found.choices[0]
-            text = choice.message.content or getattr(choice.message, "refusal", None) or ""
+            text = _text(choice.message)
         except (AttributeError, LookupError, TypeError):
             text = None
-        if not isinstance(text, str):
-            raise Busy("the answer is not a chat completion", was_read=True)
+        if text is None:
+            said = getattr(found, "error", None) or NO_COMPLETION
+            raise Busy(self._without_key(one_line(said)), was_read=True)
         usage = getattr(found, "usage", None)
         return Reply(
             self._without_key(text),
@@ -114,7 +135,9 @@ class Endpoint:
     def _failure(self, error: openai.APIStatusError) -> Exception:
         status, said = error.status_code, self._said(error)
         if 300 <= status < 400:
-            return SAEError(f"{self.url}: leads elsewhere ({said}); set OPENAI_BASE_URL to that")
+            place = error.response.headers.get("location", "it does not say where").split("?")[0]
+            place = self._without_key(one_line(place))
+            return SAEError(f"{self.url}: leads elsewhere ({place}); set OPENAI_BASE_URL to that")
         if status in ADVICE:
             return SAEError(f"{self.url}: {ADVICE[status]} ({said})")
         if error.code == "insufficient_quota":
@@ -131,10 +154,27 @@ class Endpoint:
         return text.replace(self._key, f"[{KEY}]") if self._key else text
 
 
+def _text(message: Any) -> str | None:
+    """What a message says, in one string or in parts; None if it is no message."""
+    content = message.content or getattr(message, "refusal", None) or ""
+    if isinstance(content, list):
+        content = "".join(part.get("text", "") for part in content)
+    return content if isinstance(content, str) else None
+
+
+def _proxy(url: str) -> str | None:
+    """The host of the proxy that the environment names for an address, if it names one."""
+    parts, proxies = urlsplit(url), urllib.request.getproxies()
+    proxy = proxies.get(parts.scheme) or proxies.get("all")
+    if not proxy or urllib.request.proxy_bypass(parts.hostname or ""):
+        return None
+    return proxy.rpartition("@")[2].rpartition("//")[2].rstrip("/")
+
+
 def _count(usage: Any, name: str, n_bytes: int) -> int:
     """A number of tokens, estimated if the service gives none."""
     value = getattr(usage, name, None)
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+    if isinstance(value, int) and not isinstance(value, bool) and value > 0:
         return value
     return estimated_tokens(n_bytes)
 

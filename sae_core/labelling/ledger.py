@@ -73,6 +73,10 @@ class Ledger:
         self.tokens_in += tokens_in
         self.tokens_out += tokens_out
 
+    def add_lost(self, question: Question) -> None:
+        """Count a request whose answer may have been charged and was not read."""
+        self.add(estimated_tokens(question.n_bytes), self.config.answer_tokens)
+
     @contextmanager
     def reserved(self, question: Question) -> Iterator[None]:
         """A block that sends a request: no other may use the tokens that it might take.

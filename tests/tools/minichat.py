@@ -5,7 +5,8 @@
     server.requests
 
 `server.faults` is what happens to the next requests, one after the other; `server.always` to all of
-them. A fault is a status, such as 429, or one of the words in `Handler.fault`.
+them. A fault is a status, such as 429, one of the words in `Handler.fault`, or what is sent as JSON
+with status 200.
 """
 
 import json
@@ -21,7 +22,7 @@ KEY = "sk-planted-for-this-test"
 SILENCE = 60.0
 """Seconds after which a silent server closes the connection."""
 
-Fault = int | str
+Fault = int | str | dict[str, Any]
 Answer = Callable[[dict[str, Any]], Any]
 """What is answered to the body of a request; anything but text is sent as JSON."""
 
@@ -85,7 +86,9 @@ class Handler(QuietHandler):
                 server.at_once -= 1
 
     def fault(self, fault: Fault, body: dict[str, Any]) -> None:
-        if fault == "silence":
+        if isinstance(fault, dict):
+            self.send(json.dumps(fault).encode(), "application/json")
+        elif fault == "silence":
             self.chat.stopping.wait(SILENCE)
             self.close_connection = True
         elif fault == "drip":  # alive for ever, and no timeout between two bytes is too long for it
@@ -103,6 +106,8 @@ class Handler(QuietHandler):
             self.send(b"{oops", "application/json")
         elif fault == "HTML":
             self.send(b"<html>Welcome</html>", "text/html")
+        elif fault == "stream":
+            self.send(b'data: {"choices": [{"delta": {"content": "x"}}]}\n\n', "text/event-stream")
         elif fault == "no choices":
             self.send(b'{"choices": null}', "application/json")
         elif fault == "nested":

@@ -139,6 +139,19 @@ def test_requests_at_once(server: MiniChat, tmp_path: Path) -> None:
     assert server.most_at_once == 3
 
 
+def test_an_answer_in_parts(run: Run, server: MiniChat) -> None:
+    text = json.dumps({"label": "x", "description": "y", "confidence": 1})
+    server.faults = [
+        completion(content=[{"type": "text", "text": part} for part in (text[:9], text[9:])])
+    ]
+    assert run.labels(score_labels=False)[0][1:3] == ("x", "y")
+
+
+def completion(finish_reason: str = "stop", **message: Any) -> dict[str, Any]:
+    """The answer of a service."""
+    return {"choices": [{"message": message, "finish_reason": finish_reason}]}
+
+
 def test_a_service_without_a_key(
     run: Run, server: MiniChat, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -146,8 +159,11 @@ def test_a_service_without_a_key(
     assert all_are_good(run.labels())
 
 
-def test_usage_that_is_missing_is_estimated(run: Run, server: MiniChat) -> None:
-    server.usage = None
+@pytest.mark.parametrize("usage", [None, {"prompt_tokens": 0, "completion_tokens": 0}])
+def test_usage_that_is_missing_is_estimated(
+    usage: dict[str, int] | None, run: Run, server: MiniChat
+) -> None:
+    server.usage = usage
     run.labels()
     whole = sum(len(json.dumps(body["messages"])) for body in server.requests)
     assert whole / 5 < run.asker.ledger.tokens_in < whole / 2
@@ -157,15 +173,22 @@ def test_usage_that_is_missing_is_estimated(run: Run, server: MiniChat) -> None:
 # Faults that pass
 
 
-@pytest.mark.parametrize(
-    "fault", [500, 503, 408, "cut", "not JSON", "HTML", "no choices", "nested"]
-)
+@pytest.mark.parametrize("fault", [500, 503, 408, 409, "cut"])
 def test_a_fault_that_passes(fault: Fault, server: MiniChat, tmp_path: Path) -> None:
     server.faults = [None, fault, None, fault, fault]  # type: ignore[list-item]
     run = Run(tmp_path, requests_at_once=1)
     assert all_are_good(run.labels())
     assert run.waits == [1, 1, 2]
     assert len(server.requests) == N * PER_FEATURE + 3
+
+
+def test_answers_that_are_no_chat_completion(server: MiniChat, tmp_path: Path) -> None:
+    faults: list[Fault] = ["not JSON", "HTML", "stream", "no choices", "nested", {"choices": []}]
+    faults += [{"choices": [{"message": "x"}]}, {"error": {"message": "overloaded"}}]
+    server.faults = [None, *faults]  # type: ignore[list-item]
+    run = Run(tmp_path, requests_at_once=1, request_tries=len(faults) + 1)
+    assert all_are_good(run.labels())
+    assert len(run.waits) == len(faults) and max(run.waits) == 60
 
 
 @pytest.mark.parametrize("fault", ["silence", "drip"])
@@ -190,6 +213,13 @@ def test_retry_after_is_a_number_or_a_date() -> None:
     assert retry_after(None) is retry_after("soon") is retry_after("nan") is None
 
 
+def test_a_service_that_is_away_until_a_date(server: MiniChat, tmp_path: Path) -> None:
+    server.faults, server.retry_after = [503], formatdate(time.time() + 120, usegmt=True)
+    run = Run(tmp_path, requests_at_once=1)
+    assert all_are_good(run.labels())
+    assert 90 < run.waits[0] <= 120
+
+
 def test_a_long_wait_ends_the_job_for_now(server: MiniChat, tmp_path: Path) -> None:
     server.faults, server.retry_after = [None] * 7 + [429], "3600"  # type: ignore[list-item]
     run = Run(tmp_path, requests_at_once=1)
@@ -207,7 +237,7 @@ def test_a_long_wait_ends_the_job_for_now(server: MiniChat, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("fault", "message"),
     [(401, "OPENAI_API_KEY"), (403, "OPENAI_API_KEY"), (404, "OPENAI_BASE_URL"),
-     ("redirect", "leads elsewhere")],
+     (402, "no credit"), (405, "OPENAI_BASE_URL"), ("redirect", "leads elsewhere .http://127.0.0.1:1/v1")],
 )  # fmt: skip
 def test_a_fault_that_stays_ends_the_job_at_once(
     fault: Fault, message: str, server: MiniChat, tmp_path: Path
@@ -260,7 +290,15 @@ def test_a_service_that_refuses_everything(run: Run, server: MiniChat) -> None:
         run.labels()
 
 
-@pytest.mark.parametrize("fault", ["wrong schema", "null content"])
+CALL = {"type": "function", "function": {"name": "label", "arguments": "{}"}}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["wrong schema", "null content", completion(content=None, refusal="I cannot help with that"),
+     completion("tool_calls", content=None, tool_calls=[CALL]),
+     completion("length", content='{"label": "x", "descr')],
+)  # fmt: skip
 def test_answers_not_in_the_schema(fault: Fault, run: Run, server: MiniChat) -> None:
     server.always = fault
     labels = run.labels()
@@ -375,6 +413,43 @@ def test_the_ceiling(server: MiniChat, tmp_path: Path) -> None:
     label_here(tmp_path)
     assert all_are_good(list(read_labels(tmp_path / "labels.jsonl").values()))
     assert len(server.requests) == N * PER_FEATURE
+
+
+def test_answers_that_are_lost_count_for_the_ceiling(server: MiniChat, tmp_path: Path) -> None:
+    """They may have been charged; no try is made that might exceed it."""
+    server.faults = [None]  # type: ignore[list-item]
+    server.always = "HTML"
+    run = Run(tmp_path, requests_at_once=1, request_tries=10)
+    labels = run.labels(most_tokens=3000)
+    assert {label.status for label in labels} == {"ok", "not asked"} and labels[0].detection is None
+    assert 1000 < run.asker.ledger.spent <= 3000 and len(server.requests) == 5
+
+
+# The environment
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("ALL_PROXY", "socks5://127.0.0.1:1"), ("SSL_CERT_FILE", "/nowhere")]
+)
+def test_an_environment_that_the_client_cannot_use(
+    name: str, value: str, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SAEError, match=f"variable of the environment.*{name}"):
+        run.labels()
+
+
+def test_a_proxy_is_named_without_its_password(
+    server: MiniChat, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", "http://me:secret@127.0.0.1:1")
+    run = Run(tmp_path, requests_at_once=1)
+    with pytest.raises(PassingError, match="by the proxy 127.0.0.1:1, see NO_PROXY") as found:
+        run.labels()
+    assert "the proxy 127.0.0.1:1" in run.asker.chat.where
+    assert "secret" not in f"{found.value}{run.asker.chat.where}"
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert all_are_good(run.labels()) and "proxy" not in run.asker.chat.where
 
 
 # A local model
