@@ -170,5 +170,5 @@ def chosen(
     if not numbers:
         raise SAEError(
             f"{name}: --subjects {' '.join(config.subjects)}: no text has this "
-            f"{config.subject_field}; there are: {', '.join(others)}"
+            f"{config.subject_field}; there are: {', '.join(other or '(none)' for other in others)}"
         )

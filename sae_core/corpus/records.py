@@ -180,8 +180,8 @@ def text_of(record: Record, field: str) -> str:
         return ""
     if not isinstance(value, str):
         raise SAEError(
-            f"{record.where}: --text-field {field}: holds a {kind_of(value)}, not a text; name the "
-            "field of the texts"
+            f"{record.where}: --text-field {field}: holds {_some(kind_of(value))}, not a text; "
+            "name the field of the texts"
         )
     if not is_unicode(value):
         raise SAEError(
@@ -189,6 +189,10 @@ def text_of(record: Record, field: str) -> str:
             "file again"
         )
     return value
+
+
+def _some(kind: str) -> str:
+    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
 
 
 def no_field(where: str, field: str, names: list[str], option: str = "--text-field") -> SAEError:

@@ -82,8 +82,8 @@ def tokenise(
         SAEError: there is no text, a text cannot be read, or the folder cannot be written.
     """
     tokens, most = Tokens(tokenizer), corpus.max_tokens
-    code = code_hash("sae_core/corpus/tokenise.py")
-    made_of = sha256_of(f"{corpus.key} {tokenizer_sha256(tokenizer)} {code}")
+    sha256, code = tokenizer_sha256(tokenizer), code_hash("sae_core/corpus/tokenise.py")
+    made_of = sha256_of(f"{corpus.key} {sha256} {code}")
     n_bytes = 0
     with writing(folder, lambda: n_bytes), new_folder(folder, resumes=True) as staging:
         with Writer(staging, corpus.labels, made_of) as writer:
@@ -106,7 +106,7 @@ def tokenise(
             raise SAEError(f"{corpus.data_file}: has no text that is not empty; give texts")
         hashes = {name: file_sha256(staging / name) for name in writer.names}
         manifest = TokenManifest(
-            tokenizer_sha256=tokenizer_sha256(tokenizer),
+            tokenizer_sha256=sha256,
             bos=tokens.bos,
             end_of_text=tokens.end_of_text,
             data_file=corpus.data_file,

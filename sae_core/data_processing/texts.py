@@ -39,7 +39,7 @@ def stream_texts(path: Path, option: str = "--data-path") -> Iterator[str]:
             if not isinstance(text, str):
                 raise SAEError(
                     f"{where}: item {index} (counted from 0) is a JSON {kind_of(text)}, not a "
-                    "text; make every item of the list a string"
+                    "text; make every item of the list a string, or write objects as JSON lines"
                 )
             if not is_unicode(text):
                 raise SAEError(
