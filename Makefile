@@ -58,7 +58,6 @@ lint: setup
 test: lint
 	python -m pytest -m "not slow" --durations=15
 
-# The longest first, so that no core idles at the end.
 test-all: lint $(PEERS)/.installed
 	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --durations=30 \
 	  tests/conda tests/workflow tests/interop tests/unit

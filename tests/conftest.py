@@ -29,6 +29,24 @@ atexit.register(shutil.rmtree, os.environ["SAE_CORE_TOKENS"], ignore_errors=True
 from made_once import made_once  # noqa: E402
 from running import Run, run_python  # noqa: E402
 
+LONGEST = (
+    *("test_demo", "test_slurm_faults", "test_slurm", "test_deployment", "test_chaos"),
+    *("test_publish", "test_parallel", "test_rebuild", "test_resume", "test_lockstep"),
+    *("test_bad_input", "test_on_a_gpu", "test_engines", "test_commands", "test_wandb"),
+)
+"""The files with the tests that take longest. They go first: one that began at the end would leave
+all cores but one without work."""
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait, for processes, servers and time limits."""
+    return len(os.sched_getaffinity(0)) + 1
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    ranks = {name: rank for rank, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: ranks.get(item.path.stem, len(ranks)))
+
 
 def pytest_configure(config: pytest.Config) -> None:
     # sparse_ops silences it, but pytest puts filters of its own in place.

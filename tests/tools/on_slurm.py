@@ -44,7 +44,7 @@ def submit_from(project: Project, cluster: Cluster, **train: object) -> None:
     for resources in profile["set-resources"].values():
         resources["mem_mb"] = MEMORY
     profile["set-resources"]["train"] |= train
-    profile["slurm-init-seconds-before-status-checks"] = 8
+    profile["slurm-init-seconds-before-status-checks"] = 2
     path.write_text(yaml.safe_dump(profile))
     project.environment = cluster.environment
     # The threads of a local run, for the same sums in the same order.

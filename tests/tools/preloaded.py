@@ -35,8 +35,12 @@ ROOT = Path(__file__).resolve().parents[2]
 TIMEOUT = 300
 """Seconds that a process of `run_preloaded` may take."""
 
+OF_OPTIMIZERS = "torch._dynamo"
+"""What torch imports when the first optimizer of a process is made: it takes seconds."""
+
 OF_JOBS = (
     "torch",
+    OF_OPTIMIZERS,
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.qwen3.modeling_qwen3",
@@ -52,7 +56,7 @@ OF_JOBS = (
 """What the workflow's scripts import, apart from the project itself."""
 
 READ_AT_IMPORT = (
-    *("HF_", "HUGGING", "TRANSFORMERS_", "TORCH", "TRITON", "CUDA", "MPL"),
+    *("HF_", "HUGGING", "TRANSFORMERS_", "TORCH", "TRITON", "MPL"),
     *("PYTHON", "LC_", "LANG"),
 )
 """How the names of variables begin that Python or these libraries read as they start."""
@@ -61,19 +65,28 @@ SHIM = """#!{python} -IS
 import sys
 sys.path.insert(0, {folder!r})
 import fork_client
-fork_client.main({python!r}, {address!r}, {known!r}, {prefixes!r})
+fork_client.main({python!r}, {address!r}, {part!r}, {known!r}, {prefixes!r})
 """
 
 
 def run_preloaded(
-    modules: tuple[str, ...], *arguments: object, cwd: Path, env: dict[str, str]
+    modules: tuple[str, ...],
+    *arguments: object,
+    cwd: Path,
+    env: dict[str, str],
+    executable: str = sys.executable,
 ) -> subprocess.CompletedProcess[str]:
-    """Run `python ARGUMENTS...`, a script or `-m` with a module, where `modules` are imported."""
+    """Run `python ARGUMENTS...`, a script or `-m` with a module, where `modules` are imported.
+
+    Args:
+        executable: the Python that it takes for its own, and starts processes with.
+    """
     words = [str(word) for word in arguments]
     with TemporaryDirectory() as folder:
         names = [os.devnull, *(str(Path(folder, name)) for name in ("out", "errors"))]
         files = [os.open(name, os.O_RDWR | os.O_CREAT | os.O_APPEND) for name in names]
-        with fork_client.asked(_server(modules), words, str(cwd), env, files) as connection:
+        asked = fork_client.asked(_server(modules, ()), words, str(cwd), env, files, executable)
+        with asked as connection:
             for file in files:
                 os.close(file)
             connection.settimeout(TIMEOUT)
@@ -87,17 +100,29 @@ def forking_python(env: Mapping[str, str] = os.environ) -> str:
     workflow, if libraries would read from its environment what they read from `env`. Otherwise it
     is Python itself."""
     known = {name: value for name, value in env.items() if name.startswith(READ_AT_IMPORT)}
-    return _shim(tuple(sorted(known.items())))
+    return _shim(OF_JOBS, "/scripts/", READ_AT_IMPORT, tuple(sorted(known.items())))
+
+
+def forking_tools(modules: tuple[str, ...]) -> str:
+    """A `python` that has a server with these imports fork for each script of `tests/tools`."""
+    return f"{_shim(modules, 'tests/tools/')}/python"
 
 
 @cache
-def _shim(variables: tuple[tuple[str, str], ...]) -> str:
-    address, known = _server(OF_JOBS, variables), dict(variables)
+def _shim(
+    modules: tuple[str, ...],
+    part: str,
+    prefixes: tuple[str, ...] = (),
+    variables: tuple[tuple[str, str], ...] = (),
+) -> str:
+    """A folder with a `python` that forks for scripts with `part` in their path, if it has the
+    `variables` of the server, as far as `prefixes` begin their names."""
+    address, known = _server(modules, variables), dict(variables)
     folder = Path(address).with_name("bin")
     folder.mkdir()
     shim = SHIM.format(
-        python=sys.executable, folder=str(Path(__file__).parent), address=address, known=known,
-        prefixes=READ_AT_IMPORT,
+        python=sys.executable, folder=str(Path(__file__).parent), address=address, part=part,
+        known=known, prefixes=prefixes,
     )  # fmt: skip
     (folder / "python").write_text(shim)
     (folder / "python").chmod(0o755)
@@ -105,7 +130,7 @@ def _shim(variables: tuple[tuple[str, str], ...]) -> str:
 
 
 @cache
-def _server(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...] = ()) -> str:
+def _server(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> str:
     """The address of this process's server of these modules; it ends when this process does.
 
     Args:
@@ -170,7 +195,9 @@ def _keep(connection: socket.socket) -> None:
     os._exit(0)
 
 
-def _become(argv: list[str], cwd: str, env: dict[str, str], files: list[int]) -> None:
+def _become(
+    argv: list[str], cwd: str, env: dict[str, str], files: list[int], executable: str
+) -> None:
     """Be the process that was asked for."""
     for number, file in enumerate(files):
         os.dup2(file, number)
@@ -183,7 +210,8 @@ def _become(argv: list[str], cwd: str, env: dict[str, str], files: list[int]) ->
     is_module = argv[0] == "-m"
     here = Path(cwd) if is_module else Path(cwd, argv[0]).parent
     sys.path[0:1] = [str(here), *env.get("PYTHONPATH", "").split(":")]
-    sys.orig_argv = [sys.executable, *argv]
+    sys.executable = executable
+    sys.orig_argv = [executable, *argv]
     sys.argv = argv[1:] if is_module else argv
     if is_module:
         run = partial(runpy.run_module, argv[1], run_name="__main__", alter_sys=True)

@@ -35,6 +35,9 @@ from sae_core.training import Observer
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError
 
+LAUNCHER = "LAUNCHER_OF_SHARED_TRAINING"
+"""The variable with the id of the process that starts the others."""
+
 
 @dataclass(frozen=True)
 class Trainings:
@@ -61,7 +64,7 @@ class Stop(Observer):
     def on_step(self, epoch: int, step: int, loss: torch.Tensor, l0: float) -> None:
         self.left -= 1
         if self.left == 0:
-            os.kill(os.getppid(), signal.SIGTERM)
+            os.kill(int(os.environ[LAUNCHER]), signal.SIGTERM)
 
 
 def train(
@@ -97,6 +100,7 @@ def train(
 
 
 def run(trainings: Trainings) -> None:
+    os.environ.setdefault(LAUNCHER, str(os.getpid()))
     if launched(trainings.gpus):
         return
     group = join("cpu")

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import several_saes
-from preloaded import run_preloaded
+from preloaded import OF_OPTIMIZERS, run_preloaded
 from running import ROOT
 from several_saes import (
     EPOCHS,
@@ -173,7 +173,8 @@ def test_one_that_fails_does_not_stop_the_others(
 
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    imports = ("sae_core.lockstep", "synthetic", "transformers.models.qwen3.modeling_qwen3")
+    qwen3 = "transformers.models.qwen3.modeling_qwen3"
+    imports = ("sae_core.lockstep", "synthetic", qwen3, OF_OPTIMIZERS)
     return run_preloaded(imports, SCRIPT, folder, *options, cwd=ROOT, env={**os.environ})
 
 

@@ -2,11 +2,13 @@
 
 import json
 import os
+import subprocess
 from pathlib import Path
 
 import pytest
 import torch
-from running import ROOT, Run
+from preloaded import OF_OPTIMIZERS, forking_tools, run_preloaded
+from running import ROOT
 from synthetic import KINDS
 
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
@@ -14,8 +16,18 @@ from sae_core.formats.checkpoint import load_sae
 from sae_core.utils.errors import SAEError
 
 TOOL = "tests/tools/shared_training.py"
-IMPORTS = {"PYTHONPATH": str(ROOT)}
+IMPORTS = (
+    *("sae_core.sae_train", "sae_core.distributed.torchrun", "synthetic", OF_OPTIMIZERS),
+    *("transformers.models.qwen3.modeling_qwen3", "torch.distributed.launcher.api"),
+)
 NAMES = [*KINDS, "transcoder", "end_to_end"]
+
+
+def run(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run the tool. Its processes fork, each from one with the imports done."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    python = forking_tools(IMPORTS)
+    return run_preloaded(IMPORTS, TOOL, *arguments, cwd=ROOT, env=env, executable=python)
 
 
 @pytest.fixture(scope="module")
@@ -28,14 +40,12 @@ def options(
 
 
 @pytest.fixture(scope="module")
-def trained(
-    options: list[object], run: Run, tmp_path_factory: pytest.TempPathFactory
-) -> dict[int, Path]:
+def trained(options: list[object], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
     """The SAEs that 1 and 3 processes train, by how many."""
     root = tmp_path_factory.mktemp("shared")
     folders = {n: root / str(n) for n in (1, 3)}
     for n, folder in folders.items():
-        done = run(TOOL, folder, *options, "--gpus", n, env=IMPORTS)
+        done = run(folder, *options, "--gpus", n)
         assert done.returncode == 0, done.stderr
         assert done.stdout.count("done") == 1
     return folders
@@ -62,23 +72,24 @@ def test_several_processes_train_what_one_does(name: str, trained: dict[int, Pat
 
 @pytest.mark.xdist_group("parallel")
 def test_interrupted_together_they_go_on_to_the_same_bytes(
-    options: list[object], trained: dict[int, Path], run: Run, tmp_path: Path
+    options: list[object], trained: dict[int, Path], tmp_path: Path
 ) -> None:
-    command = (TOOL, tmp_path, *options, "--gpus", 3, "--first-only")
-    stopped = run(*command, "--stop-at", 5, ok=False, env=IMPORTS)
+    command = (tmp_path, *options, "--gpus", 3, "--first-only")
+    stopped = run(*command, "--stop-at", 5)
     assert stopped.returncode == os.EX_TEMPFAIL
     assert "interrupted by SIGTERM" in stopped.stderr and "Traceback" not in stopped.stderr
     [state] = (tmp_path / f"{KINDS[0]}.points" / "resume").glob("*/state.json")
     assert json.loads(state.read_text())["values"]["progress"]["n_done"] >= 5
-    run(*command, env=IMPORTS)
+    done = run(*command)
+    assert done.returncode == 0, done.stderr
     for name in ("weights.pt", "history.json"):
         found, expected = (root / KINDS[0] / name for root in (tmp_path, trained[3]))
         assert found.read_bytes() == expected.read_bytes()
 
 
 @pytest.mark.xdist_group("parallel")
-def test_one_that_fails_ends_all(options: list[object], run: Run, tmp_path: Path) -> None:
-    done = run(TOOL, tmp_path, *options, "--gpus", 2, "--fail", ok=False, env=IMPORTS)
+def test_one_that_fails_ends_all(options: list[object], tmp_path: Path) -> None:
+    done = run(tmp_path, *options, "--gpus", 2, "--fail")
     assert done.returncode == 1
     assert "error: the second process has failed" in done.stderr
     assert "Traceback" not in done.stderr and len(done.stderr.splitlines()) < 10

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from preloaded import run_preloaded
+from preloaded import OF_OPTIMIZERS, run_preloaded
 from running import ROOT
 from short_training import make_sae
 from synthetic import KINDS, SparseDirections, SparseMap
@@ -37,7 +37,7 @@ STEPS = 8
 
 EPOCHS = 4
 SCRIPT = ROOT / "tests/tools/interrupted_training.py"
-IMPORTS = ("sae_core.sae_train", "synthetic")
+IMPORTS = ("sae_core.sae_train", "synthetic", OF_OPTIMIZERS)
 TEMPORARY_FAILURE = 75
 OFTEN = ("--checkpoint-freq", "1")
 

@@ -32,7 +32,6 @@ def done(
 ) -> Done:
     """The project of `completed`, whose four SAEs are trained and evaluated by SLURM jobs."""
     project = make_project(tmp_path_factory.mktemp("queued") / "project", root, tiny_model)
-    project.python = None
     submit_from(project, cluster)
     queues = []
     with (project.folder / "printed").open("w") as file:

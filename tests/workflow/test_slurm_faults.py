@@ -28,7 +28,9 @@ def trained(
     cluster: Cluster, completed: Project, tmp_path_factory: pytest.TempPathFactory
 ) -> Project:
     """A project whose SAEs were trained here."""
-    return make_copy(completed, tmp_path_factory.mktemp("faults") / "project")
+    project = make_copy(completed, tmp_path_factory.mktemp("faults") / "project")
+    project.python = None  # SLURM watches, suspends and kills the jobs' own processes
+    return project
 
 
 @pytest.fixture
