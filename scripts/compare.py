@@ -69,7 +69,7 @@ def compare(options: Options) -> None:
     else:
         check_one_model(a, b)
         corpus = read_corpus(options.texts)
-        specs = [a.spec, b.spec]
+        specs = {options.first: a.spec, options.second: b.spec}
         model = load_model_of(specs, options.model_name, options.load, options.device)
         a, b = (sae.to(model.device).float() for sae in (a, b))
         file = cached_tokens(corpus, model.tokenizer, options.texts.token_root)

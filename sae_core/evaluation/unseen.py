@@ -2,10 +2,13 @@
 count as held out, and its figures on another model mean nothing."""
 
 import sys
+from pathlib import Path
 from typing import NamedTuple
 
-from sae_core.models.model_sources import ModelRecord
+from sae_core.models.model_places import model_place
+from sae_core.models.model_sources import ModelRecord, model_sha256
 from sae_core.sae.config import SAESpec
+from sae_core.train_config import ModelConfig
 from sae_core.utils.errors import SAEError
 from sae_core.utils.naming import same_name
 
@@ -23,6 +26,17 @@ class ModelIdentity(NamedTuple):
     def of(cls, record: ModelRecord) -> "ModelIdentity":
         """A fetched model."""
         return cls(record.name, record.commit, record.model_sha256)
+
+    @classmethod
+    def given(cls, config: ModelConfig) -> "ModelIdentity":
+        """A model that is asked for by its name.
+
+        Raises:
+            SAEError: it is not there.
+        """
+        place = model_place(config)
+        sha256 = None if place.commit else model_sha256(Path(place.source))
+        return cls(config.name, place.commit, sha256)
 
     @classmethod
     def recorded(cls, spec: SAESpec) -> "ModelIdentity | None":

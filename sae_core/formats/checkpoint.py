@@ -77,6 +77,8 @@ def load_sae(folder: Path) -> SparseAutoencoder:
     if not folder.is_dir():
         raise SAEError(f"{folder}: no such SAE directory")
     path, config = folder / "weights.pt", folder / "config.json"
+    if not path.exists() and not config.exists():
+        raise SAEError(f"{folder}: no SAE directory; give one with a config.json and a weights.pt")
     spec, stored = SAESpec.load(config), read_tensors(path)
     # First, so that a wrong size is found before anything of that size is allocated.
     _check_shape(path, stored, "W_dec", (spec.d_sae, spec.d_in))

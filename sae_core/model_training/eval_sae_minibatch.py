@@ -119,8 +119,7 @@ def _model(
 ) -> tuple[ModelConfig, "ModelIdentity"]:
     """The language model to load: the one that is asked for, or that all SAEs record."""
     from sae_core.evaluation.unseen import ModelIdentity
-    from sae_core.models.model_places import model_place
-    from sae_core.models.model_sources import model_of, model_sha256
+    from sae_core.models.model_sources import model_of
     from sae_core.utils.naming import same_name
 
     name = model_of([spec for _, spec in named], config.model_name)
@@ -129,9 +128,7 @@ def _model(
     commit = commits.pop() if len(commits) == 1 else None
     options = {key: getattr(config.load, key) for key in LoadConfig.__dataclass_fields__}
     model = ModelConfig(model_name=name, revision=commit, **options)
-    place = model_place(model)
-    sha256 = None if place.commit else model_sha256(Path(place.source))
-    return model, ModelIdentity(model.name, place.commit, sha256)
+    return model, ModelIdentity.given(model)
 
 
 def _windows(

@@ -1,7 +1,7 @@
 """What a language model writes after a prompt, with and without steering; the same seed gives the
 same text."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +34,8 @@ def continuation(model: LanguageModel, prompt: str, sampling: Sampling) -> str:
     """The text that the model writes after `prompt`, with the hooks that are on it now.
 
     Raises:
-        SAEError: the prompt is empty, or prompt and continuation are longer than the model reads.
+        SAEError: the prompt is empty, prompt and continuation are longer than the model reads, or
+            it predicts no finite probabilities.
     """
     tokens = model.tokenizer(prompt, return_tensors="pt").input_ids.to(model.device)
     n_tokens, most = tokens.shape[1], context_length(model.model.config)
@@ -49,15 +50,23 @@ def continuation(model: LanguageModel, prompt: str, sampling: Sampling) -> str:
     options = {"temperature": sampling.temperature} | UNCUT if draws else {}
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(sampling.seed)
-        written = model.model.generate(
-            tokens,
-            attention_mask=torch.ones_like(tokens),
-            max_new_tokens=sampling.n_tokens,
-            do_sample=draws,
-            pad_token_id=model.tokenizer.eos_token_id,
-            **UNCHANGED,
-            **options,
-        )
+        try:
+            written = model.model.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=sampling.n_tokens,
+                do_sample=draws,
+                pad_token_id=model.tokenizer.eos_token_id,
+                **UNCHANGED,
+                **options,
+            )
+        except RuntimeError as error:
+            if "probability tensor" not in str(error):
+                raise
+            raise SAEError(
+                "the model's predictions are no longer finite: give --strengths nearer to 0, or a "
+                "larger --temperature"
+            ) from error
     return model.tokenizer.decode(written[0, n_tokens:], skip_special_tokens=True)
 
 
@@ -72,10 +81,12 @@ def steered_continuations(
     """Each strength with its continuation, the same seed for all; first 0, without steering.
 
     Raises:
-        SAEError: no such feature, or see `continuation`.
+        SAEError: no such feature, or see `continuation`; before anything is written.
     """
+    for strength in strengths:
+        with steered(sae, model, dict.fromkeys(features, strength)):
+            pass
     yield 0.0, continuation(model, prompt, sampling)
     for strength in strengths:
-        added: Mapping[int, float] = dict.fromkeys(features, strength)
-        with steered(sae, model, added):
+        with steered(sae, model, dict.fromkeys(features, strength)):
             yield strength, continuation(model, prompt, sampling)

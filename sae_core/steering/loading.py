@@ -1,8 +1,9 @@
 """SAEs and the language model that they were trained on, by their names."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 
+from sae_core.evaluation.unseen import ModelIdentity, check_model
 from sae_core.models.language_model import LanguageModel
 from sae_core.models.model_sources import model_of
 from sae_core.pretrained import load_pretrained
@@ -10,6 +11,7 @@ from sae_core.sae.config import SAESpec
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import ComputeConfig, LoadConfig, ModelConfig
 from sae_core.utils.devices import pick_device
+from sae_core.utils.errors import SAEError
 from sae_core.utils.naming import same_name
 
 
@@ -26,28 +28,36 @@ def load_pair(
         model_name: Hub id or directory; by default the Hub id that the SAE records.
 
     Raises:
-        SAEError: one of them is not there, or the SAE records no model that can be fetched.
+        SAEError: one of them is not there, the SAE records no model that can be fetched, or it was
+            trained on another one.
     """
-    sae = load_pretrained(sae_name)
-    model = load_model_of([sae.spec], model_name, load, device)
+    try:
+        sae = load_pretrained(sae_name)
+    except SAEError as error:
+        raise type(error)(f"--sae {error}") from error
+    model = load_model_of({sae_name: sae.spec}, model_name, load, device)
     return sae.to(model.device).float(), model
 
 
 def load_model_of(
-    specs: Sequence[SAESpec],
+    specs: Mapping[str, SAESpec],
     model_name: str | None = None,
     load: LoadConfig | None = None,
     device: str = ComputeConfig.device,
 ) -> LanguageModel:
-    """The language model of one or several SAEs, at the commit that the first records.
+    """The language model of one or several SAEs, by their names, at the commit that the first
+    records.
 
     Raises:
-        SAEError: they record no common model that can be fetched.
+        SAEError: they record no common model that can be fetched, or were trained on another one.
     """
-    name = model_of(specs, model_name)
-    known = specs[0].metadata
+    name = model_of([*specs.values()], model_name)
+    known = next(iter(specs.values())).metadata
     is_recorded = same_name(known.get("model_name") or "") == same_name(name)
     commit = known.get("model_commit") if is_recorded else None
     settings = asdict(load or LoadConfig())
     config = ModelConfig(model_name=name, revision=commit, **settings)
+    given = ModelIdentity.given(config)
+    for sae_name, spec in specs.items():
+        check_model(sae_name, spec, given, "--model-name")
     return LanguageModel.load(config, pick_device(device))

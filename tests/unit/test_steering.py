@@ -19,9 +19,11 @@ from sae_core.activations.token_windows import TokenWindows
 from sae_core.evaluation.metrics import evaluate
 from sae_core.formats.checkpoint import save_sae
 from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.models.model_sources import model_sha256
 from sae_core.reporting.known_features import read_labels
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.steering.continuation import Sampling, continuation, steered_continuations
+from sae_core.steering.loading import load_pair
 from sae_core.steering.reading import read_text
 from sae_core.utils.errors import SAEError
 
@@ -342,6 +344,38 @@ def test_what_cannot_be_continued(language_model: LanguageModel) -> None:
     n_tokens = language_model.model.config.max_position_embeddings
     with pytest.raises(SAEError, match=f"--n-tokens {n_tokens}: .* the {n_tokens} that the model"):
         continuation(language_model, PROMPT, Sampling(n_tokens, 0.0, 0))
+    sampling = Sampling(5, 1.0, 0)
+    written = steered_continuations(an_sae(), language_model, PROMPT, [3], [1e39], sampling)
+    assert next(written)[0] == 0
+    with pytest.raises(SAEError, match="no longer finite: give --strengths nearer to 0"):
+        next(written)
+
+
+def test_what_cannot_be_steered_is_known_before_anything_is_written(
+    language_model: LanguageModel,
+) -> None:
+    sampling = Sampling(5, 1.0, 0)
+    written = steered_continuations(
+        an_sae(), language_model, PROMPT, [3], [1.0, float("inf")], sampling
+    )
+    with pytest.raises(SAEError, match="strength inf"):
+        next(written)
+
+
+def test_a_pair_is_the_sae_with_the_model_that_it_was_trained_on(
+    tmp_path: Path, tiny_model: Path
+) -> None:
+    sae = an_sae()
+    for name, known in (("this", model_sha256(tiny_model)), ("other", "0" * 64)):
+        sae.spec.metadata |= {"model_name": "m", "model_sha256": known}
+        save_sae(tmp_path / name, sae, {})
+    found, model = load_pair(str(tmp_path / "this"), str(tiny_model), device="cpu")
+    assert torch.equal(found.W_dec, sae.W_dec) and model.n_layers == 4
+    with pytest.raises(SAEError, match="--model-name .*: not the language model that .*other"):
+        load_pair(str(tmp_path / "other"), str(tiny_model))
+    for wrong in ("nowhere", "."):
+        with pytest.raises(SAEError, match="--sae .*: no (such )?SAE directory"):
+            load_pair(str(tmp_path / wrong), str(tiny_model))
 
 
 def test_a_layer_may_be_on_another_device_than_the_sae(
@@ -415,4 +449,4 @@ def test_the_commands(tmp_path: Path, tiny_model: Path) -> None:
     ]  # fmt: skip
     assert run_here(*steer, "--strengths", "-40", "40", cwd=tmp_path).stdout == written
     refused = run_here(*steer, "--features", "64", cwd=tmp_path, ok=False)
-    assert "0 to 63" in refused.stderr
+    assert "0 to 63" in refused.stderr and "==" not in refused.stdout
