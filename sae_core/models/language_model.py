@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sae_core.models.architectures import block_component, hook_paths
 from sae_core.models.loading import load_causal_model, load_tokenizer
 from sae_core.models.offered_hooks import offered_hooks
+from sae_core.models.ordered_attention import OrderedAttention
 from sae_core.models.stand_ins import BaseOutput, forward_of, rows_of
 from sae_core.train_config import HOOK_NAME, BatchSize, ModelConfig, windows_per_pass
 from sae_core.utils.errors import SAEError, is_out_of_memory
@@ -202,12 +202,12 @@ class LanguageModel:
         running the blocks before the hook again.
 
         `residual` is what the clean pass had at `resume_point(hook)`. Gradients flow to `value`,
-        and are the same every time: on CUDA those of fused attention are summed without an order.
+        and are the same every time.
         """
         found: dict[Hook, Tensor] = {}
         with ExitStack() as stack:
             if value.is_cuda and value.requires_grad:
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+                stack.enter_context(OrderedAttention())
             if hook.hook_name == "hook_resid_post":
                 stack.enter_context(self._skipping(hook.layer + 1, value))
             else:

@@ -9,9 +9,14 @@ from torch import Tensor
 from torch.autograd import Function
 
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from sae_core.sae.static.backend import has_kernels
 
 LOGIT_ROWS = 256
 """Tokens whose logits, V each, are in memory at once."""
+
+KERNEL_ROWS = 2048
+"""The same where `kl_kernel` runs, which needs a third of the memory: products this large have a
+GPU's full speed."""
 
 
 class Terms(NamedTuple):
@@ -100,27 +105,48 @@ class KnownGradient(Function):
         return g * ctx.saved_tensors[0], None, None
 
 
+def kl_of_logits(
+    clean: Tensor, spliced: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """(n,) `KL(softmax(clean) || softmax(spliced))` of logits (n, V), and its gradient (n, V) with
+    respect to `spliced`, in its number format. `clean` may be overwritten."""
+    dtype = torch.promote_types(spliced.dtype, torch.float32)
+    log_p = F.log_softmax(clean, dim=-1, dtype=dtype)
+    del clean  # its memory is free for what follows
+    log_q = F.log_softmax(spliced, dim=-1, dtype=dtype)
+    p = log_p.exp()
+    kl = torch.linalg.vecdot(p, log_p.sub_(log_q))
+    return kl, log_q.exp_().sub_(p).to(spliced.dtype) if with_gradient else None
+
+
+def _kl_on(device: torch.device, dtype: torch.dtype) -> tuple[Callable[..., Any], int]:
+    """What computes the KL of logits there, and of how many tokens at a time."""
+    if not has_kernels(device) or dtype == torch.float64:
+        return kl_of_logits, LOGIT_ROWS
+    from sae_core.sae import kl_kernel
+
+    return kl_kernel.kl_of_logits, KERNEL_ROWS
+
+
 def unembedded_kl(unembed: Callable[[Tensor], Tensor], clean: Tensor, spliced: Tensor) -> Tensor:
     """`sum KL(p_clean || p_spliced)` over tokens, in nats, from final hidden states (N, D).
 
     From the clean to the spliced model: `sum_v p_clean[v] (log p_clean[v] - log p_spliced[v])`.
     `unembed` makes (n, V) logits of n hidden states. Value and gradient, which goes to `spliced`
-    alone, are computed together, `LOGIT_ROWS` tokens at a time: the N x V logits never exist.
+    alone, are computed together, some tokens at a time: the N x V logits never exist.
     """
     wanted = spliced.requires_grad and torch.is_grad_enabled()
     dtype = torch.promote_types(spliced.dtype, torch.float32)
     total = torch.zeros((), dtype=dtype, device=spliced.device)
     gradient = torch.empty_like(spliced) if wanted else None
-    for first in range(0, len(spliced), LOGIT_ROWS):
-        block = slice(first, first + LOGIT_ROWS)
-        with torch.no_grad():
-            log_p = F.log_softmax(unembed(clean[block]), dim=-1, dtype=dtype)
+    kl_of, n_rows = _kl_on(spliced.device, spliced.dtype)
+    for first in range(0, len(spliced), n_rows):
+        block = slice(first, first + n_rows)
         rows = spliced[block].detach().requires_grad_(wanted)
         logits = unembed(rows)
-        log_q = F.log_softmax(logits.detach(), dim=-1, dtype=dtype)
-        p = log_p.exp()
-        total += torch.linalg.vecdot(p, log_p.sub_(log_q)).sum()
+        with torch.no_grad():
+            kl, d_logits = kl_of(unembed(clean[block]), logits, wanted)
+        total += kl.sum()
         if gradient is not None:
-            d_logits = log_q.exp_().sub_(p).to(logits.dtype)  # d KL / d logits = q - p
             [gradient[block]] = torch.autograd.grad(logits, rows, d_logits)
     return total if gradient is None else KnownGradient.apply(spliced, total, gradient)

@@ -38,8 +38,9 @@ and the passes for clipping, projection and unit norm, in float32."""
 BACKWARD = 5
 """What the gradient of a block's activations takes, as a multiple of the block."""
 
-LOGIT_BYTES = 80
-"""Memory traffic of a logit: itself, in float32, its log-softmax, and what is made of that."""
+LOGIT_BYTES, KERNEL_BYTES = 80, 16
+"""Memory traffic of a logit: itself, in float32, its log-softmax, and what is made of that; and in
+training on a GPU, see `sae/kl_kernel.py`."""
 
 STATE_BYTES, COPIED_BYTES, HALF_BYTES = 16, 12, 2
 """Memory a parameter of an SAE in training: weights, gradient and two moments; on a CPU the copy of
@@ -51,9 +52,12 @@ SHUFFLE_TOKENS = 2**18
 PROGRAM_GB = 0.5
 """Memory of Python with torch and transformers."""
 
-EVALUATED_ROWS, TRAINED_ROWS = 128, 256
+EVALUATED_ROWS, TRAINED_ROWS, KERNEL_ROWS = 128, 256, 2048
 """Tokens whose logits are in memory at once: `LOGIT_ROWS` of `evaluation/metrics.py` and of
-`losses.py`, which need torch."""
+`losses.py`, and `KERNEL_ROWS` of the latter; both need torch."""
+
+SCORE_BYTES = 16
+"""Memory of a query and a key in attention: score, probability and their gradients, in float32."""
 
 LOGIT_COPIES, LOGIT_GRADIENTS = 5, 7
 """How many times they are, in float32: both models' logits and probabilities; with gradients."""
@@ -126,11 +130,19 @@ class Planner:
         """Memory of the logits of so many tokens."""
         return copies * 4 * rows * self.shape.vocab_size
 
+    def _trained_logits(self) -> float:
+        """Memory of the logits in training: on a GPU those of both models."""
+        if self.machine.is_cpu:
+            return self._logits(TRAINED_ROWS, LOGIT_GRADIENTS)
+        return 2 * self._weight_bytes() * KERNEL_ROWS * self.shape.vocab_size
+
     def _graph(self, tokens: int, blocks: int) -> float:
-        """Memory of what a backward pass through some blocks needs of the forward one, for so many
-        tokens: per block six vectors of the model's width and three of its MLP's."""
+        """Memory of what a backward pass through some blocks needs of the forward one, for a window
+        of so many tokens: per block six vectors of the model's width and three of its MLP's. On a
+        GPU also what one block's attention is computed anew with."""
         numbers = tokens * blocks * (6 * self.shape.d_model + 3 * self.shape.d_mlp)
-        return self._weight_bytes() * numbers
+        scores = 0 if self.machine.is_cpu or not blocks else tokens**2 * self.shape.n_heads
+        return self._weight_bytes() * numbers + SCORE_BYTES * scores
 
     def costs(self) -> Iterator[Cost]:
         """The jobs, in the order in which they can run."""
@@ -244,18 +256,17 @@ class Planner:
             n_logits = 2 * (trained + checked) * self.shape.vocab_size
             memory = max(
                 self.loading_bytes,
-                self.loaded_bytes
-                + self._logits(TRAINED_ROWS, LOGIT_GRADIENTS)
-                + self._graph(length, behind),
+                self.loaded_bytes + self._trained_logits() + self._graph(length, behind),
             )
         parameters = 2 * d * width
+        logit_bytes = LOGIT_BYTES if self.machine.is_cpu else KERNEL_BYTES
         return Work(
             tokens=steps * per_step,
             steps=steps,
             model_flops=model_flops,
             sae_flops=steps * per_step * dense + training.num_epochs * validated * 2 * d * width,
             pair_flops=steps * per_step * 8 * run.sae.k * d,
-            traffic=steps * parameters * OPTIMIZER_BYTES + n_logits * LOGIT_BYTES,
+            traffic=steps * parameters * OPTIMIZER_BYTES + n_logits * logit_bytes,
             disk=4 * parameters * 4,
             model_memory=memory,
             sae_memory=parameters * self._state_bytes(),

@@ -1,5 +1,5 @@
-"""Compile the kernels of the static step for sm_90, which needs no GPU, and print as JSON what each
-uses: registers a thread, bytes of stack, bytes of shared memory.
+"""Compile the kernels for sm_90, which needs no GPU, and print as JSON what each uses: registers a
+thread, bytes of stack, bytes of shared memory.
 
     python tests/tools/compile_kernels.py [WIDTH ...]
 """
@@ -19,6 +19,7 @@ import triton  # noqa: E402
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
+from sae_core.sae import kl_kernel  # noqa: E402
 from sae_core.sae.static import (  # noqa: E402
     pair_kernels,
     row_kernels,
@@ -32,7 +33,7 @@ INT, FLOAT = "i32", "fp32"
 INTS, SHORTS, LONGS, FLOATS, HALVES, BOOLS = "*i32", "*i16", "*i64", "*fp32", "*bf16", "*i1"
 
 TYPES = {
-    **dict.fromkeys("N D F FIRST ASIDE".split(), INT),
+    **dict.fromkeys("N D F FIRST ASIDE vocabulary".split(), INT),
     **dict.fromkeys(
         "scale max_norm target_scale target_max_norm beta1 beta2 eps log_beta1 log_beta2 "
         "recon_weight l1_weight aux_weight max_length".split(),
@@ -47,7 +48,7 @@ TYPES = {
     "pre": SHORTS,
     "order": LONGS,
     "lr": "*fp64",
-    **dict.fromkeys(["copy", "half", "raw"], HALVES),
+    **dict.fromkeys(["copy", "half", "raw", "clean", "spliced"], HALVES),
 }
 """Of arguments by name; all others are pointers to float32."""
 
@@ -109,6 +110,7 @@ def kernels_of(d: int) -> dict[str, tuple[Any, int, dict[str, Any]]]:
         "terms": (scalar_kernels._terms, 1, {}),
         "decide": (scalar_kernels._decide, 1, {"FIGURES": scalar_kernels.FIGURES}),
         "bias": (update_kernels._move_vector, 4, {"BLOCK": 1024}),
+        "kl": (kl_kernel._kl, kl_kernel.WARPS, {"GRADIENT": True, "BLOCK": kl_kernel.BLOCK}),
     }
 
 

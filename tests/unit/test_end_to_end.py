@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_core.models.language_model import Hook, LanguageModel
-from sae_core.sae import losses
+from sae_core.sae import kl_kernel, losses
 from sae_core.sae.losses import unembedded_kl
 from sae_core.train_config import EndToEndConfig
 from sae_core.trainer.end_to_end import EndToEnd, later_layers
@@ -51,6 +51,39 @@ def test_chunked_kl_equals_the_plain_formula(rows: int, monkeypatch: pytest.Monk
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
     with torch.no_grad():
         assert torch.equal(unembedded_kl(lambda h: softcapped(h, W), clean, spliced), found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 300.0])
+def test_the_kernel_gives_the_kl_and_its_gradient(
+    dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In several blocks, the last one not full, and with logits whose exponentials overflow."""
+    monkeypatch.setattr(kl_kernel, "BLOCK", 16)
+    given = scale * normal(9, 50), scale * (normal(9, 50) + 0.2 * normal(9, 50, seed=2))
+    clean, spliced = (logits.to(dtype) for logits in given)
+    a, b = clean.double().log_softmax(-1), spliced.double().log_softmax(-1)
+    expected = (a.exp() * (a - b)).sum(-1), b.exp() - a.exp()
+    found, none = kl_kernel.kl_of_logits(clean.clone(), spliced, False)
+    assert none is None
+    kl, gradient = kl_kernel.kl_of_logits(clean, spliced, True)
+    assert torch.equal(kl, found) and gradient is not None and gradient.dtype == dtype
+    torch.testing.assert_close(kl.double(), expected[0], rtol=1e-5, atol=1e-5 * scale)
+    rounded = 2**-7 if dtype == torch.bfloat16 else 1e-5  # Triton's interpreter cuts
+    torch.testing.assert_close(gradient.double(), expected[1], rtol=rounded, atol=1e-6 * scale)
+
+
+def test_the_loss_with_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "has_kernels", lambda device: True)
+    monkeypatch.setattr(losses, "KERNEL_ROWS", 7)
+    W, clean = normal(6, 50).float(), normal(30, 6, seed=2).float()
+    spliced = (clean + 0.3 * normal(30, 6, seed=3).float()).requires_grad_()
+    found = unembedded_kl(lambda h: softcapped(h, W), clean, spliced)
+    twin = spliced.detach().double().requires_grad_()
+    right = plain_kl(softcapped(clean.double(), W.double()), softcapped(twin, W.double()))
+    torch.testing.assert_close(found.double(), right, rtol=1e-5, atol=0)
+    [gradient], [wanted] = torch.autograd.grad(found, spliced), torch.autograd.grad(right, twin)
+    torch.testing.assert_close(gradient.double(), wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_kl_runs_from_the_clean_to_the_spliced_model() -> None:

@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_core.evaluation.tally import Tally
 from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.models.ordered_attention import OrderedAttention
 from sae_core.sae.sparse_ops import sparse
 
 INDEX = torch.tensor([0, 2, 2, 1])
@@ -79,6 +80,26 @@ def test_features_are_counted_in_an_order(n_subjects: int) -> None:
         if isinstance(value, Tensor):
             assert value.any() or value.numel() == 0
             torch.testing.assert_close(getattr(found, name).as_subclass(Tensor), value)
+
+
+@pytest.mark.parametrize("masks", [0, 1, 3], ids=["causal", "one mask", "a mask each"])
+def test_attention_has_its_value_and_gradient(masks: int) -> None:
+    """Of three texts, with two queries a key (grouped), beside PyTorch's own."""
+    given = [normal(3, heads, 6, 4, seed=heads).requires_grad_() for heads in (4, 2, 2)]
+    mask = normal(masks, 1, 6, 6) > -0.5 if masks else None
+    options: Any = {"enable_gqa": True, "is_causal": mask is None, "attn_mask": mask}
+
+    def results() -> list[Tensor]:
+        out = scaled_dot_product_attention(*given, **options)
+        return [out, *torch.autograd.grad(out.pow(3).sum(), given)]
+
+    right = results()
+    with OrderedAttention(), OrderedSums():
+        found = results()
+    assert torch.equal(found[0], right[0]) and "Ordered" in type(found[0].grad_fn).__name__
+    torch.testing.assert_close(found, right)
+    with OrderedAttention(), torch.no_grad():
+        assert torch.equal(scaled_dot_product_attention(*given, **options), right[0])
 
 
 def test_the_gradient_through_a_language_model_has_an_order() -> None:

@@ -345,6 +345,7 @@ def test_weights_in_memory() -> None:
 
     assert metrics.LOGIT_ROWS == planning.EVALUATED_ROWS
     assert losses.LOGIT_ROWS == planning.TRAINED_ROWS
+    assert losses.KERNEL_ROWS == planning.KERNEL_ROWS
     loaded = {
         (name, dtype): planner(
             {"models": [{"name": "m", "model_dtype": dtype}]}, 1e6, machine=TABLES.machines[name]
