@@ -21,7 +21,8 @@ from sae_core.formats.checkpoint import (
 from sae_core.formats.saelens import saelens_files
 from sae_core.sae.kinds import build
 from sae_core.sae.precision import pick_precision
-from sae_core.sae_base import Compute, SparseAutoencoder
+from sae_core.sae.reconstruction import Compute
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import RunConfig
 from sae_core.trainer.batches import Batch
 from sae_core.trainer.checked_run import check_run

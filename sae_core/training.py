@@ -43,9 +43,10 @@ from sae_core.formats.checkpoint import History
 from sae_core.pretrained import Origin
 from sae_core.sae.losses import Terms
 from sae_core.sae.normalisation import Normalisation
+from sae_core.sae.reconstruction import PLAIN, AuxiliaryLoss, Compute, Reconstruction
 from sae_core.sae.static.backend import backend_for
 from sae_core.sae.static.facts import Figures
-from sae_core.sae_base import PLAIN, AuxiliaryLoss, Compute, Reconstruction, SparseAutoencoder
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import RuntimeConfig, TrainingConfig
 from sae_core.trainer.ahead import Ahead, Stepping, Waiting, picked
 from sae_core.trainer.batches import Batch, Batches, not_finite
@@ -176,7 +177,7 @@ class Trainer:
         aux = self.objective.auxiliary_loss(sae, part, made, compute)
         terms = self.objective.terms(part, made, aux)
         (share * terms.loss).backward()
-        aux.add_gradient(sae)
+        aux.add_gradient(sae.weights)
         self.group.all_reduce_(hand_over_gradients(sae, self.optimizer))
         sae.project_decoder_gradient()
         norm = clip_gradients(self.optimizer)

@@ -281,3 +281,13 @@ def _check_length(path: Path, expected: int) -> None:
     found = path.stat().st_size if path.is_file() else 0
     if not path.is_file() or found != expected:
         raise SAEError(f"{path}: {found} bytes, expected {expected}; harvest again")
+
+
+def cover(manifests: list[Manifest], part: str, total: int) -> bool:
+    """Whether the shards have each of a part's windows exactly once."""
+    reached = 0
+    for manifest in sorted(manifests, key=lambda m: (m.first[part], m.windows[part])):
+        if manifest.windows[part] and manifest.first[part] != reached:
+            return False
+        reached += manifest.windows[part]
+    return reached == total

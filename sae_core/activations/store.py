@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from sae_core.activations.loader import Chunk, Form, one_ahead, shuffled_chunks
-from sae_core.activations.shards import Manifest, WindowFile, windows_sha256
+from sae_core.activations.shards import Manifest, WindowFile, cover, windows_sha256
 from sae_core.activations.token_windows import TokenWindows, seen_tokens
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.models.language_model import Hook, LanguageModel
@@ -322,7 +322,7 @@ class CachedSource(ActivationSource):
         self._windows_sha256 = first.windows_sha256
         self._files: dict[str, list[tuple[int, list[WindowFile]]]] = {}
         for part, total in first.total.items():
-            if not _cover(manifests, part, total):
+            if not cover(manifests, part, total):
                 raise SAEError(
                     f"{folders[0]}: {len(folders)} shards do not add up to its {total} {part} "
                     "windows; give every shard of the harvest once"
@@ -389,13 +389,3 @@ class CachedSource(ActivationSource):
         wait(jobs)
         for job in jobs:
             job.result()
-
-
-def _cover(manifests: list[Manifest], part: str, total: int) -> bool:
-    """Whether the shards have each of a part's windows exactly once."""
-    reached = 0
-    for manifest in sorted(manifests, key=lambda m: (m.first[part], m.windows[part])):
-        if manifest.windows[part] and manifest.first[part] != reached:
-            return False
-        reached += manifest.windows[part]
-    return reached == total

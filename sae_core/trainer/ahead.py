@@ -16,9 +16,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from sae_core.sae.reconstruction import Compute
 from sae_core.sae.static.backend import has_kernels
 from sae_core.sae.static.facts import Figures
-from sae_core.sae_base import Compute, SparseAutoencoder
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.static_step import StaticStep
 from sae_core.utils.errors import SAEError, is_out_of_memory
 

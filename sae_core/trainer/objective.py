@@ -7,7 +7,8 @@ from sae_core.distributed.process_group import ProcessGroup
 from sae_core.sae import losses
 from sae_core.sae.config import SAESpec
 from sae_core.sae.losses import Terms
-from sae_core.sae_base import AuxiliaryLoss, Compute, Reconstruction, SparseAutoencoder
+from sae_core.sae.reconstruction import AuxiliaryLoss, Compute, Reconstruction
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.batches import Batch, Batches
 from sae_core.trainer.end_to_end import EndToEnd
 

@@ -31,9 +31,9 @@ import torch
 from torch import Tensor
 
 from sae_core.sae.dense_ops import DENSE_SHARE
+from sae_core.sae.largest_entries import ROUNDING
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
-from sae_core.sae.sparse_ops import ROUNDING
 from sae_core.sae.static.backend import Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
 from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots, refine

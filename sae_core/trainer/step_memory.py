@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from sae_core.sae_base import Compute
+from sae_core.sae.reconstruction import Compute
 from sae_core.trainer.training_state import Progress
 from sae_core.utils.memory import Microbatch, Result
 

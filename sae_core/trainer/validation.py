@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sae_core.sae.losses import Terms
+from sae_core.sae.reconstruction import AuxiliaryLoss, Compute, Reconstruction
 from sae_core.sae.sparse_ops import LowerBound
-from sae_core.sae_base import AuxiliaryLoss, Compute, Reconstruction, SparseAutoencoder
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.batches import Batch, Batches, not_finite
 from sae_core.trainer.objective import Objective
 from sae_core.trainer.step_memory import StepMemory

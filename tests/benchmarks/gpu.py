@@ -32,8 +32,8 @@ from step import LR, Shape, dead_features, our_sae  # noqa: E402
 
 from sae_core.sae.normalisation import Normalisation  # noqa: E402
 from sae_core.sae.precision import pick_precision  # noqa: E402
+from sae_core.sae.reconstruction import Compute  # noqa: E402
 from sae_core.sae.static.backend import TWIN, has_kernels, kernels  # noqa: E402
-from sae_core.sae_base import Compute  # noqa: E402
 from sae_core.train_config import TrainingConfig  # noqa: E402
 from sae_core.trainer.ahead import capture  # noqa: E402
 from sae_core.trainer.batches import Batch  # noqa: E402

@@ -24,7 +24,8 @@ from sae_core.models.language_model import Hook
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.kinds import build
 from sae_core.sae.precision import pick_precision
-from sae_core.sae_base import Compute, SparseAutoencoder
+from sae_core.sae.reconstruction import Compute
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import TrainingConfig
 from sae_core.trainer.training_inputs import sae_spec
 from sae_core.training import Batch, Observer, Trainer

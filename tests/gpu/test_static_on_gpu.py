@@ -11,8 +11,8 @@ from synthetic import SparseDirections, normal, spec
 
 from sae_core.sae.kinds import build
 from sae_core.sae.precision import Precision
+from sae_core.sae.reconstruction import Compute
 from sae_core.sae.static.backend import TWIN, kernels
-from sae_core.sae_base import Compute
 from sae_core.train_config import TrainingConfig
 from sae_core.trainer.ahead import Stepping
 from sae_core.trainer.events import Observer

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from sae_core.formats.checkpoint import History
 from sae_core.sae.kinds import build
-from sae_core.sae_base import Compute, SparseAutoencoder
+from sae_core.sae.reconstruction import Compute
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import TrainingConfig
 from sae_core.training import EpochRecord, Observer, Trainer
 from sae_core.utils.seeding import generator

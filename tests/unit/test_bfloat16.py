@@ -13,11 +13,12 @@ from synthetic import BATCH_KINDS, KINDS, SparseDirections, normal, random_sae
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sae_core.sae import dense_ops, sparse_ops
+from sae_core.sae import dense_ops, largest_entries, sparse_ops
 from sae_core.sae.losses import l1_loss, reconstruction_loss
 from sae_core.sae.precision import Precision
+from sae_core.sae.reconstruction import Compute
 from sae_core.sae.sparse_code import Weights
-from sae_core.sae_base import Compute, SparseAutoencoder
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import TrainingConfig
 from sae_core.trainer.events import Observer
 from sae_core.training import Trainer
@@ -184,7 +185,7 @@ def test_what_exceeds_a_threshold(each: bool, row_block: int | None) -> None:
     torch.testing.assert_close(found, right, rtol=1e-5, atol=1e-4)
     pre = (x.double() - weights().b_dec) @ weights().W_enc + weights().b_enc
     lengths = (x - own.b_dec).norm(dim=1, keepdim=True) * own.W_enc.norm(dim=0)
-    error, bound = sparse_ops.ROUNDING * (lengths + 1), threshold.clamp(min=0)
+    error, bound = largest_entries.ROUNDING * (lengths + 1), threshold.clamp(min=0)
     assert (rounded > 0)[pre > bound + error].all() and not (rounded > 0)[pre < bound - error].any()
     kept = rounded > 0
     assert ((rounded - pre).abs() <= error)[kept].all()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.kinds.topk import TopKSAE
-from sae_core.sae_base import PLAIN, Compute, Reconstruction
+from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
 from sae_core.train_config import TrainingConfig
 
 N_ACTIVE = 2

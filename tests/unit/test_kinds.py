@@ -14,7 +14,8 @@ from sae_core.sae import sparse_ops
 from sae_core.sae.config import TAGS, SAEConfig, SAEType
 from sae_core.sae.kinds import KINDS as REGISTRY
 from sae_core.sae.kinds import build, jumprelu
-from sae_core.sae_base import Compute, Reconstruction, SparseAutoencoder
+from sae_core.sae.reconstruction import Compute, Reconstruction
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.utils.errors import SAEError
 from sae_core.utils.seeding import generator
 

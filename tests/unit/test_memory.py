@@ -18,7 +18,7 @@ from sae_core.activations.token_windows import TokenWindows
 from sae_core.evaluation.metrics import evaluate
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.kinds import KINDS
-from sae_core.sae_base import PLAIN, Compute, Reconstruction
+from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
 from sae_core.train_config import EndToEndConfig
 from sae_core.trainer.end_to_end import EndToEnd
 from sae_core.utils.errors import SAEError

@@ -8,7 +8,7 @@ from memory import LargestTensor
 from synthetic import normal, random_sae
 from torch import Tensor
 
-from sae_core.sae import sparse_ops
+from sae_core.sae import largest_entries, pair_products
 from sae_core.sae.losses import l1_loss, reconstruction_loss
 from sae_core.sae.sparse_ops import (
     LowerBound,
@@ -54,7 +54,7 @@ def gradients(x: Tensor, x_hat: Tensor, code: Tensor, weights: Weights) -> list[
 @pytest.fixture(autouse=True)
 def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several tiles even in the small batches here."""
-    monkeypatch.setattr(sparse_ops, "TILE_ROWS", 4)
+    monkeypatch.setattr(largest_entries, "TILE_ROWS", 4)
 
 
 def assert_same(ours: list[Tensor], dense: list[Tensor]) -> None:
@@ -162,7 +162,7 @@ def test_the_number_of_tokens_in_a_block_changes_no_bit(
 ) -> None:
     """A matrix product's last bits may depend on its number of rows, and a value's on the bound
     that it is found above; a bad guess at it makes more candidates than are kept."""
-    monkeypatch.setattr(sparse_ops, "TILE_ROWS", 64)
+    monkeypatch.setattr(largest_entries, "TILE_ROWS", 64)
     n, d, width, k = 1000, 576, 640, 5
     sae, x = random_sae(d_in=d, d_sae=width, dtype=torch.float32), normal(n, d).float()
     bound = share * float(batch_topk(x, sae.weights, n * k).value.min())
@@ -238,7 +238,7 @@ def test_dense_code_never_exists(
     row_block: int | None, lower_bound: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     n, width, k = 256, 4096, 4
-    monkeypatch.setattr(sparse_ops, "BLOCK_BYTES", 8 * 16 * width)
+    monkeypatch.setattr(largest_entries, "BLOCK_BYTES", 8 * 16 * width)
     sae = random_sae(d_in=8, d_sae=width)
     x = normal(n, 8)
     with LargestTensor() as dense:
@@ -261,16 +261,16 @@ class Elsewhere(Tensor):
 def test_chunked_sampled_product_equals_the_csr_one(
     chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sparse_ops, "SAMPLED_PAIRS", chunk)
+    monkeypatch.setattr(pair_products, "SAMPLED_PAIRS", chunk)
     pairs = batch_topk(draw(17, D), make_weights(), 51).pairs
     a, b = draw(17, D, seed=8), draw(FEATURES, D, seed=9)
     expected = (a @ b.T)[pairs.row, pairs.column]
-    chunked = sparse_ops._sampled_product((a.as_subclass(Elsewhere),), (b,), pairs)
+    chunked = pair_products.sampled_product((a.as_subclass(Elsewhere),), (b,), pairs)
     parts = [part.contiguous() for part in b.split(4, dim=1)]
-    sliced = sparse_ops._sampled_product(
+    sliced = pair_products.sampled_product(
         [part.contiguous() for part in a.split(4, dim=1)], parts, pairs
     )
-    one_sliced = sparse_ops._sampled_product((a,), parts, pairs)
+    one_sliced = pair_products.sampled_product((a,), parts, pairs)
     assert_same([chunked.as_subclass(Tensor), sliced, one_sliced], [expected] * 3)
 
 
@@ -297,7 +297,7 @@ def test_auxiliary_loss_equals_dense(n_dead: int, kind: str) -> None:
     for parameter in learned:
         parameter.grad = torch.ones_like(parameter)  # what the rest of the loss may have left
     loss.backward()
-    aux.add_gradient(sae)
+    aux.add_gradient(sae.weights)
     ours = [parameter.grad - 1 for parameter in learned]
     assert_same(ours, list(torch.autograd.grad(expected, learned)))
     # The residual is a target, and the live part stays as it is.
@@ -314,5 +314,5 @@ def test_auxiliary_loss_of_a_perfect_reconstruction_is_0(dtype: torch.dtype) -> 
     sae.W_enc.grad, sae.b_enc.grad, sae.W_dec.grad = map(
         torch.zeros_like, (sae.W_enc, sae.b_enc, sae.W_dec)
     )
-    aux.add_gradient(sae)
+    aux.add_gradient(sae.weights)
     assert torch.isfinite(sae.W_enc.grad).all()

@@ -21,8 +21,9 @@ from sae_core.pretrained import Origin
 from sae_core.sae.kinds import build
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
+from sae_core.sae.reconstruction import Compute
 from sae_core.sae.static.backend import TWIN, kernels
-from sae_core.sae_base import Compute, SparseAutoencoder
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import TrainingConfig
 from sae_core.trainer import static_step
 from sae_core.trainer.ahead import Stepping, Waiting

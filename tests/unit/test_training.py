@@ -12,8 +12,8 @@ from torch import Tensor
 
 from sae_core.sae import losses
 from sae_core.sae.kinds.batch_topk import BatchTopKSAE
+from sae_core.sae.reconstruction import PLAIN, AuxiliaryLoss, Compute, Reconstruction
 from sae_core.sae.sparse_ops import LowerBound
-from sae_core.sae_base import PLAIN, AuxiliaryLoss, Compute, Reconstruction
 from sae_core.train_config import TrainingConfig
 from sae_core.training import Normalisation, Observer, Trainer, learning_rate
 from sae_core.utils.errors import SAEError

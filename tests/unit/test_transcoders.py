@@ -23,7 +23,8 @@ from sae_core.evaluation.metrics import evaluate
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.losses import reconstruction_loss
 from sae_core.sae.normalisation import Normalisation
-from sae_core.sae_base import Compute, SparseAutoencoder
+from sae_core.sae.reconstruction import Compute
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_train import train_from_model
 from sae_core.train_config import EndToEndConfig, HookConfig, RunConfig
 from sae_core.trainer.end_to_end import EndToEnd

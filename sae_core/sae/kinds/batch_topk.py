@@ -13,7 +13,8 @@ from torch import Tensor
 
 from sae_core.sae import sparse_ops
 from sae_core.sae.precision import Precision
-from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder, as_rows
+from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
+from sae_core.sae_base import SparseAutoencoder, as_rows
 from sae_core.utils.errors import SAEError
 
 

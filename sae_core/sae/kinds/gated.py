@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from sae_core.sae import dense_ops, losses, sparse_ops
 from sae_core.sae.config import SAESpec
 from sae_core.sae.precision import Precision
-from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder
+from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
+from sae_core.sae_base import SparseAutoencoder
 
 
 class GatedSAE(SparseAutoencoder):

@@ -24,7 +24,8 @@ from torch.autograd import Function
 from sae_core.sae import sparse_ops
 from sae_core.sae.config import SAESpec
 from sae_core.sae.precision import Precision
-from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder, as_rows
+from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
+from sae_core.sae_base import SparseAutoencoder, as_rows
 
 BANDWIDTH = 0.1
 """eps, for activations of `E||x||^2 = 1`."""

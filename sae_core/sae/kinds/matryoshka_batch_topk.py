@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sae_core.sae import losses, sparse_ops
 from sae_core.sae.kinds.batch_topk import BatchTopKSAE
-from sae_core.sae_base import PLAIN, Compute, Reconstruction
+from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
 
 
 class MatryoshkaBatchTopKSAE(BatchTopKSAE):

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from sae_core.sae import dense_ops, losses
-from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder
+from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
+from sae_core.sae_base import SparseAutoencoder
 
 
 class StandardSAE(SparseAutoencoder):

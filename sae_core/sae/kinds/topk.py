@@ -11,7 +11,8 @@ from torch import Tensor
 
 from sae_core.sae import sparse_ops
 from sae_core.sae.precision import Precision
-from sae_core.sae_base import PLAIN, Compute, Reconstruction, SparseAutoencoder
+from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
+from sae_core.sae_base import SparseAutoencoder
 
 
 class TopKSAE(SparseAutoencoder):
