@@ -4,6 +4,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
@@ -11,6 +12,9 @@ from sae_core.settings.steps import FeaturesConfig
 from sae_core.train_config import ComputeConfig, LoadConfig, ModelConfig
 from sae_core.utils import cli
 from sae_core.utils.files import write_file, write_parts
+
+if TYPE_CHECKING:
+    from sae_core.evaluation.feature_files import Writer
 
 
 @dataclass(frozen=True)
@@ -75,17 +79,22 @@ def run(job: Job) -> None:
             model, sae, corpus, table, means, job.features, batch_size, precision
         )
     writer = Writer(model, sae, corpus, table)
+    figures = identity(job.sae.name, sae.spec, record.name) | writer.corpus_figures()
+    n_shown = save(job, writer, figures | calibration | further)
+    print(
+        f"{n_shown} of {sae.spec.d_sae} features are active on {tally.n_tokens} tokens "
+        f"of {n_windows} windows"
+    )
+
+
+def save(job: Job, writer: "Writer", figures: dict[str, Any]) -> int:
+    """Write the three files; returns how many features they have."""
     shown = writer.telling_order()
     lines = (json.dumps(entry, ensure_ascii=False) + "\n" for entry in writer.entries(shown))
-    figures = identity(job.sae.name, sae.spec, record.name) | writer.corpus_figures() | calibration
-    figures |= further
     write_parts(job.entries, (line.encode() for line in lines))
     write_file(job.table, writer.rows())
     write_file(job.corpus, json.dumps(figures, ensure_ascii=False, indent=1) + "\n")
-    print(
-        f"{len(shown)} of {figures['d_sae']} features are active on {tally.n_tokens} tokens "
-        f"of {n_windows} windows"
-    )
+    return len(shown)
 
 
 if __name__ == "__main__":
