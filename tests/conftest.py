@@ -26,6 +26,7 @@ if not Path("/dev/nvidia0").exists():  # Triton then runs its kernels in Python
 os.environ["SAE_CORE_TOKENS"] = tempfile.mkdtemp(prefix="tokens-")
 atexit.register(shutil.rmtree, os.environ["SAE_CORE_TOKENS"], ignore_errors=True)
 
+import preloaded  # noqa: E402, F401  (its servers are those of all of pytest's workers)
 from made_once import made_once  # noqa: E402
 from running import Run, run_python  # noqa: E402
 

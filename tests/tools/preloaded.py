@@ -6,10 +6,14 @@
 For tests of what a process does and of how it ends, which need not wait each time for torch or
 Snakemake to be imported. What a library reads from the environment as it is imported is of the
 server's environment. Who asks for a process holds a connection: when that ends, the process does.
+
+All of pytest's workers share the servers. They end with the process that imported this module
+first, pytest itself, which alone holds the other end of their standard input.
 """
 
 import atexit
 import gc
+import hashlib
 import json
 import os
 import runpy
@@ -29,8 +33,17 @@ from tempfile import TemporaryDirectory, mkdtemp
 from typing import NoReturn
 
 import fork_client
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
+
+FOLDER = "FOLDER_OF_FORK_SERVERS"
+"""The variable with the folder that those who may share servers have in common."""
+if FOLDER not in os.environ:
+    os.environ[FOLDER] = mkdtemp(prefix="fork-")
+    atexit.register(shutil.rmtree, os.environ[FOLDER], ignore_errors=True)
+    os.mkfifo(f"{os.environ[FOLDER]}/alive")
+    os.open(f"{os.environ[FOLDER]}/alive", os.O_RDWR)  # until this process ends
 
 TIMEOUT = 300
 """Seconds that a process of `run_preloaded` may take."""
@@ -118,36 +131,47 @@ def _shim(
     """A folder with a `python` that forks for scripts with `part` in their path, if it has the
     `variables` of the server, as far as `prefixes` begin their names."""
     address, known = _server(modules, variables), dict(variables)
-    folder = Path(address).with_name("bin")
-    folder.mkdir()
     shim = SHIM.format(
         python=sys.executable, folder=str(Path(__file__).parent), address=address, part=part,
         known=known, prefixes=prefixes,
     )  # fmt: skip
-    (folder / "python").write_text(shim)
-    (folder / "python").chmod(0o755)
+    folder = Path(f"{address}-{_digest(shim)}")
+    with FileLock(f"{folder}.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            (folder / "python").write_text(shim)
+            (folder / "python").chmod(0o755)
     return str(folder)
 
 
 @cache
 def _server(modules: tuple[str, ...], variables: tuple[tuple[str, str], ...]) -> str:
-    """The address of this process's server of these modules; it ends when this process does.
+    """The address of the server of these modules.
 
     Args:
         variables: that it has besides, or instead of those of this process.
     """
-    folder = mkdtemp(prefix="fork-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    address = f"{folder}/server"
-    started = subprocess.Popen(
-        [sys.executable, __file__, address, *modules],
-        env={**os.environ, **dict(variables), "PYTHONPATH": str(ROOT)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    assert started.stdout is not None and started.stdout.readline() == "ready\n"
+    address = f"{os.environ[FOLDER]}/{_digest(repr((modules, variables)))}"
+    with FileLock(f"{address}.lock"):
+        if not Path(address).exists():
+            _start_server(address, modules, dict(variables))
     return address
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _start_server(address: str, modules: tuple[str, ...], variables: dict[str, str]) -> None:
+    with open(f"{os.environ[FOLDER]}/alive", "rb") as alive:
+        started = subprocess.Popen(
+            [sys.executable, __file__, address, *modules],
+            env={**os.environ, **variables, "PYTHONPATH": str(ROOT)},
+            stdin=alive,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+    assert started.stdout is not None and started.stdout.readline() == "ready\n"
 
 
 def serve(address: str, modules: list[str]) -> None:
