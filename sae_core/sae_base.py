@@ -225,14 +225,16 @@ class SparseAutoencoder(nn.Module, ABC):
         code = sparse_ops.encode(
             x,
             weights,
-            compute.group.total(len(x)) * min(self.spec.top_k_aux, dead.numel()),
+            compute.total(x) * min(self.spec.top_k_aux, dead.numel()),
             lower_bound=compute.aux_lower_bound,
             precision=compute.precision,
             products=compute.products(x),
             group=compute.group,
         )
         prediction = sparse_ops.decode(code, weights, compute.products(x)) - weights.b_dec
-        loss = losses.normalised_residual_loss(residual, prediction, compute.group)
+        loss = losses.normalised_residual_loss(
+            residual, prediction, compute.total(x), compute.group
+        )
         return AuxiliaryLoss(loss, code.least, dead, copies)
 
     @property

@@ -171,7 +171,7 @@ class Trainer:
     ) -> tuple[Terms, Reconstruction, AuxiliaryLoss]:
         """Leave the gradients for the optimizer; gives what holds for the whole batch."""
         sae, part = self.sae, batch.part()
-        share = len(part.x) / len(batch.x)
+        share, compute = len(part.x) / len(batch.x), compute._replace(n_tokens=len(batch.x))
         sae.zero_grad()
         made = sae.reconstruct(part.x, part.target, compute)
         aux = self.objective.auxiliary_loss(sae, part, made, compute)
@@ -380,7 +380,9 @@ class Trainer:
             part = batch.part()
             with torch.no_grad():
                 made = self.memory.run(
-                    lambda compute: self.sae.reconstruct(part.x, part.target, compute),
+                    lambda compute: self.sae.reconstruct(
+                        part.x, part.target, compute._replace(n_tokens=len(batch.x))
+                    ),
                     self.progress,
                 )
             self.progress.bound.update(made.least)

@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sae_core.distributed.process_group import ProcessGroup
@@ -189,12 +190,36 @@ def largest(value: Tensor, total: int) -> Tensor:
 
 def largest_of_all(value: Tensor, total: int, group: ProcessGroup) -> tuple[Tensor | slice, float]:
     """Which of the numbers (C,), at most `total`, that this process found are among the `total`
-    largest of all processes, and the smallest of these; 0 if all together have fewer."""
-    parts = group.all_gather(value)
-    values = value if group.is_single else torch.cat(parts)
-    if len(values) <= total:
-        return slice(None), float(values.min()) if len(values) == total else 0.0
-    kept = largest(values, total)
-    first = sum(map(len, parts[: group.rank]))
-    own = kept[(kept >= first) & (kept < first + len(value))]
-    return own - first, float(values[kept].min())
+    largest of all processes, and the smallest of these; 0 if all together have fewer.
+
+    Positive float32 numbers are in the order of their bit patterns. So the processes count their
+    patterns, first by the upper half and then within the half where the smallest one is, and add
+    up these counts, not numbers. Ties go to the first processes.
+    """
+    if group.is_single:
+        if len(value) <= total:
+            return slice(None), float(value.min()) if len(value) == total else 0.0
+        kept = largest(value, total)
+        return kept, float(value[kept].min())
+    pattern = value.clamp(min=0.0).view(torch.int32) & 0x7FFFFFFF  # NaN may have a sign
+    half, n_above = _reached(pattern >> 16, 2**15, total, group)
+    if half < 0:
+        return slice(None), 0.0
+    rest, n_more = _reached(pattern[pattern >> 16 == half] & 0xFFFF, 2**16, total - n_above, group)
+    least = half << 16 | rest
+    chosen, ties = pattern > least, (pattern == least).nonzero().squeeze(1)
+    n_left = total - n_above - n_more - group.before(len(ties))
+    chosen[ties[: max(0, n_left)]] = True
+    number = torch.tensor(least, dtype=torch.int32).view(torch.float32)
+    return chosen.nonzero().squeeze(1), float(number)
+
+
+def _reached(key: Tensor, n_keys: int, wanted: int, group: ProcessGroup) -> tuple[int, int]:
+    """The largest key that `wanted` of all processes' keys (C,) reach, -1 if there are fewer, and
+    how many exceed it."""
+    count = group.all_reduce(torch.bincount(key, minlength=n_keys).int())
+    reach = count.flip(0).cumsum(0).flip(0)
+    least = (reach >= wanted).sum() - 1
+    exceed = F.pad(reach, (0, 1))[least + 1]
+    found, n_exceed = torch.stack([least, exceed]).tolist()
+    return found, n_exceed

@@ -64,16 +64,20 @@ def l1_loss(values: Tensor, n_tokens: int) -> Tensor:
 
 
 def normalised_residual_loss(
-    residual: Tensor, prediction: Tensor, group: ProcessGroup = SINGLE_PROCESS
+    residual: Tensor,
+    prediction: Tensor,
+    n_tokens: int | None = None,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Tensor:
     """Squared error of `prediction` over the residual's own variance, both (N, D).
 
     The auxiliary loss of Gao et al. (arXiv 2406.04093, section A.2): 1 when dead features explain
     nothing of what the live ones left over; 0 when nothing is left over. It is over
-    the tokens of all processes.
+    the `n_tokens` tokens of all processes, by default those given.
     """
     residual = residual.detach()
-    mean = group.mean(residual.mean(0), len(residual)).expand_as(residual)
+    n = len(residual)
+    mean = group.mean(residual.mean(0), n, n_tokens or n).expand_as(residual)
     variance = group.all_reduce(F.mse_loss(mean, residual, reduction="sum"))
     error = group.all_reduce(F.mse_loss(prediction, residual, reduction="sum"))
     return torch.where(variance > 0, error / variance.clamp(min=1e-30), torch.zeros_like(error))

@@ -23,10 +23,17 @@ class Compute(NamedTuple):
     """Of the encoder product; None for the weights' own number format."""
     group: ProcessGroup = SINGLE_PROCESS
     """The processes that share the batch, each with its own tokens."""
+    n_tokens: int | None = None
+    """Tokens of all processes, which know it without asking each other; None for those of one."""
     lower_bound: float = 0.0
     """A guess at the smallest pre-activation that a top-k over the batch keeps."""
     aux_lower_bound: float = 0.0
     """The same of the auxiliary loss."""
+
+    def total(self, x: Tensor) -> int:
+        """Tokens of the batch of which this process has x."""
+        assert self.group.is_single or self.n_tokens is not None
+        return len(x) if self.n_tokens is None else self.n_tokens
 
     def products(self, x: Tensor) -> Precision | None:
         """The precision of what is multiplied besides a batch top-k's encoder product. On a CPU it

@@ -42,7 +42,10 @@ class Objective:
     ) -> AuxiliaryLoss:
         """On one in `AUXILIARY_STRIDE` of the whole batch's tokens."""
         some = slice(-(part.shard.start or 0) % AUXILIARY_STRIDE, None, AUXILIARY_STRIDE)
-        return sae.auxiliary_loss(part.x[some], made.x_hat[some], part.wanted[some], compute)
+        of_all = -(-compute.total(part.x) // AUXILIARY_STRIDE)
+        return sae.auxiliary_loss(
+            part.x[some], made.x_hat[some], part.wanted[some], compute._replace(n_tokens=of_all)
+        )
 
     def terms(self, part: Batch, made: Reconstruction, aux: AuxiliaryLoss) -> Terms:
         """Of a process's own tokens."""
@@ -65,7 +68,9 @@ class Objective:
         group = self.group
         if group.is_single:
             return terms.mapped(Tensor.detach), made
-        terms = terms.mapped(lambda term: group.all_reduce(share * term.detach()))
-        l0 = float(group.all_reduce(torch.tensor(share * made.l0)))
+        l0 = terms.loss.new_tensor(made.l0)
+        own = torch.stack([*(term.detach() for term in terms.by_name().values()), l0])
+        *summed, l0 = group.all_reduce(share * own).unbind()
+        in_order = iter(summed)
         fired = group.all_reduce(made.fired.int()) > 0
-        return terms, made._replace(l0=l0, fired=fired)
+        return terms.mapped(lambda _: next(in_order)), made._replace(l0=float(l0), fired=fired)

@@ -84,7 +84,7 @@ class Validator:
         part = batch.part()
 
         def measure(compute: Compute) -> tuple[Terms, Reconstruction, AuxiliaryLoss]:
-            compute = compute._replace(aux_lower_bound=aux_bound.value)
+            compute = compute._replace(aux_lower_bound=aux_bound.value, n_tokens=len(batch.x))
             made = sae.reconstruct_at_inference(part.x, part.target, compute)
             aux = self.objective.auxiliary_loss(sae, part, made, compute)
             terms, made = self.objective.over_processes(

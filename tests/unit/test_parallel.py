@@ -3,16 +3,23 @@
 import json
 import os
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
+from typing import Any
 
 import pytest
 import torch
 from preloaded import OF_OPTIMIZERS, forking_tools, run_preloaded
 from running import ROOT
-from synthetic import KINDS
+from synthetic import KINDS, normal
+from torch import Tensor
 
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.formats.checkpoint import load_sae
+from sae_core.sae.precision import Precision
+from sae_core.sae.sparse_code import SparseCode, Weights
+from sae_core.sae.sparse_ops import batch_topk
 from sae_core.utils.errors import SAEError
 
 TOOL = "tests/tools/shared_training.py"
@@ -104,3 +111,51 @@ def test_alone_a_process_has_everything() -> None:
     x = torch.arange(5.0)
     assert SINGLE_PROCESS.shard(5) == slice(0, 5) and SINGLE_PROCESS.total(3) == 3
     assert SINGLE_PROCESS.all_reduce(x) is x and SINGLE_PROCESS.all_gather(x) == [x]
+
+
+class InThreads(ProcessGroup):
+    """As many processes, in threads, and how many numbers each of their messages has."""
+
+    def __init__(self, rank: int, size: int, common: dict[str, Any]) -> None:
+        super().__init__(rank, size)
+        self.common = common
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        self.common["given"][self.rank] = x
+        self.common["barrier"].wait(timeout=5)
+        total = torch.stack(self.common["given"]).sum(0, dtype=x.dtype)
+        self.common["sizes"].add(x.numel())
+        self.common["barrier"].wait(timeout=5)
+        return total
+
+    def all_gather(self, x: Tensor) -> list[Tensor]:
+        raise AssertionError("the numbers themselves are exchanged")
+
+
+@pytest.mark.parametrize("precision", [None, Precision(torch.bfloat16, torch.float32)])
+@pytest.mark.parametrize(("case", "bound"), [("reals", 0.5), ("ties", 0.5), ("few", 0.0)])
+def test_a_top_k_of_all_processes_exchanges_counts(
+    case: str, bound: float, precision: Precision | None
+) -> None:
+    """Three processes with 7, 1 and 5 tokens find what one finds, ties to the earlier."""
+    x, W = normal(13, 6).float(), normal(40, 6, seed=2).float()
+    if case == "ties":
+        x, W = x.round(), W.round()
+    b_enc = torch.full((40,), -6.0 if case == "few" else 0.0)
+    weights = Weights(W.T, b_enc, W, torch.zeros(6))
+    right = batch_topk(x, weights, 65, lower_bound=bound, precision=precision)
+    common: dict[str, Any] = {"given": [None] * 3, "barrier": Barrier(3), "sizes": set()}
+
+    def of(rank: int) -> SparseCode:
+        rows = slice(*((0, 7), (7, 8), (8, 13))[rank])
+        group = InThreads(rank, 3, common)
+        given = {"lower_bound": bound, "precision": precision, "group": group}
+        return batch_topk(x[rows], weights, 65, **given)  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor(3) as threads:
+        found = list(threads.map(of, range(3)))
+    dense, [least] = torch.cat([code.to_dense() for code in found]), {code.least for code in found}
+    assert torch.equal(dense > 0, right.to_dense() > 0) and least == pytest.approx(right.least)
+    torch.testing.assert_close(dense, right.to_dense())
+    assert len(right.value) == 65 or case == "few"
+    assert common["sizes"] <= {2**15, 2**16, 3}

@@ -29,7 +29,7 @@ class BatchTopKSAE(SparseAutoencoder):
         code = sparse_ops.encode(
             x,
             self.encoder,
-            compute.group.total(len(x)) * self.spec.top_k,
+            compute.total(x) * self.spec.top_k,
             lower_bound=compute.lower_bound,
             row_block=compute.row_block,
             precision=compute.precision,

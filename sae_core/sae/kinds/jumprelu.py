@@ -74,7 +74,7 @@ class JumpReLUSAE(SparseAutoencoder):
         fired = torch.zeros_like(self.ever_fired)
         fired[column[active > 0]] = True
         l0 = active.sum() / len(x)
-        mean_l0 = compute.group.mean(l0, len(x))
+        mean_l0 = compute.group.mean(l0, len(x), compute.total(x))
         return Reconstruction(
             x_hat=sparse_ops.decode(replace(near, value=value), self.weights, how),
             l1=value.sum() / len(x),
