@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core.corpus.token_file import TokenManifest
+from sae_core.corpus.token_manifest import TokenManifest
 from sae_core.reporting.page import Making, read_run, report_page
 from sae_core.reporting.plots import l0_against_fvu, l0_against_loss_recovered
 from sae_core.reporting.provenance import environment, read_jobs

@@ -96,7 +96,7 @@ def stored_activations(job: Job) -> "Activations":
         SAEError: they are damaged, or of another model or other texts than the job's.
     """
     from sae_core.activations.store import CachedSource
-    from sae_core.corpus.token_file import TokenManifest
+    from sae_core.corpus.token_manifest import TokenManifest
     from sae_core.models.language_model import Hook
     from sae_core.models.model_sources import ModelRecord
     from sae_core.trainer.end_to_end import later_layers

@@ -7,23 +7,21 @@ as UTF-8, `text_starts.bin` where each begins, and `origins.bin` the number of e
 if the chapters are known. Numbers are little-endian. Texts that are blank are left out.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
 
+from sae_core.corpus.token_manifest import MANIFEST, TokenManifest
 from sae_core.corpus.tokens import IntArray, Tokens
-from sae_core.data_processing.sources import Chapter, Dropped, Sources
+from sae_core.data_processing.sources import Sources
 from sae_core.models.tokenizers import tokenizer_sha256
 from sae_core.utils.errors import SAEError
-from sae_core.utils.files import file_sha256, write_file
-from sae_core.utils.records import read_record
+from sae_core.utils.files import file_sha256
 
-MANIFEST = "manifest.json"
 TOKENS, TOKEN_STARTS = "tokens.bin", "token_starts.bin"
 TEXTS, TEXT_STARTS = "texts.bin", "text_starts.bin"
 ORIGINS = "origins.bin"
@@ -33,61 +31,6 @@ TYPES = {TOKENS: "<i4", TOKEN_STARTS: "<i8", TEXTS: "u1", TEXT_STARTS: "<i8", OR
 
 CHECKED = (TOKENS, TOKEN_STARTS, ORIGINS)
 """The files that are read through when they are opened: a training depends on every byte."""
-
-
-@dataclass(frozen=True)
-class TokenManifest:
-    """The contents of a folder of tokenised texts."""
-
-    tokenizer_sha256: str
-    """See `tokenizer_sha256`."""
-    bos: int | None
-    """The token that windows begin with, if any."""
-    end_of_text: int
-    data_file: str
-    """Name of the file, folder or data set that the texts are from."""
-    data_sha256: str
-    """Of the JSON list of texts; of texts in another form, see `content_sha256`."""
-    n_texts: int
-    n_tokens: int
-    n_empty: int
-    """Texts that are blank, and left out."""
-    n_spelled: int
-    """Texts that spell out a control token, which is read as text."""
-    spelled: str | None
-    """The first of these control tokens."""
-    commit: str | None
-    """Of the data set on the Hub."""
-    chapters: list[dict[str, Any]] | None
-    """Where the texts are from, if that is known: see `Sources`."""
-    dropped: dict[str, dict[str, int]]
-    """What the processing left out."""
-    files: dict[str, str]
-    """SHA-256 of each file."""
-
-    def save(self, folder: Path) -> None:
-        """Write the manifest as JSON."""
-        content = json.dumps(asdict(self), ensure_ascii=False, indent=1)
-        write_file(folder / MANIFEST, content + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> "TokenManifest":
-        """Read a folder's manifest.
-
-        Raises:
-            SAEError: it is missing or not a manifest.
-        """
-        return read_record(
-            cls, folder / MANIFEST, "manifest of tokenised texts", "tokenise the texts again"
-        )
-
-    @property
-    def sources(self) -> Sources | None:
-        """The chapters of the texts, and what was left out of them."""
-        if self.chapters is None:
-            return None
-        dropped = {reason: Dropped(**what) for reason, what in self.dropped.items()}
-        return Sources(tuple(Chapter(**chapter) for chapter in self.chapters), dropped)
 
 
 class Texts(Sequence[str]):

@@ -11,7 +11,6 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from sae_core.corpus.token_file import (
-    MANIFEST,
     ORIGINS,
     TEXT_STARTS,
     TEXTS,
@@ -19,6 +18,7 @@ from sae_core.corpus.token_file import (
     TOKENS,
     TYPES,
 )
+from sae_core.corpus.token_manifest import MANIFEST
 from sae_core.corpus.tokens import IntArray, is_blank
 from sae_core.data_processing.sources import Chapter
 from sae_core.utils.files import write_file

@@ -20,7 +20,8 @@ from threading import Thread
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from sae_core.corpus.token_file import TEXT_STARTS, TEXTS, TokenManifest
+from sae_core.corpus.token_file import TEXT_STARTS, TEXTS
+from sae_core.corpus.token_manifest import TokenManifest
 from sae_core.corpus.token_writer import Batch, Label, Text, Writer
 from sae_core.corpus.tokens import IntArray, Tokens
 from sae_core.data_processing.sources import Dropped

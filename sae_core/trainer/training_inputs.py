@@ -8,7 +8,7 @@ import torch
 from sae_core.activations.shared_stream import SharedSource
 from sae_core.activations.store import ActivationSource
 from sae_core.activations.token_windows import TokenWindows
-from sae_core.corpus.token_file import TokenManifest
+from sae_core.corpus.token_manifest import TokenManifest
 from sae_core.distributed.process_group import ProcessGroup
 from sae_core.models.language_model import Hook
 from sae_core.models.model_sources import ModelRecord

@@ -24,7 +24,8 @@ from sae_core.corpus import tokenise as module
 from sae_core.corpus.cache import cached_tokens
 from sae_core.corpus.corpora import json_list
 from sae_core.corpus.split import Split
-from sae_core.corpus.token_file import TokenFile, TokenManifest, check_tokenizer
+from sae_core.corpus.token_file import TokenFile, check_tokenizer
+from sae_core.corpus.token_manifest import TokenManifest
 from sae_core.corpus.tokenise import Corpus, tokenise
 from sae_core.corpus.tokens import Tokens
 from sae_core.data_processing.sources import Chapter, Sources
