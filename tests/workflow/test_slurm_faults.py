@@ -2,6 +2,7 @@
 that are cancelled, a Snakemake that is killed. Every result is still there in the end."""
 
 import json
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator
@@ -16,6 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm-faults")]
 
 RUNS = [f"tiny.blocks.2.hook_resid_post.btop{k}sae.exp2" for k in (4, 8)]
 WEIGHTS = [f"results/saes/{run}/weights.pt" for run in RUNS]
+EPOCHS = 40
+"""Of the training that is cut."""
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +38,10 @@ def trained(
 
 @pytest.fixture
 def long_training(trained: Project, cluster: Cluster) -> Iterator[Project]:
-    """The project when its trainings take minutes, and store their state after every step."""
+    """The project when its trainings take long enough to be stopped, and store their state after
+    every step."""
     before = trained.config
-    after = before | {"training": {**before["training"], "num_epochs": 400}}
+    after = before | {"training": {**before["training"], "num_epochs": EPOCHS}}
     after["training"]["early_stopping_patience"] = 0
     after["runtime"] = before["runtime"] | {"resume_minutes": 0}
     trained.configure(after)
@@ -161,18 +165,41 @@ def test_a_killed_snakemake_is_followed_by_one_that_runs_no_live_job_twice(
         assert jobs[job.id].end <= again.start
 
 
+def trainer(project: Project) -> int:
+    """The id of the process of the one training of a project that runs."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if process.joinpath("cwd").readlink() == project.folder and (
+                b"/scripts/train.py\0" in process.joinpath("cmdline").read_bytes()
+            ):
+                found.append(int(process.name))
+        except OSError:  # it has just ended
+            continue
+    [it] = found
+    return it
+
+
 def test_a_job_that_was_cut_at_its_time_limit_goes_on_from_its_last_state(
     long_training: Project, cluster: Cluster
 ) -> None:
-    submit_from(long_training, cluster, runtime="1 if attempt == 1 else 60")
-    printed = long_training.snakemake(WEIGHTS[0])
-    first, second = submitted(printed)
-    states = {job.id: job.state for job in cluster.jobs("all")}
-    assert states[first] in ("TIMEOUT", "FAILED") and states[second] == "COMPLETED"
-    log = (long_training.folder / f"results/logs/train/{RUNS[0]}.log").read_text()
-    found = re.search(r"an interrupted training continues after step (\d+)", log)
+    project = long_training
+    submit_from(project, cluster, runtime="1 if attempt == 1 else 60")
+    log = project.folder / "printed"
+    with log.open("w") as file:
+        process = project.start(WEIGHTS[0], stdout=file)
+    states = project.folder / f"results/checkpoints/{RUNS[0]}/resume"
+    try:
+        cluster.wait_for(lambda: list(states.glob("*/state.json")), patience=600)
+        os.kill(trainer(project), signal.SIGSTOP)  # so that it uses up its minute without a core
+        assert process.wait(1800) == 0, log.read_text()
+    finally:
+        process.kill()
+    first, second = submitted(log.read_text())
+    ends = {job.id: job.state for job in cluster.jobs("all")}
+    assert ends[first] in ("TIMEOUT", "FAILED") and ends[second] == "COMPLETED"
+    said = (project.folder / f"results/logs/train/{RUNS[0]}.log").read_text()
+    found = re.search(r"an interrupted training continues after step (\d+)", said)
     assert found and int(found[1]) > 0
-    history = json.loads(
-        (long_training.folder / f"results/saes/{RUNS[0]}/history.json").read_text()
-    )
-    assert history["epoch"] == list(range(1, 401))
+    history = json.loads((project.folder / f"results/saes/{RUNS[0]}/history.json").read_text())
+    assert history["epoch"] == list(range(1, EPOCHS + 1))
