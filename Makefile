@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read: the shipped ones, or a folder with one folder per subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run chaos test test-all test-interop test-conda bench gpu lint fmt docs recipe rulegraph clean
+.PHONY: setup run chaos test test-all test-interop test-conda bench gpu lint lint-types lint-code fmt docs recipe rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -49,10 +49,15 @@ chaos: setup
 	PYTHONPATH=$(CURDIR) python tests/tools/chaos.py build/chaos --config config/demo.yaml --kills 20
 
 lint: setup
+	@$(MAKE) --no-print-directory --jobs=2 --output-sync lint-types lint-code
+
+lint-types:
+	mypy sae_core scripts
+
+lint-code:
 	ruff check .
 	ruff format --check .
 	snakefmt --check workflow
-	mypy sae_core scripts
 	snakemake --configfile config/demo.yaml --lint
 
 test: lint

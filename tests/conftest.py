@@ -31,12 +31,14 @@ from made_once import made_once  # noqa: E402
 from running import Run, run_python  # noqa: E402
 
 LONGEST = (
-    *("test_demo", "test_slurm_faults", "test_slurm", "test_deployment", "test_chaos"),
-    *("test_publish", "test_parallel", "test_rebuild", "test_resume", "test_lockstep"),
-    *("test_bad_input", "test_on_a_gpu", "test_engines", "test_commands", "test_wandb"),
+    *("test_demo", "test_slurm_faults", "test_slurm", "test_scale", "test_deployment"),
+    *("test_publish", "test_chaos", "test_parallel", "test_rebuild", "test_resume"),
+    *("test_lockstep", "test_bad_input", "test_on_a_gpu", "test_engines", "test_commands"),
+    *("test_transcoder", "test_without_a_store", "test_labels", "test_gpus", "test_wandb"),
 )
-"""The files with the tests that take longest. They go first: one that began at the end would leave
-all cores but one without work."""
+"""The files whose tests take longest, in the order in which they start: a long test that began at
+the end would leave the other cores without work. A worker with few tests left gets its next one
+ahead, so a short one waits for the first to end."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
