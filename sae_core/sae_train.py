@@ -1,6 +1,7 @@
 """One training run: the loop around which states and checkpoints are stored, and the SAE that it
 exports."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from functools import partial
@@ -44,6 +45,7 @@ from sae_core.utils.errors import Interrupted, SAEError, one_line
 from sae_core.utils.files import bring_back
 from sae_core.utils.naming import (
     BEST_CHECKPOINT,
+    FIRST_CHECKPOINT,
     METRICS_FILE,
     STATES,
     epoch_checkpoint,
@@ -52,6 +54,9 @@ from sae_core.utils.seeding import generator
 
 Piece = Callable[[], None]
 """Work of a training that is done as a whole."""
+
+Start = tuple[SparseAutoencoder, Validation]
+"""The SAE that a training began with, and what it is worth."""
 
 
 class SAETrainer:
@@ -108,6 +113,7 @@ class SAETrainer:
             runtime.log_freq,
             origin=activations.origin,
         )
+        self.loop.on_begun = partial(self._checkpoint, FIRST_CHECKPOINT)
 
     def train(self) -> None:
         """Run the loop, from where an interrupted process with these settings left it.
@@ -155,8 +161,11 @@ class SAETrainer:
             for batch in loop.rest_of_epoch():
                 yield partial(self._step, batch)
             yield loop.look
-            validation = yield from loop.validating()
-            yield partial(self._close_epoch, validation)
+            validation, start = (yield from loop.validating()), None
+            if self._wants_start():
+                sae = self._start()
+                start = sae, (yield from loop.validator.measure(sae, loop.progress, None))
+            yield partial(self._close_epoch, validation, start)
         loop.end()
 
     def _step(self, batch: Batch | Tensor) -> None:
@@ -164,10 +173,37 @@ class SAETrainer:
         if self.timer.is_due:
             self._begin_to_save()
 
-    def _close_epoch(self, validation: Validation) -> None:
+    def _close_epoch(self, validation: Validation, start: Start | None) -> None:
+        if start and self.loop.progress.stopping.take(0, start[1].figures["loss"]):
+            self._keep_start(*start)
         self._write_checkpoints(self.loop.close_epoch(validation))
         if self.loop.is_over:
             self._save_state()  # what is made of the SAE may fail, and begin again
+
+    def _wants_start(self) -> bool:
+        """Whether the SAE that the training began with is to be validated as well. It counts as
+        epoch 0, and losses of epochs are compared to its own: in the end-to-end phase to another
+        one."""
+        loop = self.loop
+        has_one = loop.origin is not None and loop.source.n_validation > 0
+        return has_one and math.isinf(loop.progress.stopping.best_loss)
+
+    def _start(self) -> SparseAutoencoder:
+        """The SAE that the training began with, as it takes normalised activations."""
+        normalise = self.loop.normalise
+        target = normalise.target and (normalise.target.mean, normalise.target.scale)
+        stored = load_sae(self.checkpoints / FIRST_CHECKPOINT)
+        return stored.unfolded(normalise.mean, normalise.scale, target).to(self.sae.b_dec.device)
+
+    def _keep_start(self, sae: SparseAutoencoder, validation: Validation) -> None:
+        """Store the SAE that the training began with as the best so far, calibrated as the others
+        are."""
+        if validation.threshold is not None:
+            sae.known_threshold.data.copy_(validation.threshold)
+        if self.group.is_first:
+            folded, known = self._folded(sae), sae.spec.metadata
+            folded.spec.metadata |= {name: known[name] for name in ("epochs", "tokens")}
+            self._store(BEST_CHECKPOINT, folded)
 
     def save_progress(self) -> None:
         """Store what was done, if anything was."""
@@ -218,6 +254,10 @@ class SAETrainer:
         if state is None:
             return None, False
         progress = state.values.get("progress", {})
+        begun = self.loop.origin is not None and progress.get("tokens")
+        if begun and not is_whole_checkpoint(self.checkpoints / FIRST_CHECKPOINT):
+            self.states.set_aside(f"lacks its {FIRST_CHECKPOINT}, or it is damaged")
+            return None, False
         best_epoch = progress.get("stopping", {}).get("best_epoch")
         if best_epoch is None:
             return state, False
@@ -248,28 +288,38 @@ class SAETrainer:
 
     def export(self, folder: Path) -> Path:
         """Write the final SAE directory: the best checkpoint, or the last state without one."""
-        if self.loop.progress.stopping.best_epoch is not None:
+        best_epoch = self.loop.progress.stopping.best_epoch
+        if best_epoch is not None:
             sae = load_sae(self.checkpoints / BEST_CHECKPOINT)
         else:
             sae = self._folded()
+        if best_epoch == 0:
+            print(
+                f"{folder}: no epoch has a lower validation loss than the SAE that it began with, "
+                f"which it is; try a lower --lr than {self.loop.lr:g}, or more tokens",
+                flush=True,
+            )
         write_files(folder, sae_files(sae, self.loop.history) | saelens_files(sae))
         return folder
 
     def _checkpoint(self, name: str) -> None:
-        if not self.group.is_first:
-            return
+        if self.group.is_first:
+            self._store(name, self._folded())
+
+    def _store(self, name: str, sae: SparseAutoencoder) -> None:
         folder = self.checkpoints / name
-        save_sae(folder, self._folded(), self.loop.history)
+        save_sae(folder, sae, self.loop.history)
         self.observer.on_checkpoint(folder, best=name == BEST_CHECKPOINT)
 
-    def _folded(self) -> SparseAutoencoder:
-        """The SAE as it takes raw activations, with what is known of its training so far."""
+    def _folded(self, of: SparseAutoencoder | None = None) -> SparseAutoencoder:
+        """The SAE, or another one, as it takes raw activations, with what is known of the training
+        so far."""
         loop, progress, normalise = self.loop, self.loop.progress, self.loop.normalise
         target = normalise.target and (normalise.target.mean, normalise.target.scale)
-        sae = self.sae.folded(normalise.mean, normalise.scale, torch.float32, target)
+        sae = (of or self.sae).folded(normalise.mean, normalise.scale, torch.float32, target)
         self._convert(sae)
         sae.spec.metadata |= {
-            "epochs": len(progress.history["epoch"]),
+            "epochs": len(progress.history.get("epoch", [])),
             "tokens": progress.tokens,
             "outlier_tokens": progress.outliers,
             "skipped_batches": progress.skipped,

@@ -30,7 +30,7 @@ states and checkpoints are for whoever runs it: `sae_train.py`.
 """
 
 import math
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -97,6 +97,8 @@ class Trainer:
         self.sae, self.source, self.config, self.observer = sae, source, config, observer
         self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
         self.origin = origin
+        self.on_begun: Callable[[], None] = lambda: None
+        """Called when the SAE has the origin's weights, before the first step."""
         self.batches = Batches(
             sae.spec, sae.b_dec.device, source, config.num_epochs, end_to_end, compute.group
         )
@@ -250,6 +252,7 @@ class Trainer:
             return
         if self.origin and progress.tokens == 0:
             begin_with(self.origin, self.sae, self.normalise, batch.x)
+            self.on_begun()
         if batch.passes and not progress.in_phase:
             self._begin_phase(batch)
         try:

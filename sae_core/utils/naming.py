@@ -19,6 +19,9 @@ EXPORT_FILES = (*SAE_FILES, "cfg.json", "sae_weights.safetensors")
 
 BEST_CHECKPOINT = "best_model.pt"
 
+FIRST_CHECKPOINT = "checkpoint_start.pt"
+"""The SAE as a training begins that begins with another one."""
+
 STATES = "resume"
 """Folder of the state that an interrupted training resumes from, next to its checkpoints."""
 

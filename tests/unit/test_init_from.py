@@ -1,5 +1,6 @@
 """A training that begins with an SAE: of any kind, folded or another tool's, with more features."""
 
+import itertools
 import json
 import shutil
 from pathlib import Path
@@ -199,6 +200,58 @@ def test_a_training_goes_on_from_its_origin(trained: Path, tmp_path: Path) -> No
     assert after.spec.metadata["init_from"]["name"] == trained.name
     sha256 = json.loads((trained / "config.json").read_text())["weights_sha256"]
     assert after.spec.metadata["init_from"]["sha256"]["weights.pt"] == sha256
+
+
+@pytest.mark.parametrize("training", [{"lr": 0.5}, {"lr": 0.5, "num_epochs": 1}])
+def test_a_training_that_makes_it_worse_gives_its_origin(
+    training: dict[str, Any], trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another tool's, as imported, calibrated to the k of this training."""
+    write_files(tmp_path / "theirs", saelens_files(load_sae(trained)))
+    wanted = settings(tmp_path / "theirs", **training)
+    after, before = load_sae(train(tmp_path, wanted)), load_sae(trained)
+    torch.testing.assert_close(after.W_dec, before.W_dec)
+    torch.testing.assert_close(after.b_enc, before.b_enc, rtol=1e-3, atol=1e-4)
+    assert fvu(after) < 1.001 * fvu(before)
+    x = source().read("validation", 0, torch.arange(8)).flatten(0, 1)
+    assert (after.encode(x) > 0).sum(-1).float().mean() == pytest.approx(K, rel=0.05)
+    assert after.spec.metadata["tokens"] == after.spec.metadata["epochs"] == 0
+    said = capsys.readouterr().out
+    assert "no epoch has a lower validation loss than the SAE that it began with" in said
+
+
+@pytest.mark.parametrize("lr", [1e-4, 0.5])
+def test_a_fine_tuning_that_is_killed_at_any_step_ends_the_same(
+    lr: float, trained: Path, tmp_path: Path
+) -> None:
+    class Killed(Exception):
+        pass
+
+    class Kill(Observer):
+        """Ends the training at a step, or when an SAE has been stored."""
+
+        def __init__(self, at: int) -> None:
+            self.left = at
+
+        def on_step(self, *_: Any) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
+
+        def on_checkpoint(self, *_: Any, **__: Any) -> None:
+            self.on_step()
+
+    wanted = settings(trained, lr=lr)
+    whole = train(tmp_path / "whole", wanted).joinpath("weights.pt").read_bytes()
+    output, points = tmp_path / "new", tmp_path / "points"
+    for at in itertools.count(1):
+        try:
+            train_sae(activations(wanted, output), wanted, output, points, Kill(at))
+            break
+        except Killed:
+            assert at < 50
+    assert at > 3
+    assert (output / "weights.pt").read_bytes() == whole
 
 
 def test_another_tools_directory(trained: Path, tmp_path: Path) -> None:
