@@ -80,11 +80,13 @@ bench: setup $(PEERS)/.installed
 	python tests/benchmarks/memory.py
 	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
 	python tests/benchmarks/features.py --chapters $(CHAPTERS)
+	python tests/benchmarks/corpus.py
 	python tests/benchmarks/path.py --chapters $(CHAPTERS)
 	python tests/benchmarks/streams.py --chapters $(CHAPTERS)
 	python tests/benchmarks/end_to_end.py --chapters $(CHAPTERS)
 	python tests/benchmarks/ground_truth.py
 	python tests/benchmarks/shards.py build/bench/shard --chapters $(CHAPTERS)
+	python tests/benchmarks/fine_tuning.py build/bench/shard
 	$(PEERS)/bin/python tests/benchmarks/quality.py build/bench/shard
 
 # All of it runs, whatever fails; without the peers, which need the network, their columns are empty.

@@ -65,7 +65,7 @@ def held_out(source: CachedSource, sae: SparseAutoencoder) -> Tensor:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("shards", type=Path, nargs="+", help="folders of a harvest")
-    parser.add_argument("--hook", default="blocks.9.hook_resid_post")
+    parser.add_argument("--hook", default="blocks.14.hook_resid_post")
     parser.add_argument("--topk", type=int, default=32)
     parser.add_argument("--expansion", type=int, default=8)
     parser.add_argument("--epochs", type=int, default=1, help="of the origin's training")
