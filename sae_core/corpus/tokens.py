@@ -51,7 +51,7 @@ def is_plain(tokenizer: Any) -> bool:
     from transformers import PreTrainedTokenizerFast
 
     return tokenizer.is_fast and all(
-        getattr(type(tokenizer), name) is getattr(PreTrainedTokenizerFast, name)
+        getattr(type(tokenizer), name, None) is getattr(PreTrainedTokenizerFast, name, None)
         for name in ("__call__", "_encode_plus")
     )
 

@@ -17,7 +17,10 @@ from running import ROOT, run_python
 from snakemake.api import SnakemakeApi  # first: snakemake's modules import each other
 from snakemake.dag import DAG
 from snakemake.workflow import Workflow
+from tiny_model import tokenizer
+from transformers import PreTrainedTokenizerFast
 
+from sae_core.corpus.tokens import is_plain
 from sae_core.model_training.wandb_session import is_outage, is_refusal
 from sae_core.utils import cli, hub_client
 
@@ -54,6 +57,18 @@ def test_the_hubs_client_takes_another_network() -> None:
     proxies = {"http://": httpx2.HTTPTransport(proxy="http://127.0.0.1:9")}
     assert connects_through(httpx2.Client()), what
     assert connects_through(httpx2.Client(mounts=proxies)), what
+
+
+def test_a_tokenizer_in_rust_encodes_in_one_place() -> None:
+    """A class that does something of its own before or after does it there."""
+
+    class Own(PreTrainedTokenizerFast):
+        def _encode_plus(self, *_: object, **__: object) -> dict[str, object]:
+            return {"input_ids": "its own"}
+
+    made = Own(tokenizer_object=tokenizer("a text").backend_tokenizer)
+    what = changed("transformers", "where its tokenizers encode: sae_core.corpus.tokens.is_plain")
+    assert made(["a text"])["input_ids"] == "its own" and not is_plain(made), what
 
 
 def test_the_hubs_library_makes_a_client() -> None:
