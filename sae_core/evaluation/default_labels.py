@@ -41,6 +41,9 @@ CLASS_SHARED = 0.8
 NEAR = 30
 """Tokens before a peak in which a word is looked for."""
 
+ROUNDING = 1e-9
+"""Of sums of shares."""
+
 CHANCE = 0.01
 """A context that the peaks share with more than this probability by chance says nothing."""
 
@@ -112,7 +115,8 @@ class DefaultLabels:
         self.length = len(words.pieces[0])
         self.n_tokens = len(words.ids)
         self._ids, self._before = words.ids.tolist(), words.before.tolist()
-        self._counts: dict[Hashable, int] = dict(enumerate(words.counts.tolist()))
+        self._counts: list[int] = words.counts.tolist()
+        self._is_word = [sum(map(str.isalpha, name)) >= 3 for name in words.names]
 
     def of_all(self) -> list[Label]:
         """One label for each of the F features, in their order."""
@@ -150,16 +154,12 @@ class DefaultLabels:
 
     def _pattern(self, peaks: _Peaks) -> _Pattern:
         """The first kind that most top windows share."""
-        words = self._shared(peaks, self._word, self._named_words, self._base)
-        if words and words.cover >= SHARED:
-            return words
-        for pattern in self._other_patterns(peaks):
-            if pattern and pattern.cover >= SHARED:
-                return pattern
-        return self._strongest_words(peaks)
+        found = self._patterns(peaks)
+        return next(filter(None, found), None) or self._strongest_words(peaks)
 
-    def _other_patterns(self, peaks: _Peaks) -> Iterator[_Pattern | None]:
+    def _patterns(self, peaks: _Peaks) -> Iterator[_Pattern | None]:
         named = partial(self._named_pieces, peaks.top)
+        yield self._shared(peaks, self._word, self._named_words, self._base)
         yield self._class(peaks, self._narrow_class)
         yield self._shared(peaks, self._piece, named, _rare, most=1)
         yield self._class(peaks, self._wide_class)
@@ -168,23 +168,23 @@ class DefaultLabels:
         yield self._context(peaks, "near", self._words_near, self._base_near)
 
     def _class(self, peaks: _Peaks, keys: Keys) -> _Pattern | None:
-        found = self._shared(peaks, keys, lambda names: str(names[0]), lambda _: 0.1, most=1)
-        return found if found and found.cover >= CLASS_SHARED else None
+        return self._shared(
+            peaks, keys, lambda names: str(names[0]), lambda _: 0.1, most=1, least=CLASS_SHARED
+        )
 
     def _context(
         self, peaks: _Peaks, relation: str, keys: Keys, base: Callable[[Any], float]
     ) -> _Pattern | None:
         """A word before nearly all of enough peaks, which chance does not explain."""
         n = len(peaks.top)
+        if n < FEW_WINDOWS:
+            return None
         found = self._shared(
             peaks._replace(heights=[1 / n] * n), keys,
-            lambda words: f"{relation} “{self._named_words(words)}”", base, most=1,
+            lambda words: f"{relation} “{self._named_words(words)}”", base, 1, CLASS_SHARED,
         )  # fmt: skip
-        if found is None or n < FEW_WINDOWS or found.share < SHARED:
-            return None
-        if found.cover < CLASS_SHARED or self._by_chance(found, n) > CHANCE:
-            return None
-        return found
+        is_told = found and found.share >= SHARED and self._by_chance(found, n) <= CHANCE
+        return found if is_told else None
 
     def _shared(
         self,
@@ -193,22 +193,21 @@ class DefaultLabels:
         named: Callable[[list[Any]], str],
         base: Callable[[Any], float],
         most: int = MOST_NAMES,
+        least: float = SHARED,
     ) -> _Pattern | None:
-        """The pattern of the keys that come back in the top windows."""
+        """The pattern of the keys that come back in the top windows, if at least a share `least`
+        of these have one of the `most` best."""
         count = Counter(key for place in peaks.top for key in keys(place))
         again = min(2, math.ceil(len(peaks.top) / 2))
         heights: Counter[Hashable] = Counter()
         for place, height in zip(peaks.top, peaks.heights, strict=True):
             heights.update({key: height for key in keys(place) if count[key] >= again})
         names = [key for key, _ in heights.most_common(most)]
-        if not names:
+        cover = _share(peaks.top, peaks.heights, keys, names)
+        if not names or cover < least - ROUNDING:
             return None
-        return _Pattern(
-            named(names),
-            _share(peaks.top, peaks.heights, keys, names),
-            _share(peaks.sample, peaks.weights, keys, names),
-            sum(map(base, names)),
-        )
+        share = _share(peaks.sample, peaks.weights, keys, names)
+        return _Pattern(named(names), cover, share, sum(map(base, names)))
 
     def _by_chance(self, pattern: _Pattern, n: int) -> float:
         """How often `n` windows share some word like this by chance, at most: the upper tail of a
@@ -242,7 +241,8 @@ class DefaultLabels:
 
     def _words_near(self, place: int) -> set[int]:
         start = max(place - place % self.length, place - NEAR)
-        return set(filter(self._is_word, self._ids[start:place])) - {self._ids[place]}
+        near = set(self._ids[start:place]) - {self._ids[place]}
+        return {word for word in near if self._is_word[word]}
 
     def _piece(self, place: int) -> list[str]:
         """The token, as a part of its word or the whole of it."""
@@ -297,9 +297,6 @@ class DefaultLabels:
 
     def _base_near(self, word: int) -> float:
         return 1 - (1 - self._base(word)) ** NEAR
-
-    def _is_word(self, word: int) -> bool:
-        return sum(map(str.isalpha, self.words.names[word])) >= 3
 
     def _position(self, peaks: _Peaks) -> Iterator[str]:
         """Where nearly all top windows peak and nearly all activation is."""
