@@ -12,12 +12,16 @@ from pathlib import Path
 
 import pytest
 from miniwandb import KEY, LONG_KEY, MiniWandb, StoredRun
+from preloaded import forking_tools
 from running import ROOT
 from tracked_training import EPOCHS, metrics
 
 from sae_core.model_training import wandb_session
 
 SCRIPT = ROOT / "tests/tools/tracked_training.py"
+IMPORTS = ("sae_core.training", "sae_core.utils.cli")
+"""Of the script, besides W&B's client, which reads its settings as it is imported."""
+
 SINGLE = "sae_core/model_training/single_sae_training.py"
 IMPATIENT = ("--start-seconds", "0.5", "--finish-seconds", "0.5")
 """An outage is one after this time, too."""
@@ -47,9 +51,11 @@ class Training:
         }
 
     def start(self, *options: str, script: str | Path = SCRIPT) -> subprocess.Popen[str]:
-        arguments = [self.points] if script == SCRIPT else []
+        command: list[object] = [sys.executable, script]
+        if script == SCRIPT:
+            command = [forking_tools(IMPORTS), script, self.points]
         return subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments), "--wandb", *options],
+            [*map(str, command), "--wandb", *options],
             cwd=self.folder,
             env=self.environment,
             stdin=subprocess.DEVNULL,
