@@ -126,19 +126,26 @@ class Ahead:
 
 
 def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Stepping:
-    """What `auto` stands for: a graph for a BatchTopK SAE that one process trains on an NVIDIA GPU
-    with a bfloat16 product, unless the rows of a block are limited; otherwise the ordinary code."""
+    """What `auto` stands for: a graph for an SAE that one process trains on an NVIDIA GPU with a
+    bfloat16 product, unless the rows of a block are limited, if it is a BatchTopK SAE, or a TopK
+    SAE with values in bfloat16; otherwise the ordinary code."""
     if stepping != "auto":
         return stepping
     fits = (
-        sae.spec.sae_type == "batch_topk"  # its class would make all kinds depend on its file
-        and compute.group.is_single
+        compute.group.is_single
         and compute.row_block is None
         and compute.precision is not None
         and compute.precision.matmul_dtype == torch.bfloat16
+        # By its name: its class would make all kinds depend on the file.
+        and sae.spec.sae_type in _of_values(compute.precision.value_dtype)
         and has_kernels(sae.b_dec.device)
     )
     return "graph" if fits else "ordinary"
+
+
+def _of_values(dtype: torch.dtype) -> tuple[str, ...]:
+    """The kinds that have a static step with such values."""
+    return ("batch_topk", "topk") if dtype == torch.bfloat16 else ("batch_topk",)
 
 
 def capture(step: StaticStep) -> Callable[[], None]:

@@ -1,10 +1,10 @@
-"""One training step of a BatchTopK SAE with fixed sizes, during which the host waits for nothing.
+"""One training step of a BatchTopK or a TopK SAE with fixed sizes; the host waits for nothing.
 
 What it computes is the step of `training.py`. With N rows of raw activations:
 
     kept = norm <= max_norm,  n = |kept|                    outliers are masked, not dropped
     x = (raw - mean) / scale,  pre = (x - b_dec) @ W_enc + b_enc        in bfloat16
-    code = the n k largest of relu(pre) on kept rows                    N k slots
+    code = the n k largest of relu(pre) on kept rows, or the k largest of each    N k slots
     aux  = the n' k' largest on dead features, on one in 4 of the kept rows: a mask over `pre`
     x_hat = code @ W_dec + b_dec,   e = x_hat - x
     x_hat' = aux @ W_dec,           e' = x_hat' + e         on those rows; -e is the residual
@@ -37,6 +37,7 @@ from sae_core.sae.precision import Precision
 from sae_core.sae.static.backend import Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
 from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots, refine
+from sae_core.sae.static.per_token import largest_of_each
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.objective import AUXILIARY_STRIDE
 from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, stored_moments
@@ -75,6 +76,7 @@ class StaticStep:
     """The step of one training, on the SAE's and the optimizer's own tensors.
 
     Args:
+        precision: for a TopK SAE one with bfloat16 values.
         like: a batch of raw activations (N, D), or (N, 2 D) for a transcoder.
         n_steps: most steps between two looks of the host.
     """
@@ -93,6 +95,8 @@ class StaticStep:
         self.sae, self.normalise = sae, normalise
         self.precision, spec = precision, sae.spec
         self.is_exact = precision.value_dtype == torch.float32
+        self.is_of_tokens = spec.sae_type == "topk"
+        assert not (self.is_exact and self.is_of_tokens)
         is_dense = spec.top_k > DENSE_SHARE * spec.d_sae and not self.is_exact
         self.ops = ops.densely() if is_dense else ops
         self.weighting = Weighting(recon_weight, spec.l1_coefficient, spec.aux_penalty)
@@ -110,6 +114,7 @@ class StaticStep:
         self.record = torch.zeros(n_steps, FIGURES, device=device)
         self.floors = torch.zeros(2, dtype=torch.int32, device=device)
         self.factors = torch.zeros_like(self.W_enc, dtype=torch.bfloat16)
+        self.sure = torch.ones((), dtype=torch.bool, device=device)
         self.all_features = torch.ones(spec.d_sae, dtype=torch.bool, device=device)
 
     @torch.no_grad()
@@ -152,46 +157,52 @@ class StaticStep:
 
     def _encode(self, rows: Rows) -> Choice:
         """The pairs of both codes, from one product."""
-        spec, exact = self.sae.spec, self.is_exact
-        bias, made = self.b_enc, rows.made
-        if exact:
+        spec, made = self.sae.spec, rows.made
+        pre, dead = self._pre_activations(made), self.sae.dead_features
+        aux_total = rows.n_some * dead.sum(dtype=torch.int32).clamp(max=spec.top_k_aux)
+        if self.is_of_tokens:
+            main = largest_of_each(pre, made.kept, spec.top_k, self.n_pairs)
+            main_sure = self.sure
+        else:
+            wanted = rows.n * spec.top_k, self.n_pairs, self.floors[0]
+            main, main_sure = self._of_batch(pre, made, made.kept, self.all_features, *wanted)
+        wanted = aux_total, self.n_aux, self.floors[1]
+        aux, aux_sure = self._of_batch(pre, made, rows.some, dead, *wanted)
+        return Choice(main, aux, aux_total, main_sure & aux_sure)
+
+    def _pre_activations(self, made: Prepared) -> Tensor:
+        """(N, F) bfloat16; for float32 values an upper bound of each."""
+        bias = self.b_enc
+        if self.is_exact:
             length = torch.where(made.kept, made.x.norm(dim=1), 0.0).amax()
             bias = bias + ROUNDING * length * self.W_enc.norm(dim=1)
             bias = bias + ROUNDING * bias.abs()
-        pre = torch.addmm(bias.bfloat16(), made.half, self.factors.T)
-        dead = self.sae.dead_features
-        total = rows.n * spec.top_k
-        aux_total = rows.n_some * dead.sum(dtype=torch.int32).clamp(max=spec.top_k_aux)
-        wanted = (
-            (made.kept, self.all_features, total, self.n_pairs, self.floors[0]),
-            (rows.some, dead, aux_total, self.n_aux, self.floors[1]),
-        )
-        if not exact:
-            main, aux = (self.ops.select(pre, *given) for given in wanted)
-            return Choice(main, aux, aux_total, torch.ones_like(rows.finite))
-        (main, main_sure), (aux, aux_sure) = (self._exact(pre, rows, *given) for given in wanted)
-        return Choice(main, aux, aux_total, main_sure & aux_sure)
+        return torch.addmm(bias.bfloat16(), made.half, self.factors.T)
 
-    def _exact(
+    def _of_batch(
         self,
-        bound: Tensor,
-        rows: Rows,
+        pre: Tensor,
+        made: Prepared,
         chosen: Tensor,
         features: Tensor,
         total: Tensor,
         n_slots: int,
         floor: Tensor,
     ) -> tuple[Slots, Tensor]:
-        """The pairs of one code with float32 values, and whether none can have been missed."""
-        n_features = self.sae.spec.d_sae
-        found = self.ops.select(
-            bound, chosen, features, CANDIDATES * total, CANDIDATES * n_slots, floor
-        )
-        product = self.ops.sampled(Codes.of(found), rows.made.x, self.W_enc)
-        bias = torch.cat([self.b_enc, self.b_enc.new_zeros(1)])[found.column.long()]
-        code = refine(found, (product + bias).clamp(min=0.0), total, n_slots, n_features)
+        """The `total` largest of some rows and features, and whether none can have been missed."""
+        if not self.is_exact:
+            return self.ops.select(pre, chosen, features, total, n_slots, floor), self.sure
+        many = CANDIDATES * total, CANDIDATES * n_slots
+        found = self.ops.select(pre, chosen, features, *many, floor)
+        value = self._values(Codes.of(found), made)
+        code = refine(found, value, total, n_slots, self.sae.spec.d_sae)
         most = found.least * (1 + 2**-7)  # that an entry which is no candidate can be
         return code, (total == 0) | (found.least == 0) | (code.least > most)
+
+    def _values(self, codes: Codes, made: Prepared) -> Tensor:
+        """(P,) the pairs' values in float32."""
+        bias = torch.cat([self.b_enc, self.b_enc.new_zeros(1)])[codes.column.long()]
+        return (self.ops.sampled(codes, made.x, self.W_enc) + bias).clamp(min=0.0)
 
     def _losses(self, rows: Rows, choice: Choice, codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
         """The figures, (2 N, D) the loss's gradient to the reconstructions of both codes, and ()

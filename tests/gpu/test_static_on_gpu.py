@@ -26,8 +26,10 @@ PRECISIONS = [
 ]
 
 
-def trained(stepping: Stepping, precision: Precision, log_freq: int = 100) -> Trainer:
-    sae = build(spec(d_in=D, d_sae=FEATURES, top_k=K, n_batches_to_dead=2, aux_penalty=0.5))
+def trained(
+    stepping: Stepping, precision: Precision, log_freq: int = 100, kind: str = "batch_topk"
+) -> Trainer:
+    sae = build(spec(kind, d_in=D, d_sae=FEATURES, top_k=K, n_batches_to_dead=2, aux_penalty=0.5))
     sae.initialise(generator(0, "weights"))
     training = Trainer(
         sae.to(GPU),
@@ -43,10 +45,16 @@ def trained(stepping: Stepping, precision: Precision, log_freq: int = 100) -> Tr
     return training
 
 
-@pytest.mark.parametrize("precision", PRECISIONS, ids=["bfloat16", "float32"])
-def test_a_graph_gives_the_bytes_of_its_operations_every_time(precision: Precision) -> None:
-    first = trained("static", precision)
-    for other in (trained("graph", precision), trained("graph", precision, 3)):
+@pytest.mark.parametrize(
+    ("kind", "precision"),
+    [("batch_topk", PRECISIONS[0]), ("batch_topk", PRECISIONS[1]), ("topk", PRECISIONS[0])],
+    ids=["bfloat16", "float32", "topk"],
+)
+def test_a_graph_gives_the_bytes_of_its_operations_every_time(
+    kind: str, precision: Precision
+) -> None:
+    first = trained("static", precision, kind=kind)
+    for other in (trained("graph", precision, kind=kind), trained("graph", precision, 3, kind)):
         assert other.history == first.history
         for name, tensor in first.state().tensors.items():
             assert torch.equal(other.state().tensors[name], tensor), name

@@ -16,6 +16,7 @@ from sae_core.sae.static.backend import TWIN, Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
 from sae_core.sae.static.moments import Moments
 from sae_core.sae.static.pairs import Codes, Slots, refine
+from sae_core.sae.static.per_token import largest_of_each
 
 N, D, FEATURES, K = 8, 12, 40, 2
 
@@ -93,6 +94,23 @@ def test_selection_is_that_of_a_stable_sort(
         assert_selected(found, kept, pre, N * K)
         least = float(pre[kept].min()) if 0 < total == int(kept.sum()) else 0.0
         assert total == 0 or float(found.least) == least
+
+
+@pytest.mark.parametrize("name", PRE)
+@pytest.mark.parametrize("k", [1, 3, FEATURES + 1])
+def test_the_largest_of_each_token(name: str, k: int) -> None:
+    """Ties are any of them."""
+    pre, rows = PRE[name], torch.arange(N) % 3 > 0
+    found = largest_of_each(pre, rows, k, N * k + 2)
+    n = int(found.n_pairs)
+    wanted = pre.float().sort(1, descending=True).values[:, :k].clamp(min=0) * rows[:, None]
+    code = torch.zeros(N, FEATURES)
+    code[found.row[:n].long(), found.column[:n].long()] = found.value[:n]
+    assert torch.equal(code.sort(1, descending=True).values[:, :k], wanted)
+    assert torch.equal(code[code > 0], pre[code > 0].float()) and n == int((wanted > 0).sum())
+    kept = torch.zeros(N, FEATURES, dtype=torch.bool)
+    kept[found.row[:n].long(), found.column[:n].long()] = True
+    assert_selected(found, kept, pre, N * k + 2)
 
 
 def test_the_next_floor_lies_below_the_threshold() -> None:

@@ -111,22 +111,6 @@ def test_a_training_is_that_of_ordinary_steps(changes: dict[str, Any]) -> None:
     assert_alike(static, ordinary)
 
 
-def test_bfloat16_values_change_it_by_roundings() -> None:
-    (static, _), (ordinary, _) = (trainer(s, ROUNDED) for s in ("static", "ordinary"))
-    run(static), run(ordinary)
-    for name in ("loss", "val_loss"):
-        assert static.history[name] == pytest.approx(ordinary.history[name], rel=0.02)
-
-
-def test_a_transcoder() -> None:
-    source = SparseMap()
-    (static, _), (ordinary, _) = (
-        trainer(s, source=source, target_hook_name="hook_mlp_out") for s in ("static", "ordinary")
-    )
-    run(static), run(ordinary)
-    assert_alike(static, ordinary)
-
-
 def broken(n_outliers: int = 16, window: int = 5) -> SparseDirections:
     """Activations with outliers and, in one batch of an epoch, NaN."""
     source = SparseDirections()
@@ -146,6 +130,32 @@ def redone(training: Trainer) -> list[int]:
 
     training.ahead.redo = noted
     return numbers
+
+
+@pytest.mark.parametrize("kind", ["batch_topk", "topk"])
+def test_bfloat16_values_change_it_by_roundings(kind: str) -> None:
+    """Of a TopK SAE with dead features and outliers, too."""
+    given = {"kind": kind, "source": broken(), "n_dead": 9}
+    (static, told), (ordinary, expected) = (
+        trainer(s, ROUNDED, **given)  # type: ignore[arg-type]
+        for s in ("static", "ordinary")
+    )
+    numbers = redone(static)
+    run(static), run(ordinary)
+    assert len(numbers) == 3 and kinds_of(told) == kinds_of(expected)
+    assert static.progress.outliers == ordinary.progress.outliers
+    assert static.progress.bound.value == 0 or kind != "topk"
+    for name in ("loss", "val_loss"):
+        assert static.history[name] == pytest.approx(ordinary.history[name], rel=0.02)
+
+
+def test_a_transcoder() -> None:
+    source = SparseMap()
+    (static, _), (ordinary, _) = (
+        trainer(s, source=source, target_hook_name="hook_mlp_out") for s in ("static", "ordinary")
+    )
+    run(static), run(ordinary)
+    assert_alike(static, ordinary)
 
 
 def test_outliers_are_masked_and_what_is_not_finite_is_told_in_order() -> None:
@@ -224,13 +234,13 @@ SHAPE = {"d": 576, "width": 9216, "k": 64, "tokens": 4096}
 DENSE = {"d": 1024, "width": 4096, "k": 128, "tokens": 4096}
 
 
-def operations(precision: Precision, shape: dict[str, int]) -> list[str]:
+def operations(precision: Precision, shape: dict[str, int], kind: str) -> list[str]:
     """What one step launches, in the order: operations and kernels. Its tensors are fake ones, so
     that whatever has to know a number or a size of its data fails."""
     counting = Operations(kernels=False)
     d, width = shape["d"], shape["width"]
     with FakeTensorMode():
-        wanted = spec(d_in=d, d_sae=width, top_k=shape["k"], top_k_aux=shape["k"])
+        wanted = spec(kind, d_in=d, d_sae=width, top_k=shape["k"], top_k_aux=shape["k"])
         sae = build(wanted)
         raw = torch.zeros(shape["tokens"], d, dtype=torch.bfloat16)
         normalise = Normalisation(torch.zeros(d), 1.0, 10.0)
@@ -244,15 +254,21 @@ def operations(precision: Precision, shape: dict[str, int]) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("precision", "shape", "most"),
-    [(ROUNDED, SHAPE, 112), (EXACT, SHAPE, 228), (ROUNDED, DENSE, 126), (EXACT, DENSE, 228)],
+    ("precision", "shape", "kind", "most"),
+    [
+        (ROUNDED, SHAPE, "batch_topk", 112),
+        (EXACT, SHAPE, "batch_topk", 228),
+        (ROUNDED, DENSE, "batch_topk", 126),
+        (EXACT, DENSE, "batch_topk", 228),
+        (ROUNDED, SHAPE, "topk", 126),
+    ],
 )
 def test_a_step_asks_nothing_and_launches_little(
-    precision: Precision, shape: dict[str, int], most: int
+    precision: Precision, shape: dict[str, int], kind: str, most: int
 ) -> None:
     """With dead features or without. The ordinary step launches 131 operations and waits 16 times;
     with dead features 212 and 23, and both more for normalising the batch."""
-    names = operations(precision, shape)
+    names = operations(precision, shape, kind)
     is_dense = precision == ROUNDED and shape == DENSE
     assert ("_segments" in names) != is_dense
     print(len(names), Counter(names))

@@ -112,16 +112,20 @@ def refine(slots: Slots, value: Tensor, total: Tensor, n_slots: int, n_features:
     is_tie = (value == least) & (value > 0)
     above = value > least
     kept = above | (is_tie & (is_tie.cumsum(0) <= total - above.sum()))
+    pairs, ends = compacted(kept, slots.row, slots.column, value, n_slots, n_features)
+    start = torch.cat([ends.new_zeros(1), ends])[slots.start.long()]
+    return Slots(*pairs, start, least)
+
+
+def compacted(
+    kept: Tensor, row: Tensor, column: Tensor, value: Tensor, n_slots: int, n_features: int
+) -> tuple[tuple[Tensor, Tensor, Tensor], Tensor]:
+    """Those of the pairs (C,) that are kept, in the first of (P,) slots: rows, columns and values;
+    and (C,) int32 how many are kept up to each."""
     ends = kept.cumsum(0, dtype=torch.int32)
     place = torch.where(kept, ends - 1, n_slots).long()
 
     def compact(given: Tensor, unused: int) -> Tensor:
         return given.new_full((n_slots + 1,), unused).scatter_(0, place, given)[:n_slots]
 
-    return Slots(
-        compact(slots.row, 0),
-        compact(slots.column, n_features),
-        compact(value, 0),
-        torch.cat([ends.new_zeros(1), ends])[slots.start.long()],
-        least,
-    )
+    return (compact(row, 0), compact(column, n_features), compact(value, 0)), ends
