@@ -74,7 +74,7 @@ def tokenise(
     corpus: Corpus, tokenizer: Any, folder: Path, processes: int | None = None
 ) -> TokenManifest:
     """Write a folder of tokens, in place of what was there. What an interrupted or killed process
-    has written of the same tokens is kept, and the work goes on behind it.
+    has written of the same tokens is kept, and the work goes on after it.
 
     Args:
         processes: by default one for every CPU.
@@ -102,29 +102,40 @@ def tokenise(
                     stored = time.monotonic()
             else:
                 writer.end()
-        written = writer.written
-        if not written.n_texts:
+        if not writer.written.n_texts:
             raise SAEError(f"{corpus.data_file}: has no text that is not empty; give texts")
-        hashes = {name: file_sha256(staging / name) for name in writer.names}
-        manifest = TokenManifest(
-            tokenizer_sha256=sha256,
-            bos=tokens.bos,
-            end_of_text=tokens.end_of_text,
-            data_file=corpus.data_file,
-            data_sha256=corpus.sha256 or content_sha256(hashes),
-            n_texts=written.n_texts,
-            n_tokens=written.n_tokens,
-            n_empty=written.n_empty,
-            n_spelled=written.n_spelled,
-            spelled=written.spelled,
-            commit=corpus.commit,
-            chapters=writer.chapters(),
-            dropped={reason: asdict(what) for reason, what in corpus.dropped.items()},
-            files=hashes,
-        )
+        manifest = _manifest(corpus, tokens, sha256, writer, staging)
         manifest.save(staging)
         writer.forget()
     return manifest
+
+
+def _manifest(
+    corpus: Corpus, tokens: Tokens, tokenizer: str, writer: Writer, folder: Path
+) -> TokenManifest:
+    """Of the files that are whole.
+
+    Args:
+        tokenizer: its SHA-256.
+    """
+    written = writer.written
+    hashes = {name: file_sha256(folder / name) for name in writer.names}
+    return TokenManifest(
+        tokenizer_sha256=tokenizer,
+        bos=tokens.bos,
+        end_of_text=tokens.end_of_text,
+        data_file=corpus.data_file,
+        data_sha256=corpus.sha256 or content_sha256(hashes),
+        n_texts=written.n_texts,
+        n_tokens=written.n_tokens,
+        n_empty=written.n_empty,
+        n_spelled=written.n_spelled,
+        spelled=written.spelled,
+        commit=corpus.commit,
+        chapters=writer.chapters(),
+        dropped={reason: asdict(what) for reason, what in corpus.dropped.items()},
+        files=hashes,
+    )
 
 
 def content_sha256(hashes: dict[str, str]) -> str:

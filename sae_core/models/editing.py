@@ -30,6 +30,15 @@ class Given(NamedTuple):
     mask: Tensor | None
     """(B, position + L): 0 for padding; None where it was given none, or one of another form."""
 
+    @classmethod
+    def of(cls, args: tuple, kwargs: dict) -> "Given":
+        """What is in the arguments of a model's `forward`."""
+        cache, tokens = kwargs.get("past_key_values"), kwargs.get("input_ids", *args[:1])
+        position = 0 if cache is None else int(cache.get_seq_length())
+        mask = kwargs.get("attention_mask")
+        is_plain = isinstance(mask, Tensor) and mask.dim() == 2
+        return cls(position, tokens, mask if is_plain else None)
+
 
 Edit = Callable[[Tensor, Given], Tensor]
 """(B, L, D) an activation -> what takes its place."""
@@ -61,12 +70,7 @@ def editing(model: Any, hook: Hook, edit: Edit) -> Iterator[None]:
 
     def note(_: Any, args: tuple, kwargs: dict) -> None:
         nonlocal given
-        cache, tokens = kwargs.get("past_key_values"), kwargs.get("input_ids", *args[:1])
-        position = 0 if cache is None else int(cache.get_seq_length())
-        mask = kwargs.get("attention_mask")
-        given = Given(
-            position, tokens, mask if isinstance(mask, Tensor) and mask.dim() == 2 else None
-        )
+        given = Given.of(args, kwargs)
 
     def edited(x: Tensor) -> Tensor:
         value = own_copy(edit(x, given), x)

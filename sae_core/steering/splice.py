@@ -46,6 +46,15 @@ def hooks_of(sae: SparseAutoencoder) -> tuple[Hook, Hook]:
     return hook, hook.target(sae.spec.target_hook_name) or hook
 
 
+def _check_width(sae: SparseAutoencoder, x: Tensor) -> None:
+    if x.shape[-1] != sae.spec.d_in:
+        hook, _ = hooks_of(sae)
+        raise SAEError(
+            f"the SAE is for {hook.spec} of width {sae.spec.d_in}, and the model has width "
+            f"{x.shape[-1]} there; give the SAE's own model"
+        )
+
+
 @contextmanager
 def spliced(
     sae: SparseAutoencoder,
@@ -72,11 +81,7 @@ def spliced(
     seen = Splice()
 
     def read(x: Tensor, given: Given) -> Tensor:
-        if x.shape[-1] != sae.spec.d_in:
-            raise SAEError(
-                f"the SAE is for {hook.spec} of width {sae.spec.d_in}, and the model has width "
-                f"{x.shape[-1]} there; give the SAE's own model"
-            )
+        _check_width(sae, x)
         seen.x = x
         seen.features = _with_gradient(sae.encode(_float_at(sae, x)))
         return x
