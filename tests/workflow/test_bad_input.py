@@ -73,6 +73,19 @@ def test_a_layer_above_the_last_is_named_before_the_model_is_loaded(project: Pro
     assert "Loading weights" not in failed_log(project, printed, "harvest")
 
 
+@pytest.mark.slow
+def test_a_token_that_no_tokenizer_has_is_named_when_the_model_is_fetched(project: Project) -> None:
+    config = project.config
+    config["windows"]["excluded_tokens"] = ["<|endoftext|>", "<|nothing|>"]
+    project.configure(config)
+    message = "config: models: tiny: excluded_tokens: <|nothing|>: the tokenizer has no such token"
+    assert message in project.snakemake(ok=False)
+    results = project.folder / "results"
+    assert (results / "models/tiny.json").is_file() and not (results / "tokens").exists()
+    printed = project.snakemake("--dry-run", ok=False)
+    assert message in printed and "Traceback" not in printed
+
+
 WINDOWS = "--max-text-length 32 --val-fraction 0.2"
 """Of the stored activations."""
 
