@@ -160,6 +160,9 @@ class HookConfig:
         return hook_label(self.hook_name, self.target_hook_name)
 
 
+OptimizerName = Literal["adam", "active_adam"]
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """How the SAE is trained."""
@@ -172,8 +175,16 @@ class TrainingConfig:
 
     lr: PositiveFloat | Literal["auto"] = 1e-3
     """Peak learning rate of Adam; `auto` takes 0.004 for 4,608 features, and otherwise scales it
-    with 1 / sqrt(features). The rate rises over the first 5% of the steps and falls to zero over
-    the last 20%."""
+    with 1 / sqrt(features). The rate rises over the first 5% of the steps, and --lr-decay says
+    when it falls."""
+
+    lr_decay: Annotated[float, Limits(exclusive_minimum=0, maximum=1)] = 0.2
+    """Share of the steps, the last ones, over which the learning rate falls to zero."""
+
+    optimizer: OptimizerName = "adam"
+    """`active_adam` leaves a feature where it is in a step in which it is active on no token, and
+    has a second moment of 0.98 instead of 0.999: fewer features die, and the learning rate can be
+    larger. It is meant to go with an --lr-decay of 0.9."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Number format of the encoder product, and on a GPU of the products with a code that is dense;

@@ -46,6 +46,7 @@ from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.reconstruction import PLAIN, AuxiliaryLoss, Compute, Reconstruction
 from sae_core.sae.static.backend import backend_for
 from sae_core.sae.static.facts import Figures
+from sae_core.sae.static.moments import RULES
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import RuntimeConfig, TrainingConfig
 from sae_core.trainer.ahead import Ahead, Stepping, Waiting, picked
@@ -112,7 +113,7 @@ class Trainer:
         self.memory = StepMemory(compute, source.tokens_per_step)
         self.validator = Validator(self.batches, self.objective, self.memory)
         self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
-        self.optimizer = adam(sae, self.lr)
+        self.optimizer = adam(sae, self.lr, RULES[config.optimizer])
         self.ahead: Ahead | None = None
         if (how := picked(stepping, sae, compute)) != "ordinary":
             self.ahead = Ahead(self._static_step, how == "graph", log_freq, self._tell, self._redo)
@@ -225,7 +226,7 @@ class Trainer:
         """Take one batch: a step, or a note that it was skipped. A raw one is given to the device,
         and taken by the next `look`."""
         progress = self.progress
-        lr = learning_rate(progress.n_done, self.batches.n_steps, self.lr)
+        lr = learning_rate(progress.n_done, self.batches.n_steps, self.lr, self.config.lr_decay)
         number = progress.n_done - (progress.epoch - 1) * self.source.steps_per_epoch + 1
         progress.n_done += 1
         if isinstance(batch, Tensor):

@@ -1,9 +1,11 @@
 """Adam for an SAE: the decoder has a larger learning rate, and gradients are of bounded length."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
-from sae_core.sae.static.moments import Moments
+from sae_core.sae.static.moments import PLAIN, Moments, Rule
 from sae_core.sae_base import SparseAutoencoder
 
 MAX_GRADIENT_NORM = 1.0
@@ -13,20 +15,48 @@ DECODER_LR_SCALE = 2.0
 encoder's, which cannot be as large: docs/recipe.md."""
 
 
-def adam(sae: SparseAutoencoder, lr: float) -> torch.optim.Adam:
+class Adam(torch.optim.Adam):
+    """Fused Adam, by a rule.
+
+    Args:
+        groups: of one parameter each; `of_features` says whether its rows are features.
+        b_enc: whose gradient is zero for a feature without one.
+    """
+
+    def __init__(self, groups: list[dict[str, Any]], lr: float, rule: Rule, b_enc: Tensor) -> None:
+        super().__init__(groups, lr=lr, betas=(rule.beta1, rule.beta2), fused=True)
+        self.rule, self._b_enc = rule, b_enc
+
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]  # nothing here has a closure
+        """One step; features without a gradient stay where they are if the rule says so."""
+        if not self.rule.only_active or self._b_enc.grad is None:
+            super().step()
+            return
+        still = (self._b_enc.grad == 0).nonzero().squeeze(1)
+        rows = [p for group in self.param_groups if group["of_features"] for p in group["params"]]
+        kept = [parameter[still] for parameter in rows]
+        super().step()
+        for parameter, before in zip(rows, kept, strict=True):
+            parameter.index_copy_(0, still, before)
+
+
+def adam(sae: SparseAutoencoder, lr: float, rule: Rule = PLAIN) -> Adam:
     """Fused Adam on the SAE's parameters.
 
     It works on them as they lie in memory, which is as the transpose of `W_enc`: it would copy any
     other layout at every step.
     """
+    stored = {name: _as_stored(tensor.detach()) for name, tensor in sae.named_parameters()}
     groups = [
         {
-            "params": [_as_stored(parameter.detach())],
-            "lr_scale": DECODER_LR_SCALE if parameter is sae.W_dec else 1.0,
+            "params": [tensor],
+            "lr_scale": DECODER_LR_SCALE if name == "W_dec" else 1.0,
+            "of_features": name != "b_dec",
         }
-        for parameter in sae.parameters()
+        for name, tensor in stored.items()
     ]
-    return torch.optim.Adam(groups, lr=lr, fused=True)
+    return Adam(groups, lr, rule, stored["b_enc"])
 
 
 def hand_over_gradients(sae: SparseAutoencoder, optimizer: torch.optim.Adam) -> list[Tensor]:

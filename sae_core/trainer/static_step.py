@@ -40,7 +40,7 @@ from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots, refine
 from sae_core.sae.static.per_token import largest_of_each
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.objective import AUXILIARY_STRIDE
-from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, stored_moments
+from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, Adam, stored_moments
 from sae_core.utils.transfer import to_device
 
 CANDIDATES = 2
@@ -84,7 +84,7 @@ class StaticStep:
     def __init__(
         self,
         sae: SparseAutoencoder,
-        optimizer: torch.optim.Adam,
+        optimizer: Adam,
         normalise: Normalisation,
         recon_weight: float,
         precision: Precision,
@@ -92,7 +92,7 @@ class StaticStep:
         n_steps: int,
         ops: Backend,
     ) -> None:
-        self.sae, self.normalise = sae, normalise
+        self.sae, self.normalise, self.rule = sae, normalise, optimizer.rule
         self.precision, spec = precision, sae.spec
         self.is_exact = precision.value_dtype == torch.float32
         self.is_of_tokens = spec.sae_type == "topk"
@@ -237,13 +237,14 @@ class StaticStep:
         along, squares = self.ops.squares(W_dec, self.W_dec, W_enc)
         squared = torch.cat([squares, b_enc.square(), b_dec.square()]).sum()
         own = self.lr, self.halted, self.counts, self.at, self.record
-        facts = Facts(rows.finite, choice.sure, *own, MAX_GRADIENT_NORM)
+        facts = Facts(rows.finite, choice.sure, *own, MAX_GRADIENT_NORM, self.rule)
         scalars = self.ops.decide(figures, squared, facts)
         first, second, third, fourth = self.moments
-        self.ops.move_encoder(self.W_enc, W_enc, first, scalars, self.factors)
-        self.ops.move_vector(self.b_enc, b_enc, second, scalars)
-        self.ops.move_decoder(self.W_dec, W_dec, third, along, scalars, DECODER_LR_SCALE)
-        self.ops.move_vector(self.b_dec, b_dec, fourth, scalars)
+        rule, for_b_dec = self.rule, self.rule._replace(only_active=False)
+        self.ops.move_encoder(self.W_enc, W_enc, first, scalars, self.factors, rule)
+        self.ops.move_vector(self.b_enc, b_enc, second, scalars, rule)
+        self.ops.move_decoder(self.W_dec, W_dec, third, along, scalars, DECODER_LR_SCALE, rule)
+        self.ops.move_vector(self.b_dec, b_dec, fourth, scalars, for_b_dec)
         return scalars[3]
 
     def _note_activity(self, main: Slots, taken: Tensor) -> None:

@@ -90,6 +90,7 @@ def kernels_of(d: int) -> dict[str, tuple[Any, int, dict[str, Any]]]:
     wide, block = {"WIDE": pair_kernels.WIDE}, {"BLOCK": min(512, whole)}
     few = {"WIDE": max(1, min(pair_kernels.WIDE, 4096 // whole)), "BLOCK": whole}
     patterns = {"PATTERNS": select_kernels.PATTERNS, "BELOW": select_kernels.BELOW}
+    active = {"ONLY_ACTIVE": True}
     counting, warps = select_kernels._count_patterns, update_kernels._warps(d)
     return {
         "prepare": (row_kernels._prepare, warps, {"SITES": 2, "BLOCK": whole}),
@@ -105,11 +106,11 @@ def kernels_of(d: int) -> dict[str, tuple[Any, int, dict[str, Any]]]:
         "segments": (pair_kernels._segments, 4, segment | wide | block),
         "add segments": (pair_kernels._add_segments, 4, segment | block),
         "squares": (update_kernels._squares, warps, {"BLOCK": whole}),
-        "decoder": (update_kernels._move_rows, warps, {"DECODER": True, "BLOCK": whole}),
-        "encoder": (update_kernels._move_rows, warps, {"DECODER": False, "BLOCK": whole}),
+        "decoder": (update_kernels._move_rows, warps, active | {"DECODER": True, "BLOCK": whole}),
+        "encoder": (update_kernels._move_rows, warps, active | {"DECODER": False, "BLOCK": whole}),
         "terms": (scalar_kernels._terms, 1, {}),
         "decide": (scalar_kernels._decide, 1, {"FIGURES": scalar_kernels.FIGURES}),
-        "bias": (update_kernels._move_vector, 4, {"BLOCK": 1024}),
+        "bias": (update_kernels._move_vector, 4, active | {"BLOCK": 1024}),
         "kl": (kl_kernel._kl, kl_kernel.WARPS, {"GRADIENT": True, "BLOCK": kl_kernel.BLOCK}),
     }
 

@@ -14,7 +14,7 @@ from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.static import backend, select_kernels
 from sae_core.sae.static.backend import TWIN, Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
-from sae_core.sae.static.moments import Moments
+from sae_core.sae.static.moments import Moments, Rule
 from sae_core.sae.static.pairs import Codes, Slots, refine
 from sae_core.sae.static.per_token import largest_of_each
 
@@ -260,6 +260,29 @@ def test_a_step_of_a_bias(ops: Backend) -> None:
     wanted = adam(b.double(), 0.5 * g.double(), moments, 0.1, 0.7)
     ops.move_vector(b, g, moments, torch.tensor([0.1, 0.7, 0.5, 1.0]))
     torch.testing.assert_close(b.double(), wanted, **CLOSE)
+
+
+def test_features_without_a_gradient_stay_where_they_are(ops: Backend) -> None:
+    (W_dec, W_enc, g_dec, g_enc), (of_dec, of_enc) = adam_state()
+    b, g_b = normal(FEATURES, seed=16).float(), normal(FEATURES, seed=17).float()
+    of_b = Moments(normal(FEATURES, seed=18).float(), normal(FEATURES, seed=19).float() ** 2)
+    still = torch.arange(FEATURES) % 3 == 0
+    for gradient in (g_dec, g_enc, g_b):
+        gradient[still] = 0
+    before = [t.clone() for t in (W_dec, W_enc, b)]
+    rule, scalars = Rule(0.9, 0.98, only_active=True), torch.tensor([0.01, 0.3, 0.25, 1.0])
+    moment = 0.98 * of_enc.second.double() + 0.02 * (0.25 * g_enc.double()) ** 2
+    first = 0.9 * of_enc.first.double() + 0.1 * 0.25 * g_enc.double()
+    moved = W_enc - 0.01 * first / (moment.sqrt() / 0.3 + 1e-8)
+    along, _ = ops.squares(g_dec, W_dec, g_enc)
+    ops.move_decoder(W_dec, g_dec, of_dec, along, scalars, 2.0, rule)
+    ops.move_encoder(W_enc, g_enc, of_enc, scalars, torch.zeros_like(W_enc).bfloat16(), rule)
+    ops.move_vector(b, g_b, of_b, scalars, rule)
+    for old, new in zip(before, (W_dec, W_enc, b), strict=True):
+        changed = (old != new).flatten(1).any(1) if old.dim() > 1 else old != new
+        assert torch.equal(changed, ~still)
+    torch.testing.assert_close(W_enc[~still].double(), moved[~still], **CLOSE)
+    torch.testing.assert_close(of_enc.second.double(), moment, **CLOSE)
 
 
 def test_the_kernels_compile_for_a_gpu() -> None:

@@ -24,7 +24,7 @@ from sae_core.sae.precision import Precision
 from sae_core.sae.reconstruction import Compute
 from sae_core.sae.static.backend import TWIN, kernels
 from sae_core.sae_base import SparseAutoencoder
-from sae_core.train_config import TrainingConfig
+from sae_core.train_config import OptimizerName, TrainingConfig
 from sae_core.trainer import static_step
 from sae_core.trainer.ahead import Stepping, Waiting
 from sae_core.trainer.optimizer import adam
@@ -46,13 +46,19 @@ def trainer(
     max_skipped: int = 10,
     recon_weight: float = 1.0,
     origin: Origin | None = None,
+    optimizer: OptimizerName = "adam",
     **changes: Any,
 ) -> tuple[Trainer, Recorder]:
     """A training of three epochs of eight steps, and a record of what it tells."""
     recorder = Recorder()
     sae = make_sae(n_dead=n_dead, aux_penalty=0.5, **changes)
     settings = TrainingConfig(
-        num_epochs=3, early_stopping_patience=0, lr=0.01, recon_weight=recon_weight
+        num_epochs=3,
+        early_stopping_patience=0,
+        lr=0.01,
+        lr_decay=0.2 if optimizer == "adam" else 0.9,
+        optimizer=optimizer,
+        recon_weight=recon_weight,
     )
     compute, source = Compute(precision=precision), source or SparseDirections()
     made = Trainer(
@@ -100,6 +106,7 @@ CASES: dict[str, dict[str, Any]] = {
     "plain": {},
     "a penalty": {"l1_coefficient": 0.05},
     "dead features": {"n_dead": 30},
+    "active_adam": {"n_dead": 30, "optimizer": "active_adam"},
 }
 
 

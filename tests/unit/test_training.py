@@ -14,7 +14,9 @@ from sae_core.sae import losses
 from sae_core.sae.kinds.batch_topk import BatchTopKSAE
 from sae_core.sae.reconstruction import PLAIN, AuxiliaryLoss, Compute, Reconstruction
 from sae_core.sae.sparse_ops import LowerBound
+from sae_core.sae.static.moments import RULES
 from sae_core.train_config import TrainingConfig
+from sae_core.trainer.optimizer import adam, hand_over_gradients, set_learning_rate
 from sae_core.training import Normalisation, Observer, Trainer, learning_rate
 from sae_core.utils.errors import SAEError
 
@@ -33,6 +35,9 @@ def test_learning_rate_is_a_trapezium() -> None:
     assert rates[5:80] == [2.0] * 75
     assert rates[80:] == pytest.approx([2.0 * (100 - s) / 20 for s in range(80, 100)])
     assert learning_rate(0, 1, 2.0) == 2.0  # a training of one step
+    falls = [learning_rate(step, 100, 2.0, decay=0.9) for step in range(100)]
+    assert falls[:5] == rates[:5]
+    assert falls[10:] == pytest.approx([2.0 * (100 - s) / 90 for s in range(10, 100)])
     assert all(0 < learning_rate(s, n, 1.0) <= 1 for n in range(1, 12) for s in range(n))
 
 
@@ -193,6 +198,42 @@ def test_outliers_are_left_out_and_counted() -> None:
     assert trainer.progress.outliers == 16 and trainer.progress.tokens == clean.progress.tokens - 16
     assert trainer.normalise.scale == pytest.approx(clean.normalise.scale, rel=0.01)
     assert trainer.history["val_loss"] == pytest.approx(clean.history["val_loss"], rel=0.1)
+
+
+def test_active_adam_against_a_dense_twin() -> None:
+    """Three steps by the formulas; features 0, 3, 6 ... have a gradient in the first alone."""
+    sae, rate, n_steps = make_sae(), 0.01, 3
+    optimizer = adam(sae, rate, RULES["active_adam"])
+    wanted = {name: tensor.detach().double().clone() for name, tensor in sae.named_parameters()}
+    m, v = ({name: torch.zeros_like(t) for name, t in wanted.items()} for _ in range(2))
+    still = torch.arange(FEATURES) % 3 == 0
+    for step in range(1, n_steps + 1):
+        for seed, (name, parameter) in enumerate(sae.named_parameters()):
+            gradient = normal(*parameter.shape, seed=10 * step + seed).float()
+            rows = gradient.T if name == "W_enc" else gradient
+            if step > 1 and name != "b_dec":
+                rows[still] = 0
+            parameter.grad = gradient.T.contiguous().T if name == "W_enc" else gradient
+            m[name] = 0.9 * m[name] + 0.1 * gradient.double()
+            v[name] = 0.98 * v[name] + 0.02 * gradient.double() ** 2
+            moved = (m[name] / (1 - 0.9**step)) / ((v[name] / (1 - 0.98**step)).sqrt() + 1e-8)
+            scale = 2 * rate if name == "W_dec" else rate
+            moves = gradient != 0  # no other entry is exactly zero
+            wanted[name] = torch.where(moves, wanted[name] - scale * moved, wanted[name])
+        hand_over_gradients(sae, optimizer)
+        set_learning_rate(optimizer, rate)
+        optimizer.step()
+    for name, parameter in sae.named_parameters():
+        torch.testing.assert_close(parameter.double(), wanted[name], rtol=1e-5, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_learns_with_active_adam(kind: str) -> None:
+    penalty = 0.1 if kind in DENSE_KINDS else 0.0
+    history = train(
+        make_sae(kind, l1_coefficient=penalty), lr=0.01, optimizer="active_adam", lr_decay=0.9
+    ).history
+    assert history["val_recon_loss"][-1] < 0.8 * history["val_recon_loss"][0]
 
 
 def test_what_the_optimizer_is_given(monkeypatch: pytest.MonkeyPatch) -> None:

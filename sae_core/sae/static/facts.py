@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from sae_core.sae.static.moments import PLAIN, Rule
+
 
 class Figures(NamedTuple):
     """What the host reads of a step: () float32 each."""
@@ -60,3 +62,4 @@ class Facts(NamedTuple):
     """(lines, FIGURES) float32; written."""
     max_length: float
     """Of all gradients together."""
+    rule: Rule = PLAIN

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sae_core.sae.static import launching
 from sae_core.sae.static.facts import FIGURES, Facts, Weighting
-from sae_core.sae.static.moments import BETA1, BETA2
 from sae_core.sae.static.pairs import Slots
 
 
@@ -104,7 +103,7 @@ def decide(figures: Tensor, squared: Tensor, facts: Facts) -> Tensor:
     """
     scalars = figures.new_empty(4)
     given = facts.finite, facts.sure, facts.lr, facts.halted, *facts.counts, facts.at, facts.record
-    logs = math.log(BETA1), math.log(BETA2)
+    logs = math.log(facts.rule.beta1), math.log(facts.rule.beta2)
     launching.launch(
         _decide, (1,), figures, squared, *given, scalars, *logs, facts.max_length, FIGURES=FIGURES,
         num_warps=1,

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.static.facts import Facts, Weighting
-from sae_core.sae.static.moments import BETA1, BETA2, EPS, Moments
+from sae_core.sae.static.moments import EPS, PLAIN, Moments, Rule
 from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots
 
 PATTERNS = 2**15
@@ -129,7 +129,8 @@ def decide(figures: Tensor, squared: Tensor, facts: Facts) -> Tensor:
     for count in facts.counts:
         count += taken
     step = facts.counts[0].double().clamp(min=1)
-    rate, root = facts.lr / (1 - BETA1**step), (1 - BETA2**step).sqrt()
+    beta1, beta2, _ = facts.rule
+    rate, root = facts.lr / (1 - beta1**step), (1 - beta2**step).sqrt()
     clip = torch.where(length > facts.max_length, facts.max_length / (length + 1e-6), 1.0)
     row = torch.cat([figures[:-1], taken[None].float()])
     facts.record.index_copy_(0, facts.at[None], row[None])
@@ -144,36 +145,60 @@ def squares(g_dec: Tensor, W_dec: Tensor, g_enc: Tensor) -> tuple[Tensor, Tensor
     return along, left.pow(2).sum(1) + g_enc.pow(2).sum(1)
 
 
-def _adam(W: Tensor, G: Tensor, moments: Moments, rate: Tensor, scalars: Tensor) -> list[Tensor]:
+def _adam(
+    W: Tensor, G: Tensor, moments: Moments, rate: Tensor, scalars: Tensor, rule: Rule
+) -> list[Tensor]:
     """The weights and moments after a step."""
-    first = BETA1 * moments.first + (1 - BETA1) * G
-    second = BETA2 * moments.second + (1 - BETA2) * G * G
+    first = rule.beta1 * moments.first + (1 - rule.beta1) * G
+    second = rule.beta2 * moments.second + (1 - rule.beta2) * G * G
     return [W - rate * first / (second.sqrt() / scalars[1] + EPS), first, second]
 
 
-def _put(scalars: Tensor, old: list[Tensor], new: list[Tensor]) -> None:
-    """Take the new numbers, if the step is taken."""
+def _put(
+    scalars: Tensor, old: list[Tensor], new: list[Tensor], G: Tensor, only_active: bool
+) -> None:
+    """Take the new numbers, if the step is taken; the weights, which come first, perhaps only where
+    there is a gradient."""
+    if only_active:
+        moves = (G != 0).any(1, keepdim=True) if G.dim() == 2 else G != 0
+        new = [torch.where(moves, new[0], old[0]), *new[1:]]
     for before, after in zip(old, new, strict=True):
         before.copy_(torch.where(scalars[3] != 0, after, before))
 
 
 def move_decoder(
-    W: Tensor, G: Tensor, moments: Moments, along: Tensor, scalars: Tensor, scale: float
+    W: Tensor,
+    G: Tensor,
+    moments: Moments,
+    along: Tensor,
+    scalars: Tensor,
+    scale: float,
+    rule: Rule = PLAIN,
 ) -> None:
     """See `update_kernels`."""
-    G = (G - along[:, None] * W) * scalars[2]
-    new, *others = _adam(W, G, moments, scale * scalars[0], scalars)
+    projected = (G - along[:, None] * W) * scalars[2]
+    new, *others = _adam(W, projected, moments, scale * scalars[0], scalars, rule)
     new = new / new.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    _put(scalars, [W, *moments], [new, *others])
+    _put(scalars, [W, *moments], [new, *others], G, rule.only_active)
 
 
-def move_encoder(W: Tensor, G: Tensor, moments: Moments, scalars: Tensor, copy: Tensor) -> None:
+def move_encoder(
+    W: Tensor,
+    G: Tensor,
+    moments: Moments,
+    scalars: Tensor,
+    copy: Tensor,
+    rule: Rule = PLAIN,
+) -> None:
     """See `update_kernels`."""
-    new = _adam(W, G * scalars[2], moments, scalars[0], scalars)
-    _put(scalars, [W, *moments], new)
+    new = _adam(W, G * scalars[2], moments, scalars[0], scalars, rule)
+    _put(scalars, [W, *moments], new, G, rule.only_active)
     copy.copy_(W)
 
 
-def move_vector(W: Tensor, G: Tensor, moments: Moments, scalars: Tensor) -> None:
+def move_vector(
+    W: Tensor, G: Tensor, moments: Moments, scalars: Tensor, rule: Rule = PLAIN
+) -> None:
     """See `update_kernels`."""
-    _put(scalars, [W, *moments], _adam(W, G * scalars[2], moments, scalars[0], scalars))
+    new = _adam(W, G * scalars[2], moments, scalars[0], scalars, rule)
+    _put(scalars, [W, *moments], new, G, rule.only_active)

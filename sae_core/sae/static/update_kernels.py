@@ -20,7 +20,7 @@ import triton.language as tl
 from torch import Tensor
 
 from sae_core.sae.static import launching
-from sae_core.sae.static.moments import BETA1, BETA2, EPS, Moments
+from sae_core.sae.static.moments import EPS, PLAIN, Moments, Rule
 
 
 @triton.jit
@@ -49,17 +49,18 @@ def _adam(w, g, m, v, rate, root, beta1, beta2, eps):
 @triton.jit
 def _move_rows(
     W, G, M, V, along, scalars, copy, D, scale, beta1, beta2, eps,
-    DECODER: tl.constexpr, BLOCK: tl.constexpr,
+    DECODER: tl.constexpr, ONLY_ACTIVE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One row of the decoder or the encoder; the latter leaves its copy."""
     if tl.load(scalars + 3) != 0:
         feature = tl.program_id(0).to(tl.int64)
         d = tl.arange(0, BLOCK)
         at, inside = feature * D + d, d < D
-        w = tl.load(W + at, mask=inside, other=0.0)
+        old = tl.load(W + at, mask=inside, other=0.0)
         g = tl.load(G + at, mask=inside, other=0.0)
         m = tl.load(M + at, mask=inside, other=0.0)
         v = tl.load(V + at, mask=inside, other=0.0)
+        moves, w = tl.max(tl.abs(g), 0) > 0, old
         if DECODER:
             g -= tl.load(along + feature) * w
         g *= tl.load(scalars + 2)
@@ -68,7 +69,9 @@ def _move_rows(
         if DECODER:
             length = tl.sqrt(tl.sum(tl.where(inside, w * w, 0.0), 0))
             w = w / tl.maximum(length, 1e-12)
-        else:
+        if ONLY_ACTIVE:
+            w = tl.where(moves, w, old)
+        if not DECODER:
             tl.store(copy + at, w.to(tl.bfloat16), mask=inside)
         tl.store(W + at, w, mask=inside)
         tl.store(M + at, m, mask=inside)
@@ -76,17 +79,22 @@ def _move_rows(
 
 
 @triton.jit
-def _move_vector(W, G, M, V, scalars, N, beta1, beta2, eps, BLOCK: tl.constexpr):
+def _move_vector(
+    W, G, M, V, scalars, N, beta1, beta2, eps, ONLY_ACTIVE: tl.constexpr, BLOCK: tl.constexpr
+):
     """A block of a bias."""
     if tl.load(scalars + 3) != 0:
         at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = at < N
         w = tl.load(W + at, mask=inside, other=0.0)
-        g = tl.load(G + at, mask=inside, other=0.0) * tl.load(scalars + 2)
+        gradient, old = tl.load(G + at, mask=inside, other=0.0), w
+        g = gradient * tl.load(scalars + 2)
         m = tl.load(M + at, mask=inside, other=0.0)
         v = tl.load(V + at, mask=inside, other=0.0)
         rate, root = tl.load(scalars), tl.load(scalars + 1)
         w, m, v = _adam(w, g, m, v, rate, root, beta1, beta2, eps)
+        if ONLY_ACTIVE:
+            w = tl.where(gradient != 0, w, old)
         tl.store(W + at, w, mask=inside)
         tl.store(M + at, m, mask=inside)
         tl.store(V + at, v, mask=inside)
@@ -108,15 +116,28 @@ def squares(g_dec: Tensor, W_dec: Tensor, g_enc: Tensor) -> tuple[Tensor, Tensor
 
 
 def move_decoder(
-    W: Tensor, G: Tensor, moments: Moments, along: Tensor, scalars: Tensor, scale: float
+    W: Tensor,
+    G: Tensor,
+    moments: Moments,
+    along: Tensor,
+    scalars: Tensor,
+    scale: float,
+    rule: Rule = PLAIN,
 ) -> None:
     """A step of the decoder (F, D), at `scale` times the learning rate; G is not projected yet."""
-    _rows(W, G, moments, along, scalars, W, scale, True)
+    _rows(W, G, moments, along, scalars, W, scale, True, rule)
 
 
-def move_encoder(W: Tensor, G: Tensor, moments: Moments, scalars: Tensor, copy: Tensor) -> None:
+def move_encoder(
+    W: Tensor,
+    G: Tensor,
+    moments: Moments,
+    scalars: Tensor,
+    copy: Tensor,
+    rule: Rule = PLAIN,
+) -> None:
     """A step of the encoder (F, D) and its copy (F, D) in bfloat16."""
-    _rows(W, G, moments, W, scalars, copy, 1.0, False)
+    _rows(W, G, moments, W, scalars, copy, 1.0, False, rule)
 
 
 def _rows(
@@ -128,16 +149,20 @@ def _rows(
     copy: Tensor,
     scale: float,
     decoder: bool,
+    rule: Rule,
 ) -> None:
     n_features, d = W.shape
-    given = W, G, *moments, along, scalars, copy, d, scale, BETA1, BETA2, EPS
+    given = W, G, *moments, along, scalars, copy, d, scale, rule.beta1, rule.beta2, EPS
     block = triton.next_power_of_2(d)
-    constants = {"DECODER": decoder, "BLOCK": block, "num_warps": _warps(d)}
-    launching.launch(_move_rows, (n_features,), *given, **constants)
+    constants = {"DECODER": decoder, "ONLY_ACTIVE": rule.only_active, "BLOCK": block}
+    launching.launch(_move_rows, (n_features,), *given, **constants, num_warps=_warps(d))
 
 
-def move_vector(W: Tensor, G: Tensor, moments: Moments, scalars: Tensor) -> None:
+def move_vector(
+    W: Tensor, G: Tensor, moments: Moments, scalars: Tensor, rule: Rule = PLAIN
+) -> None:
     """A step of a bias (n,)."""
     n = len(W)
-    given = W, G, *moments, scalars, n, BETA1, BETA2, EPS
-    launching.launch(_move_vector, (triton.cdiv(n, 1024),), *given, BLOCK=1024)
+    given = W, G, *moments, scalars, n, rule.beta1, rule.beta2, EPS
+    constants = {"ONLY_ACTIVE": rule.only_active, "BLOCK": 1024}
+    launching.launch(_move_vector, (triton.cdiv(n, 1024),), *given, **constants)
