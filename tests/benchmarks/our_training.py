@@ -27,6 +27,9 @@ DRAWN = 4096
 TOKENS_TO_DEAD = 3 * DRAWN
 """Trainings are as short as 200 steps."""
 
+RECIPE = TrainingConfig()
+ACTIVE_ADAM = TrainingConfig(optimizer="active_adam", lr_decay=0.9)
+
 
 @dataclass(frozen=True)
 class Harvest:
@@ -72,8 +75,9 @@ def train(
     seed: int,
     sae_type: SAEType = "batch_topk",
     compute_dtype: str = "auto",
+    settings: TrainingConfig = RECIPE,
 ) -> Trained:
-    """One of our SAEs, calibrated."""
+    """One of our SAEs, calibrated; the learning rate of `settings` does not count."""
     d_in = data.held_out.shape[1]
     config = SAEConfig(
         sae_type=sae_type,
@@ -85,8 +89,8 @@ def train(
     sae.initialise(generator(seed, "weights"))
     sae.to(DEVICE)
     compute = Compute(precision=pick_precision(compute_dtype, DEVICE))
-    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), TrainingConfig(lr=lr), Observer(), compute)
+    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), settings, Observer(), compute)
     for step, x in enumerate(data.batches):
-        trainer.step(Batch(x), learning_rate(step, len(data.batches), lr))
+        trainer.step(Batch(x), learning_rate(step, len(data.batches), lr, settings.lr_decay))
     sae.calibrate(iter([data.calibration]))
     return Trained(sae.pre_activations, sae.decode, float(sae.known_threshold))

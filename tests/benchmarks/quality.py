@@ -57,6 +57,9 @@ CONTENDERS: dict[str, Contender] = {
     "ours, float32": Contender(
         partial(our_training.train, compute_dtype="float32"), partial(_own, "batch_topk")
     ),
+    "ours, active_adam": Contender(
+        partial(our_training.train, settings=our_training.ACTIVE_ADAM), partial(_own, "batch_topk")
+    ),
     "ours, matryoshka_batch_topk": Contender(
         partial(our_training.train, sae_type="matryoshka_batch_topk"),
         partial(_own, "matryoshka_batch_topk"),
@@ -121,7 +124,8 @@ def grid(options: argparse.Namespace) -> Iterator[Settings]:
         options.rates,
     ):
         data = Harvest(tuple(options.shards), hook).identity
-        yield Settings(contender, hook, k, features, size, lr, seed, options.tokens, data)
+        rest = options.tokens, data, our_training.TOKENS_TO_DEAD
+        yield Settings(contender, hook, k, features, size, lr, seed, *rest)
 
 
 def main() -> None:

@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import yaml
-from trial_records import Record, Records, Settings
+from trial_records import Figures, Record, Records, Settings
 
 from sae_core.utils.files import write_file
 
@@ -15,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 RECIPE, IDEAS = ROOT / "docs/recipe.md", Path(__file__).parent / "ideas.yaml"
 BLOCK = re.compile(r"(?<=<!-- made by make recipe: )(\S+) -->.*?(?=<!-- end -->)", re.DOTALL)
 BASELINE = "recipe"
-"""The contender that ideas are compared with: the recipe as it is, by the code that they were
+"""The contender that most ideas are compared with: the default recipe, by the code that they were
 tried with."""
 
 
@@ -24,9 +25,12 @@ class Idea:
     """Something that was tried."""
 
     name: str
+    """The contender of its records; empty if there are none."""
     what: str
     source: str
     verdict: str
+    against: str = BASELINE
+    """The contender that it is compared with."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +43,7 @@ class Setup:
     tokens_per_step: int
     tokens: int
     data: str
+    tokens_to_dead: int
 
     @classmethod
     def of(cls, settings: Settings) -> "Setup":
@@ -57,8 +62,8 @@ class Best:
     seeds: frozenset[int]
     fvu: float
     dead: float
-    own_fvu: float
-    own_l0: float
+    own_fvu: float | None
+    own_l0: float | None
 
     @classmethod
     def of(cls, records: Iterable[Record]) -> "Best":
@@ -74,11 +79,17 @@ class Best:
 
         lr = min(by_rate, key=merit)
         figures = [record.figures for record in by_rate[lr]]
-        means = {
-            name: fmean(getattr(each, name) for each in figures)
-            for name in ("fvu", "dead", "own_fvu", "own_l0")
-        }
+        means = {name: _mean(figures, name) for name in ("fvu", "dead", "own_fvu", "own_l0")}
         return cls(lr, frozenset(record.settings.seed for record in by_rate[lr]), **means)
+
+
+def _mean(figures: list[Figures], name: str) -> Any:
+    values = [getattr(each, name) for each in figures]
+    return None if None in values else fmean(values)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None else f"{value:.{digits}f}"
 
 
 def contenders_table(records: Iterable[Record]) -> str:
@@ -99,7 +110,8 @@ def contenders_table(records: Iterable[Record]) -> str:
             lines.append(
                 f"| {setup.layer} | {setup.features:,} | {setup.k} | {setup.tokens:,} "
                 f"| {setup.tokens_per_step:,} | {name} | {best.lr:g} | {best.fvu:.4f} "
-                f"| {best.dead:.1%} | {best.own_fvu:.4f} | {best.own_l0:.1f} | {ratio} |"
+                f"| {best.dead:.1%} | {_number(best.own_fvu, 4)} | {_number(best.own_l0, 1)} "
+                f"| {ratio} |"
             )
     return "\n".join(lines)
 
@@ -111,14 +123,14 @@ def ideas_table(ideas: Iterable[Idea], records: Iterable[Record]) -> str:
         by_setup = by_name.setdefault(record.settings.contender, {})
         by_setup.setdefault(Setup.of(record.settings), []).append(record)
     lines = [
-        "| tried | layer | tokens | a step | learning rate | FVU at L0 32 | recipe | less by "
-        "| dead | recipe | verdict |",
-        "|---" + "|--:" * 9 + "|---|",
+        "| tried | layer | tokens | a step | dead after | learning rate | FVU at L0 32 "
+        "| without it | less by | dead | without it | verdict |",
+        "|---" + "|--:" * 10 + "|---|",
     ]
     for idea in ideas:
         first = f"{idea.what} ({idea.source})" if idea.source else idea.what
         setups = by_name.get(idea.name, {})
-        cells = list(_beside_recipe(setups, by_name.get(BASELINE, {}))) or ["| " * 9]
+        cells = list(_beside(setups, by_name.get(idea.against, {}))) or ["| " * 10]
         verdicts = [idea.verdict, *[""] * (len(cells) - 1)]
         for cell, verdict in zip(cells, verdicts, strict=True):
             lines.append(f"| {first} {cell}| {verdict} |")
@@ -126,25 +138,26 @@ def ideas_table(ideas: Iterable[Idea], records: Iterable[Record]) -> str:
     return "\n".join(lines)
 
 
-def _beside_recipe(
+def _beside(
     setups: dict[Setup, list[Record]], baseline: dict[Setup, list[Record]]
 ) -> Iterator[str]:
     """The cells of an idea, a line a setup; compared on the seeds that both have."""
     for setup, records in setups.items():
         idea = Best.of(records)
         same = [record for record in baseline[setup] if record.settings.seed in idea.seeds]
-        recipe = Best.of(same)
+        other = Best.of(same)
         yield (
-            f"| {setup.layer} | {setup.tokens:,} | {setup.tokens_per_step:,} | {idea.lr:g} "
-            f"| {idea.fvu:.4f} | {recipe.fvu:.4f} | {1 - idea.fvu / recipe.fvu:.1%} "
-            f"| {idea.dead:.1%} | {recipe.dead:.1%} "
+            f"| {setup.layer} | {setup.tokens:,} | {setup.tokens_per_step:,} "
+            f"| {setup.tokens_to_dead:,} | {idea.lr:g} "
+            f"| {idea.fvu:.4f} | {other.fvu:.4f} | {1 - idea.fvu / other.fvu:.1%} "
+            f"| {idea.dead:.1%} | {other.dead:.1%} "
         )
 
 
 def with_tables(text: str, records: list[Record]) -> str:
     """A page with its tables made anew."""
     ideas = [Idea(**entry) for entry in yaml.safe_load(IDEAS.read_text(encoding="utf-8"))["ideas"]]
-    tried = {BASELINE, *(idea.name for idea in ideas)}
+    tried = {name for idea in ideas for name in (idea.name, idea.against)}
     tables = {
         "contenders": contenders_table(r for r in records if r.settings.contender not in tried),
         "ideas": ideas_table(ideas, records),

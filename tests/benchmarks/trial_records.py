@@ -28,7 +28,9 @@ class Settings:
     tokens: int
     """To train; outliers among them are left out."""
     data: str
-    """SHA-256 of the windows that the activations are of, and their number format."""
+    """SHA-256 of the windows that the activations are of, their number format and passes."""
+    tokens_to_dead: int
+    """Without firing, after which a feature counts as dead in the training; of ours alone."""
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,9 @@ class Figures:
     """At the threshold that gives the tokens an L0 of k."""
     dead: float
     """Share of the features that are active on no token, at this threshold."""
-    own_fvu: float
-    """At the SAE's own threshold."""
-    own_l0: float
+    own_fvu: float | None
+    """At the SAE's own threshold; None where that was not looked at."""
+    own_l0: float | None
     calibration_fvu: float
     """On other held-out tokens, at an L0 of k: what the learning rate is chosen by."""
     seconds: float

@@ -21,7 +21,7 @@ from sae_core.activations.shards import harvest  # noqa: E402
 from sae_core.activations.token_windows import TokenWindows  # noqa: E402
 from sae_core.models.language_model import Hook, LanguageModel  # noqa: E402
 
-SETTINGS = Settings("ours", "blocks.9.hook_resid_post", 32, 4608, 1024, 3e-3, 0, 10**6, "some")
+SETTINGS = Settings("ours", "blocks.9.hook_resid_post", 32, 4608, 1024, 3e-3, 0, 10**6, "some", 9)
 FIGURES = Figures(0.2, 0.05, 0.21, 31.0, 0.19, 12.0)
 
 
@@ -68,8 +68,8 @@ def test_an_idea_stands_beside_the_recipe_on_the_same_seeds() -> None:
     ideas = [Idea("idea", "a change", "a paper", "kept"), Idea("", "another", "", "not tried")]
     first, second = cells(ideas_table(ideas, records))
     assert first[0] == "a change (a paper)" and first[-1] == "kept"
-    assert first[5:8] == ["0.1900", "0.2000", "5.0%"]
-    assert second == ["another", *[""] * 9, "not tried"]
+    assert first[6:9] == ["0.1900", "0.2000", "5.0%"]
+    assert second == ["another", *[""] * 10, "not tried"]
 
 
 def test_the_page_has_the_tables_of_the_records() -> None:
@@ -97,7 +97,7 @@ def test_a_training_is_done_once(
     harvest(language_model, windows, [Hook.parse(hook)], shard, batch_size=8, passes=1)
     data = Harvest((shard,), hook)
     features = 4 * data.load(100, 0).held_out.shape[1]
-    settings = Settings("ours", hook, 4, features, 512, 3e-3, 0, 1000, data.identity)
+    settings = Settings("ours", hook, 4, features, 512, 3e-3, 0, 1000, data.identity, 9)
 
     def again() -> Record:
         bench = quality.Bench((shard,), Records(tmp_path / "records.jsonl"))
