@@ -2,8 +2,8 @@
 
 The backward passes of PyTorch's fused attention add to the queries' gradients in whatever order
 threads come. Here the forward pass is still the fused one, so that a model gives the same numbers
-with gradients as without, and the backward pass computes plain attention anew, one text at a time,
-so that only the probabilities of one text in one block are ever there.
+with gradients as without, and the backward pass computes plain attention anew, some texts at a
+time, so that only the probabilities of these in one block are ever there.
 """
 
 from typing import Any
@@ -14,6 +14,10 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
+
+SCORES = 2**26
+"""Of queries and keys, that are in memory at once, unless one text has more: 1 GB with what is made
+of them."""
 
 
 class _Ordered(Function):
@@ -30,9 +34,10 @@ class _Ordered(Function):
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Any, ...]:
         *given, mask = ctx.saved_tensors
+        n_texts = max(1, SCORES // (g.shape[1] * g.shape[2] * given[1].shape[2]))
         gradients = []
-        for text in range(len(g)):
-            at = slice(text, text + 1)
+        for first in range(0, len(g), n_texts):
+            at = slice(first, first + n_texts)
             query, key, value = own = [t[at].detach().requires_grad_() for t in given]
             own_mask = mask[at] if mask is not None and len(mask) == len(g) else mask
             with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):

@@ -16,6 +16,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_core.evaluation.tally import Tally
+from sae_core.models import ordered_attention
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.models.ordered_attention import OrderedAttention
 from sae_core.sae.sparse_ops import sparse
@@ -83,8 +84,12 @@ def test_features_are_counted_in_an_order(n_subjects: int) -> None:
 
 
 @pytest.mark.parametrize("masks", [0, 1, 3], ids=["causal", "one mask", "a mask each"])
-def test_attention_has_its_value_and_gradient(masks: int) -> None:
-    """Of three texts, with two queries a key (grouped), beside PyTorch's own."""
+@pytest.mark.parametrize("scores", [1, 2 * 4 * 6 * 6])
+def test_attention_has_its_value_and_gradient(
+    scores: int, masks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three texts, one or two at a time, with two queries a key (grouped), beside PyTorch's."""
+    monkeypatch.setattr(ordered_attention, "SCORES", scores)
     given = [normal(3, heads, 6, 4, seed=heads).requires_grad_() for heads in (4, 2, 2)]
     mask = normal(masks, 1, 6, 6) > -0.5 if masks else None
     options: Any = {"enable_gqa": True, "is_causal": mask is None, "attn_mask": mask}
