@@ -195,8 +195,8 @@ class TrainingConfig:
     """Weight of the reconstruction error in the loss."""
 
     early_stopping_patience: NaturalInt = 2
-    """Epochs without a better validation loss, the auxiliary loss left out, before training stops;
-    0 never stops early."""
+    """Epochs without a lower validation loss, which leaves out the auxiliary loss, before training
+    stops; 0 never stops early."""
 
     early_stopping_min_delta: NaturalFloat = 0.0
     """Minimum decrease of the validation loss that counts as better."""

@@ -1,4 +1,4 @@
-"""Windows run through a language model as it is: what a splice is compared with and begins from."""
+"""Windows run through an unmodified language model: where a splice begins, and its baseline."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -13,7 +13,7 @@ Hidden = Callable[[Tensor, Sequence[Hook]], tuple[Tensor, dict[Hook, Tensor]]]
 
 
 class CleanPass(NamedTuple):
-    """B windows of L tokens, run through the model as it is. D is the activation width."""
+    """B windows of L tokens, run through the unmodified model. D is the activation width."""
 
     tokens: Tensor
     """(B, L)"""

@@ -90,7 +90,7 @@ class Writer:
 
     Args:
         made_of: what identifies the texts and the way in which they become tokens. If the folder
-            has the beginning of the same, the writer goes on behind it; anything else is deleted.
+            has the beginning of the same, the writer continues after it; anything else is deleted.
     """
 
     def __init__(self, folder: Path, labels: list[Label] | None, made_of: str) -> None:

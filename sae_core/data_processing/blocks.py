@@ -1,4 +1,4 @@
-"""A chapter's blocks in the order of its lines, with the tokens of what stands in them."""
+"""A chapter's blocks in the order of its lines, with the tokens of what they contain."""
 
 import html
 import re
@@ -38,7 +38,7 @@ class Block:
     kind: Kind
 
     apart: bool
-    """Whether a blank line or another paragraph's end stands before it."""
+    """Whether a blank line or another paragraph's end comes before it."""
 
     tokens: list[Token] = field(default_factory=list)
     """Of text and headings."""

@@ -79,6 +79,6 @@ def count_long_words(text: str) -> int:
 
 
 def joint(left: str, right: str) -> str:
-    """What stands between two lines that become one: a space, if the script has spaces."""
+    """What goes between two lines that become one: a space, if the script has spaces."""
     between = NO_SPACE_BETWEEN.fullmatch(left[-1:]) and NO_SPACE_BETWEEN.fullmatch(right[:1])
     return "" if between else " "

@@ -57,11 +57,11 @@ class ProcessConfig:
     Tibetan) each character counts."""
 
     latex: Treatment = "keep"
-    """What becomes of LaTeX: `keep` leaves it with its marks, `placeholder` puts `[formula]` in its
+    """How LaTeX is treated: `keep` leaves it with its marks, `placeholder` puts `[formula]` in its
     place, `drop` leaves a sentence without it, as the conversion of a PDF file does."""
 
     code: Treatment = "keep"
-    """What becomes of code, fenced or within a line: `keep` leaves it (a fenced listing is a text
+    """How code is treated, fenced or within a line: `keep` leaves it (a fenced listing is a text
     with its own line breaks), `placeholder` puts `[code]` in its place, `drop` leaves it out."""
 
     def __post_init__(self) -> None:

@@ -4,8 +4,8 @@
 first. `<run>.csv`: one row for every feature. `<run>.json`: the corpus, the position profile,
 similarity, co-occurrence and subjects.
 
-Bytes besides the tally (`tally.py`): those of `Words`, 8 `features.ROWS` F for the cosines, 40
-`features.LOGITS`, and some 400 F for labels and partners. The lines are made one at a time.
+Bytes in addition to the tally (`tally.py`): those of `Words`, 8 `features.ROWS` F for the cosines,
+40 `features.LOGITS`, and some 400 F for labels and partners. The lines are made one at a time.
 """
 
 import csv

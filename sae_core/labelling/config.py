@@ -18,7 +18,7 @@ from sae_core.utils.limits import (
 )
 
 KEY = "OPENAI_API_KEY"
-"""Variable with the endpoint's key, which stands nowhere else."""
+"""Variable with the endpoint's key, which is stored nowhere else."""
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@
 `words-<a>-<b>.js` has the words that begin with two characters, given as hexadecimal numbers, and
 for each the features that show it: rows of the index, as differences in base 36.
 
-Bytes in memory: some 1,500 a feature, besides one chunk: its row, and 4 for each distinct word.
+Bytes in memory: some 1,500 per feature, plus one chunk: its row, and 4 for each distinct word.
 """
 
 import json

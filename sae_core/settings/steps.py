@@ -22,8 +22,8 @@ class HarvestConfig:
     of layers on what comes out of it; each epoch is another pass, over other crops."""
 
     layers_per_job: PositiveInt | None = None
-    """Layers whose SAEs a job without a store trains, by default all of a model's that are to be
-    trained. Each job runs the model up to the last of its layers, on a GPU of its own."""
+    """Layers per job when activations are not stored, by default all layers of a model. Each job
+    runs the model up to the last of its layers, on a GPU of its own."""
 
     def __post_init__(self) -> None:
         check_limits(self)

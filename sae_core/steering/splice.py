@@ -2,7 +2,7 @@
 direction added to it.
 
 The tokens on which no SAE is trained keep their activations, as in the evaluation: a text's first,
-behind its padding if it has some, and those that the SAE's training left out (`excluded_tokens`).
+after its padding if it has some, and those that the SAE's training left out (`excluded_tokens`).
 Nothing else is changed in the model, and nothing at all once a context is closed.
 
 Shapes: B texts, L positions, D activation width, F features.

@@ -6,7 +6,7 @@
     loss = logit_kl_weight * logit_kl + block_mse_weight * total_post_layer_mse
 
 (Braun et al., "Identifying Functionally Important Features with End-to-End Sparse Dictionary
-Learning", arXiv 2405.12241). The model is run once as it is; the spliced pass begins at the hook
+Learning", arXiv 2405.12241). The model runs once unmodified; the spliced pass begins at the hook
 and gets the reconstruction there, except at a window's first position, at excluded tokens and at
 outliers, which keep their own activation in both passes and train nothing. The KL counts every
 position but a window's first, where nothing can change; the layers' error counts the spliced
@@ -63,7 +63,7 @@ class EndToEnd:
         batch_size: windows in a forward pass; see `LanguageModel.windows_at_once`.
         target: of a transcoder.
         group: the processes that share the training, each with its own windows.
-        shared: what runs windows through the model as it is for several SAEs at once.
+        shared: what runs windows through the unmodified model for several SAEs at once.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
 """The k largest entries of each token, as a TopK SAE keeps them, in a fixed number of slots.
 
-`torch.topk` finds k a token whatever their values are; what is not positive, or is of a token that
-does not count, is left out when the slots are filled. Its values are the entries' own: an upper
-bound does not tell the k largest of every one of thousands of tokens from the next ones.
+`torch.topk` finds k per token whatever their values are; what is not positive, or is of a token
+that does not count, is left out when the slots are filled. Its values are the entries' own: an
+upper bound does not tell the k largest of every one of thousands of tokens from the next ones.
 """
 
 import torch
