@@ -31,6 +31,7 @@ from sae_core.sae.config import SAEConfig
 from sae_core.sae_train import train_sae
 from sae_core.train_config import EndToEndConfig, RuntimeConfig, TrainingConfig
 from sae_core.trainer.events import Observer
+from sae_core.trainer.origin import origin_of
 from sae_core.trainer.resume import forget_states
 from sae_core.trainer.training_inputs import Activations, Settings
 from sae_core.utils import cli
@@ -97,7 +98,8 @@ def small_chunks(patch: Callable[[Any, str, int], None] = setattr) -> None:
 
 def activations(sae: Wanted, source: ActivationSource, hook: Hook) -> Activations:
     target = hook.target(sae.target)
-    return Activations(source, hook, WIDTH, PROVENANCE, target, model(), windows())
+    origin = origin_of(sae.sae, hook, target, WIDTH, PROVENANCE.model_name, Path(sae.name))
+    return Activations(source, hook, WIDTH, PROVENANCE, target, model(), windows(), origin=origin)
 
 
 def settings(sae: Wanted, resume_minutes: float) -> Settings:

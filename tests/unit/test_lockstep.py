@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from several_saes import (
 )
 from torch import Tensor
 
+from sae_core.formats.checkpoint import load_sae
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae_train import SAETrainer
 from sae_core.train_config import EndToEndConfig, RunsConfig, TrainingConfig
@@ -59,7 +61,9 @@ def alone(folder: Path, saes: tuple[Wanted, ...]) -> dict[str, bytes]:
     for sae in saes:
         train_alone(folder, sae)
     made = files(folder)
-    assert sum(name.endswith("weights.pt") for name in made) == 2 * len(saes)  # the best one too
+    n_begun = sum(sae.sae.init_from is not None for sae in saes)
+    n_saes = sum(name.endswith("weights.pt") for name in made)
+    assert n_saes == 2 * len(saes) + n_begun  # the best one too, and the first
     return made
 
 
@@ -95,6 +99,26 @@ def test_transcoders_and_the_end_to_end_phase(tmp_path: Path) -> None:
     saes = (wanted(1, end_to_end=end), wanted(2, "jumprelu", end_to_end=end), wanted(1, **others))
     train_several(tmp_path / "together", saes)
     assert_same(tmp_path / "together", alone(tmp_path / "alone", saes))
+
+
+def test_some_that_begin_with_an_sae(tmp_path: Path) -> None:
+    """These validate once more than the others: their origin, which is what one of them ends as."""
+    first = wanted(1, "batch_topk")
+    train_alone(tmp_path / "first", first)
+    origin = str(tmp_path / "first" / first.name)
+
+    def begun(k: int, lr: float, **others: Any) -> Wanted:
+        sae = wanted(1, "batch_topk", k, **others)
+        return replace(
+            sae, sae=replace(sae.sae, init_from=origin), training=replace(sae.training, lr=lr)
+        )
+
+    end = EndToEndConfig(end_to_end_fraction=0.3)
+    saes = (wanted(2), begun(4, 0.5), begun(2, 1e-4, end_to_end=end))
+    train_several(tmp_path / "together", saes)
+    assert_same(tmp_path / "together", alone(tmp_path / "alone", saes))
+    tokens = [load_sae(tmp_path / "alone" / sae.name).spec.metadata["tokens"] for sae in saes]
+    assert tokens[1] == 0 < tokens[2]
 
 
 def test_the_model_runs_as_often_as_for_one(
