@@ -267,7 +267,7 @@ def operations(precision: Precision, shape: dict[str, int], kind: str) -> list[s
         (EXACT, SHAPE, "batch_topk", 228),
         (ROUNDED, DENSE, "batch_topk", 126),
         (EXACT, DENSE, "batch_topk", 228),
-        (ROUNDED, SHAPE, "topk", 126),
+        (ROUNDED, SHAPE, "topk", 118),
     ],
 )
 def test_a_step_asks_nothing_and_launches_little(
