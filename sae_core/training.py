@@ -21,7 +21,7 @@ Several processes can share the work of a step (`distributed/process_group.py`):
 gradients for its own tokens, and everything else, from the batches to the history, is the same in
 all of them.
 
-On an NVIDIA GPU a step of a BatchTopK or TopK SAE is a CUDA graph of fixed sizes
+On an NVIDIA GPU a step of an SAE with a top-k is a CUDA graph of fixed sizes
 (`trainer/static_step.py`), and the host reads its figures at log points only (`trainer/ahead.py`).
 The ordinary code takes the end-to-end phase, and each batch that the graph does not.
 

@@ -127,8 +127,8 @@ class Ahead:
 
 def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Stepping:
     """What `auto` stands for: a graph for an SAE that one process trains on an NVIDIA GPU with a
-    bfloat16 product, unless the rows of a block are limited, if it is a BatchTopK SAE, or a TopK
-    SAE with values in bfloat16; otherwise the ordinary code."""
+    bfloat16 product, unless the rows of a block are limited, if it is a BatchTopK SAE, nested or
+    not, or a TopK SAE with values in bfloat16; otherwise the ordinary code."""
     if stepping != "auto":
         return stepping
     fits = (
@@ -145,7 +145,8 @@ def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Step
 
 def _of_values(dtype: torch.dtype) -> tuple[str, ...]:
     """The kinds that have a static step with such values."""
-    return ("batch_topk", "topk") if dtype == torch.bfloat16 else ("batch_topk",)
+    of_batch = "batch_topk", "matryoshka_batch_topk"
+    return (*of_batch, "topk") if dtype == torch.bfloat16 else of_batch
 
 
 def capture(step: StaticStep) -> Callable[[], None]:

@@ -1,4 +1,4 @@
-"""One training step of a BatchTopK or a TopK SAE with fixed sizes; the host waits for nothing.
+"""One training step of an SAE with a top-k in fixed sizes, during which the host waits for nothing.
 
 What it computes is the step of `training.py`. With N rows of raw activations:
 
@@ -9,6 +9,8 @@ What it computes is the step of `training.py`. With N rows of raw activations:
     x_hat = code @ W_dec + b_dec,   e = x_hat - x
     x_hat' = aux @ W_dec,           e' = x_hat' + e         on those rows; -e is the residual
     loss = w |e|^2 / n + c_1 |code|_1 / n + c_aux |e'|^2 / |residual - its mean|^2
+
+    of a matryoshka SAE + the mean over m of |x_hat_m - x|^2 / n, x_hat_m of the first m features
 
 so dL/dx_hat = 2 w e / n and dL/dx_hat' = 2 c_aux e' / |residual - its mean|^2. The gradients of the
 weights are summed over the pairs of both codes, which are sorted once, as one list; or, if more
@@ -42,6 +44,8 @@ from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.objective import AUXILIARY_STRIDE
 from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, Adam, stored_moments
 from sae_core.utils.transfer import to_device
+
+KIND_LOSS = Figures._fields.index("kind_loss")
 
 CANDIDATES = 2
 """Candidates per pair that is wanted, for float32 values."""
@@ -96,8 +100,12 @@ class StaticStep:
         self.precision, spec = precision, sae.spec
         self.is_exact = precision.value_dtype == torch.float32
         self.is_of_tokens = spec.sae_type == "topk"
+        self.sizes: Tensor | None = None
+        if spec.sae_type == "matryoshka_batch_topk":
+            self.sizes = torch.tensor(spec.matryoshka_sizes, device=sae.b_dec.device)
         assert not (self.is_exact and self.is_of_tokens)
         is_dense = spec.top_k > DENSE_SHARE * spec.d_sae and not self.is_exact
+        is_dense = is_dense and self.sizes is None  # its groups would be as many products
         self.ops = ops.densely() if is_dense else ops
         self.weighting = Weighting(recon_weight, spec.l1_coefficient, spec.aux_penalty)
         self.n_pairs = len(like) * spec.top_k
@@ -142,7 +150,10 @@ class StaticStep:
         """The step."""
         rows = self._rows()
         choice = self._encode(rows)
-        codes = Codes.of(choice.main, choice.aux)
+        if self.sizes is None:
+            codes = Codes.of(choice.main, choice.aux)
+        else:
+            codes = Codes.nested(choice.main, self.sizes, choice.aux)
         figures, G, by_l1 = self._losses(rows, choice, codes)
         gradients = self._gradients(rows, codes, G, by_l1)
         taken = self._update(rows, choice, figures, gradients, G)
@@ -205,9 +216,13 @@ class StaticStep:
         return (self.ops.sampled(codes, made.x, self.W_enc) + bias).clamp(min=0.0)
 
     def _losses(self, rows: Rows, choice: Choice, codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
-        """The figures, (2 N, D) the loss's gradient to the reconstructions of both codes, and ()
+        """The figures, (M N, D) the loss's gradient to the reconstructions of all codes, and ()
         what the L1 norm adds to that of each value."""
         made, decoded = rows.made, self.ops.decode(codes, self.W_dec)
+        *nested, whole, of_aux = decoded.view(-1, codes.n_tokens, decoded.shape[1])
+        if nested:
+            *nested, whole = torch.stack([*nested, whole]).cumsum(0)
+            decoded = torch.cat([whole, of_aux])
         G, residual, squares = self.ops.errors(
             decoded, self.b_dec, made.wanted, made.kept, rows.some
         )
@@ -217,7 +232,24 @@ class StaticStep:
             squares.sum(1), choice.main, choice.aux, choice.aux_total, rows.n, self.weighting
         )
         G.view(2, -1).mul_(scales[:2, None])
+        if nested:
+            figures, G = self._with_nested(rows, torch.stack(nested), figures, G)
         return figures, G, scales[2]
+
+    def _with_nested(
+        self, rows: Rows, nested: Tensor, figures: Tensor, G: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Both with the loss of what the first features alone reconstruct, (M - 1, N, D) without
+        the bias. A group's gradient is the sum of those of all reconstructions that it is in."""
+        error = nested + self.b_dec - rows.made.wanted
+        error = torch.where(rows.made.kept[:, None], error, 0.0)
+        share = 1 / (len(nested) * rows.n.clamp(min=1))
+        kind_loss = share * error.square().sum()
+        place = torch.arange(len(figures), device=figures.device)
+        figures = figures + torch.where((place == 0) | (place == KIND_LOSS), kind_loss, 0.0)
+        whole, of_aux = G.chunk(2)
+        each = torch.cat([2 * share * error, whole[None]])
+        return figures, torch.cat([each.flip(0).cumsum(0).flip(0).flatten(0, 1), of_aux])
 
     def _gradients(self, rows: Rows, codes: Codes, G: Tensor, by_l1: Tensor) -> Gradients:
         """To the rows of the weights; not projected."""
@@ -231,7 +263,7 @@ class StaticStep:
     ) -> Tensor:
         """Clip, and move the weights if everything is finite; gives 1 if they were moved."""
         W_dec, W_enc, b = gradients
-        b_enc, b_dec = b.sum(0), G.chunk(2)[0].sum(0)
+        b_enc, b_dec = b.sum(0), G[: len(self.raw)].sum(0)
         if not self.sae.spec.target_hook_name:
             b_dec = b_dec - self.W_enc.T @ b[0]
         along, squares = self.ops.squares(W_dec, self.W_dec, W_enc)

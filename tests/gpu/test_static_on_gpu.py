@@ -29,7 +29,10 @@ PRECISIONS = [
 def trained(
     stepping: Stepping, precision: Precision, log_freq: int = 100, kind: str = "batch_topk"
 ) -> Trainer:
-    sae = build(spec(kind, d_in=D, d_sae=FEATURES, top_k=K, n_batches_to_dead=2, aux_penalty=0.5))
+    wanted = spec(kind, d_in=D, d_sae=FEATURES, top_k=K, n_batches_to_dead=2, aux_penalty=0.5)
+    if wanted.matryoshka_sizes:
+        wanted.matryoshka_sizes = [16, FEATURES]
+    sae = build(wanted)
     sae.initialise(generator(0, "weights"))
     training = Trainer(
         sae.to(GPU),
@@ -47,8 +50,12 @@ def trained(
 
 @pytest.mark.parametrize(
     ("kind", "precision"),
-    [("batch_topk", PRECISIONS[0]), ("batch_topk", PRECISIONS[1]), ("topk", PRECISIONS[0])],
-    ids=["bfloat16", "float32", "topk"],
+    [
+        *(("batch_topk", precision) for precision in PRECISIONS),
+        ("topk", PRECISIONS[0]),
+        ("matryoshka_batch_topk", PRECISIONS[1]),
+    ],
+    ids=["bfloat16", "float32", "topk", "nested"],
 )
 def test_a_graph_gives_the_bytes_of_its_operations_every_time(
     kind: str, precision: Precision

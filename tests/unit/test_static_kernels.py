@@ -139,7 +139,7 @@ def weights(request: pytest.FixtureRequest) -> Tensor:
     return F.normalize(normal(FEATURES, D, seed=3), dim=1).to(request.param)
 
 
-def two_codes() -> tuple[Codes, list[Tensor]]:
+def two_slots() -> tuple[tuple[Slots, Slots], list[Tensor]]:
     """A code and that of the dead fifth of the features on a quarter of the tokens; both dense."""
     pre, rows = skewed(), torch.ones(N, dtype=torch.bool)
     dead, some = torch.arange(FEATURES) % 5 == 0, torch.arange(N) % 4 == 0
@@ -147,7 +147,12 @@ def two_codes() -> tuple[Codes, list[Tensor]]:
     aux = TWIN.select(pre, some, dead, int32(2 * K), 4 * K, int32(0).clone())
     dense = [torch.where(expected(pre, rows, torch.ones_like(dead), N * K), pre.double(), 0.0)]
     dense.append(torch.where(expected(pre, some, dead, 2 * K), pre.double(), 0.0))
-    return Codes.of(main, aux), dense
+    return (main, aux), dense
+
+
+def two_codes() -> tuple[Codes, list[Tensor]]:
+    slots, dense = two_slots()
+    return Codes.of(*slots), dense
 
 
 CLOSE = {"rtol": 1e-5, "atol": 1e-5}
@@ -190,6 +195,28 @@ def test_gradients_are_dense_products(segment: int, ops: Backend) -> None:
     torch.testing.assert_close(found.W_enc.double(), d_enc, **CLOSE)
     b_enc = torch.stack([d.sum(0) for d in dense_d])
     torch.testing.assert_close(found.b_enc.double(), b_enc, **CLOSE)
+
+
+def test_a_nested_code_is_one_of_each_group(ops: Backend) -> None:
+    """Three groups of features, of which the first has none, and the code of the dead ones."""
+    slots, (main, aux) = two_slots()
+    sizes, W = torch.tensor([0, 15, FEATURES]), normal(FEATURES, D, seed=7).float()
+    codes = Codes.nested(slots[0], sizes, slots[1])
+    bounds = [(0, 0), (0, 15), (15, FEATURES)]
+    dense = [torch.zeros_like(main) for _ in bounds]
+    for group, (first, end) in zip(dense, bounds, strict=True):
+        group[:, first:end] = main[:, first:end]
+    dense.append(aux)
+    assert all(code.any() for code in dense[1:]) and codes.n_rows == 4 * N
+    found = ops.decode(codes, W)
+    torch.testing.assert_close(found.double(), torch.cat(dense) @ W.double(), **CLOSE)
+    G, X = normal(4 * N, D, seed=5).float(), normal(N, D, seed=6).float()
+    by = ops.gradients(codes, ops.sampled(codes, G, W), G, X, FEATURES)
+    torch.testing.assert_close(by.W_dec.double(), torch.cat(dense).T @ G.double(), **CLOSE)
+    d_code = (G.double() @ W.double().T).view(4, N, -1) * (torch.stack(dense) > 0)
+    torch.testing.assert_close(by.W_enc.double(), d_code.sum(0).T @ X.double(), **CLOSE)
+    b_enc = torch.stack([d_code[:3].sum((0, 1)), d_code[3].sum(0)])
+    torch.testing.assert_close(by.b_enc.double(), b_enc, **CLOSE)
 
 
 def test_dense_products_are_sums_over_pairs() -> None:

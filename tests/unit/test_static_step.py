@@ -102,30 +102,6 @@ def kinds_of(recorder: Recorder) -> list[tuple[Any, ...]]:
     return [tuple(x for x in event if not isinstance(x, float)) for event in recorder.events]
 
 
-CASES: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "a penalty": {"l1_coefficient": 0.05},
-    "dead features": {"n_dead": 30},
-    "active_adam": {"n_dead": 30, "optimizer": "active_adam"},
-}
-
-
-@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
-def test_a_training_is_that_of_ordinary_steps(changes: dict[str, Any]) -> None:
-    (static, told), (ordinary, expected) = (trainer(s, **changes) for s in ("static", "ordinary"))
-    run(static), run(ordinary)
-    assert kinds_of(told) == kinds_of(expected)
-    assert_alike(static, ordinary)
-
-
-def broken(n_outliers: int = 16, window: int = 5) -> SparseDirections:
-    """Activations with outliers and, in one batch of an epoch, NaN."""
-    source = SparseDirections()
-    source.activations[: 4 * n_outliers : 4, 3] *= 1000
-    source.activations[window, 7, 2] = torch.nan
-    return source
-
-
 def redone(training: Trainer) -> list[int]:
     """The numbers of the steps that are taken by the ordinary code, as they come."""
     assert training.ahead is not None
@@ -139,7 +115,33 @@ def redone(training: Trainer) -> list[int]:
     return numbers
 
 
-@pytest.mark.parametrize("kind", ["batch_topk", "topk"])
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "a penalty": {"l1_coefficient": 0.05},
+    "dead features": {"n_dead": 30},
+    "nested": {"n_dead": 30, "kind": "matryoshka_batch_topk"},
+    "active_adam": {"n_dead": 30, "optimizer": "active_adam"},
+}
+
+
+@pytest.mark.parametrize("changes", CASES.values(), ids=CASES)
+def test_a_training_is_that_of_ordinary_steps(changes: dict[str, Any]) -> None:
+    (static, told), (ordinary, expected) = (trainer(s, **changes) for s in ("static", "ordinary"))
+    numbers = redone(static)
+    run(static), run(ordinary)
+    assert kinds_of(told) == kinds_of(expected) and not numbers
+    assert_alike(static, ordinary)
+
+
+def broken(n_outliers: int = 16, window: int = 5) -> SparseDirections:
+    """Activations with outliers and, in one batch of an epoch, NaN."""
+    source = SparseDirections()
+    source.activations[: 4 * n_outliers : 4, 3] *= 1000
+    source.activations[window, 7, 2] = torch.nan
+    return source
+
+
+@pytest.mark.parametrize("kind", ["batch_topk", "topk", "matryoshka_batch_topk"])
 def test_bfloat16_values_change_it_by_roundings(kind: str) -> None:
     """Of a TopK SAE with dead features and outliers, too."""
     given = {"kind": kind, "source": broken(), "n_dead": 9}
@@ -268,6 +270,7 @@ def operations(precision: Precision, shape: dict[str, int], kind: str) -> list[s
         (ROUNDED, DENSE, "batch_topk", 126),
         (EXACT, DENSE, "batch_topk", 228),
         (ROUNDED, SHAPE, "topk", 118),
+        (ROUNDED, SHAPE, "matryoshka_batch_topk", 149),
     ],
 )
 def test_a_step_asks_nothing_and_launches_little(

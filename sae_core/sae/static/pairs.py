@@ -63,6 +63,23 @@ class Codes(NamedTuple):
         column, value = (torch.cat([code[at] for code in codes]) for at in (1, 2))
         return cls(torch.cat(rows), column, value, torch.stack(starts), len(codes[0].row))
 
+    @classmethod
+    def nested(cls, main: Slots, sizes: Tensor, aux: Slots) -> "Codes":
+        """A code in groups of features, each up to the next of `sizes` (M,), then another code."""
+        n, n_groups = len(main.start) - 1, len(sizes)
+        group = torch.bucketize(main.column, sizes, right=True)  # one more for the unused slots
+        key, order = torch.sort(group * n + main.row, stable=True)
+        ends = torch.arange(n_groups * n + 1, device=key.device)
+        start = torch.searchsorted(key, ends, out_int32=True)
+        row = torch.where(key < n_groups * n, key, 0).int()
+        return cls(
+            torch.cat([row, aux.row + n_groups * n]),
+            torch.cat([main.column[order], aux.column]),
+            torch.cat([main.value[order], aux.value]),
+            torch.cat([start.unfold(0, n + 1, n), aux.start[None] + len(main.row)]),
+            len(main.row),
+        )
+
     @property
     def n_tokens(self) -> int:
         return self.start.shape[1] - 1
