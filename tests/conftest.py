@@ -22,6 +22,10 @@ os.environ.setdefault(
 if not Path("/dev/nvidia0").exists():  # Triton then runs its kernels in Python
     os.environ["TRITON_INTERPRET"] = "1"
 
+# What Python compiles is kept, in copies of the project too: it is read hundreds of times.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
 # No test leaves anything in the user's cache.
 os.environ["SAE_CORE_TOKENS"] = tempfile.mkdtemp(prefix="tokens-")
 atexit.register(shutil.rmtree, os.environ["SAE_CORE_TOKENS"], ignore_errors=True)
