@@ -87,7 +87,9 @@ bench: setup $(PEERS)/.installed
 	python tests/benchmarks/ground_truth.py
 	python tests/benchmarks/shards.py build/bench/shard --chapters $(CHAPTERS)
 	python tests/benchmarks/fine_tuning.py build/bench/shard
-	$(PEERS)/bin/python tests/benchmarks/quality.py build/bench/shard
+	$(PEERS)/bin/python tests/benchmarks/quality.py build/bench/shard --hooks blocks.14.hook_resid_post \
+	  --features 4608 --topks 32 --tokens-per-step 1024 4096 --rates 3e-3 6e-3 --seeds 0 \
+	  --records build/bench/trials.jsonl
 
 # All of it runs, whatever fails; without the peers, which need the network, their columns are empty.
 gpu: export PYTHONPATH := $(CURDIR)

@@ -16,7 +16,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("folder", type=Path, help="shard to write; left as it is when it is there")
     parser.add_argument("--chapters", type=Path, default=Path("sae_core/data/raw_data"))
-    parser.add_argument("--hook", default="blocks.14.hook_resid_post")
+    parser.add_argument("--hooks", nargs="+", default=["blocks.14.hook_resid_post"])
     parser.add_argument("--passes", type=int, default=3)
     options = parser.parse_args()
     if (options.folder / "manifest.json").is_file():
@@ -25,7 +25,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         texts = read_chapters(options.chapters, Path(scratch))
     windows = read_windows(model.tokenizer, texts, DataConfig(max_text_length=256))
-    hooks = [Hook.parse(options.hook)]
+    hooks = list(map(Hook.parse, options.hooks))
     harvest(model, windows, hooks, options.folder, batch_size=8, passes=options.passes)
 
 
