@@ -80,6 +80,7 @@ bench: setup $(PEERS)/.installed
 	python tests/benchmarks/memory.py
 	python tests/benchmarks/harvest.py --chapters $(CHAPTERS)
 	python tests/benchmarks/features.py --chapters $(CHAPTERS)
+	python tests/benchmarks/pages.py
 	python tests/benchmarks/corpus.py
 	python tests/benchmarks/path.py --chapters $(CHAPTERS)
 	python tests/benchmarks/streams.py --chapters $(CHAPTERS)
