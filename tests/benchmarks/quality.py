@@ -99,7 +99,7 @@ class Bench:
         start = time.process_time()
         sae = contender.train(data, settings.features, settings.k, settings.lr, settings.seed)
         figures = measure(sae, data, settings.k, time.process_time() - start)
-        record = Record(settings, figures, code, describe("sae-lens", "dictionary-learning"))
+        record = Record(settings, figures, code, describe())
         self.records.add(record)
         return record
 
