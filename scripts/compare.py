@@ -62,7 +62,10 @@ def compare(options: Options) -> None:
     from sae_core.reporting.known_features import known_features
     from sae_core.steering.loading import load_model_of
     from sae_core.utils.files import write_file
+    from sae_core.utils.naming import ensure_writable
 
+    if options.page:
+        ensure_writable(options.page.parent, "--page")
     a, b = (load_pretrained(name) for name in (options.first, options.second))
     if options.by == "decoder":
         ways = by_decoder(a, b), by_decoder(b, a)

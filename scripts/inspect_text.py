@@ -54,7 +54,10 @@ def inspect(options: Options) -> None:
     from sae_core.steering.loading import load_pair
     from sae_core.steering.reading import read_text
     from sae_core.utils.files import write_file
+    from sae_core.utils.naming import ensure_writable
 
+    if options.page:
+        ensure_writable(options.page.parent, "--page")
     run = Path(options.sae.partition("@")[0]).name
     known = known_features(run, options.labels, options.page)
     sae, model = load_pair(options.sae, options.model_name, options.load, options.device)

@@ -162,6 +162,10 @@ def test_the_command(by: str, tmp_path: Path, tiny_model: Path, texts: list[str]
     ).stdout
     assert "one: of " in printed and "two: of " in printed
     page = (tmp_path / "page.html").read_text()
+    (tmp_path / "file").touch()
+    command = (ROOT / "scripts/compare.py", "no-sae", "two", "--page", "file/page.html")
+    refused = run_here(*command, cwd=tmp_path, ok=False).stderr
+    assert "--page" in refused, "known before anything is read"
     assert "Pairs: " in page and str(tmp_path) not in page
     assert 'href="results/features/two.html#feature=' in page and "one.html" not in page
     assert re.search(r"&lt;\d+&gt;", page)
