@@ -20,6 +20,7 @@ from torch import Tensor
 
 from sae_core.activations.token_windows import seen_tokens
 from sae_core.corpus.tokens import token_ids
+from sae_core.evaluation.unseen import ModelIdentity
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.utils.errors import SAEError
@@ -83,15 +84,17 @@ def check_one_model(a: SparseAutoencoder, b: SparseAutoencoder) -> None:
     Raises:
         SAEError: they do.
     """
-    known = [sae.spec.metadata for sae in (a, b)]
-    for key in ("model_sha256", "model_name"):
-        found = [origin[key] for origin in known if origin.get(key)]
-        if len(found) < 2:
-            continue
-        if same_name(found[0]) != same_name(found[1]):
-            names = " and of ".join(str(origin.get("model_name")) for origin in known)
-            raise SAEError(f"the SAEs are of two language models, of {names}: give two SAEs of one")
+    one, other = (ModelIdentity.recorded(sae.spec) for sae in (a, b))
+    if one is None or other is None:
         return
+    if one.sha256 and other.sha256:
+        is_one = one.sha256 == other.sha256
+    else:
+        is_one = same_name(one.name) == same_name(other.name)
+    if not is_one:
+        raise SAEError(
+            f"the SAEs are of two language models, of {one} and of {other}: give two SAEs of one"
+        )
 
 
 @torch.no_grad()
