@@ -99,7 +99,7 @@ def contenders_table(records: Iterable[Record]) -> str:
         by_name = by_setup.setdefault(Setup.of(record.settings), {})
         by_name.setdefault(record.settings.contender, []).append(record)
     lines = [
-        "| layer | features | k | tokens | a step | SAE | learning rate | FVU at L0 k | dead "
+        "| layer | features | k | tokens | per step | SAE | learning rate | FVU at L0 k | dead "
         "| at its own threshold: FVU | L0 | ours over it |",
         "|--:" * 5 + "|---" + "|--:" * 6 + "|",
     ]
@@ -123,7 +123,7 @@ def ideas_table(ideas: Iterable[Idea], records: Iterable[Record]) -> str:
         by_setup = by_name.setdefault(record.settings.contender, {})
         by_setup.setdefault(Setup.of(record.settings), []).append(record)
     lines = [
-        "| tried | layer | tokens | a step | dead after | learning rate | FVU at L0 32 "
+        "| tried | layer | tokens | per step | dead after | learning rate | FVU at L0 32 "
         "| without it | less by | dead | without it | verdict |",
         "|---" + "|--:" * 10 + "|---|",
     ]

@@ -112,7 +112,7 @@ def ours(shape: Shape, compute_dtype: str, dead: bool) -> Step:
 
 
 def sae_lens(shape: Shape, dead: bool) -> Step:
-    """What `SAETrainer` does a step, without its bookkeeping."""
+    """What `SAETrainer` does in a step, without its bookkeeping."""
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
     from sae_lens.saes.sae import TrainStepInput
 

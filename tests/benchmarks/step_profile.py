@@ -1,6 +1,7 @@
 """Where the time of our training step goes: milliseconds by operation, beside the bare product.
 
-Prints a Markdown table a shape (d, F, k), at 4,096 tokens a step; `rest` sums up what is small.
+Prints a Markdown table for each shape (d, F, k), at 4,096 tokens per step; `rest` sums up what is
+small.
 """
 
 import argparse
@@ -18,7 +19,7 @@ SHOWN = 12
 
 
 def by_operation(shape: Shape, compute_dtype: str) -> Counter[str]:
-    """Milliseconds a step of each operation, without those that it calls."""
+    """Milliseconds per step of each operation, without those that it calls."""
     step, data = ours(shape, compute_dtype, dead=False), cycle(batches(shape))
     for _ in range(EARLY_STEPS):
         step(next(data))

@@ -247,7 +247,7 @@ def test_the_first_token_is_behind_the_padding(
             wanted = logits(language_model, text)
             options = {"attention_mask": mask, "position_ids": at}
             whole = language_model.model(padded, **options).logits[:, n:]
-            cut = n + 1  # the second pass begins behind the first token
+            cut = n + 1  # the second pass begins after the first token
             options = {name: value[:, :cut] for name, value in options.items()}
             begun = language_model.model(padded[:, :cut], use_cache=True, **options)
             rest = language_model.model(
