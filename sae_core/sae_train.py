@@ -113,7 +113,6 @@ class SAETrainer:
             runtime.log_freq,
             origin=activations.origin,
         )
-        self.loop.on_begun = partial(self._checkpoint, FIRST_CHECKPOINT)
 
     def train(self) -> None:
         """Run the loop, from where an interrupted process with these settings left it.
@@ -169,6 +168,8 @@ class SAETrainer:
         loop.end()
 
     def _step(self, batch: Batch | Tensor) -> None:
+        if self.loop.take_over(batch):
+            self._checkpoint(FIRST_CHECKPOINT)
         self.loop.train_on(batch)
         if self.timer.is_due:
             self._begin_to_save()

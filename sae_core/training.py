@@ -30,7 +30,7 @@ states and checkpoints are for whoever runs it: `sae_train.py`.
 """
 
 import math
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -98,8 +98,6 @@ class Trainer:
         self.sae, self.source, self.config, self.observer = sae, source, config, observer
         self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
         self.origin = origin
-        self.on_begun: Callable[[], None] = lambda: None
-        """Called when the SAE has the origin's weights, before the first step."""
         self.batches = Batches(
             sae.spec, sae.b_dec.device, source, config.num_epochs, end_to_end, compute.group
         )
@@ -143,6 +141,7 @@ class Trainer:
         self.begin()
         while not self.is_over:
             for batch in self.rest_of_epoch():
+                self.take_over(batch)
                 self.train_on(batch)
             self.look()
             yield self.close_epoch(self.validate())
@@ -222,6 +221,15 @@ class Trainer:
         skip = progress.n_done - epoch * length
         return self.batches.train(epoch, skip, raw=self.ahead is not None)
 
+    def take_over(self, batch: Batch | Tensor) -> bool:
+        """Give the SAE its origin's weights before the first batch with tokens; whether it did."""
+        if self.origin is None or self.progress.tokens:
+            return False
+        made = batch if isinstance(batch, Batch) else self.batches.of_activations(batch)
+        if is_first := made.finite and len(made.x) > 0:
+            begin_with(self.origin, self.sae, self.normalise, made.x)
+        return is_first
+
     def train_on(self, batch: Batch | Tensor) -> None:
         """Take one batch: a step, or a note that it was skipped. A raw one is given to the device,
         and taken by the next `look`."""
@@ -231,7 +239,7 @@ class Trainer:
         progress.n_done += 1
         if isinstance(batch, Tensor):
             assert self.ahead is not None
-            # The first step with an origin takes its weights over, which no static step does.
+            # The origin's weights have just been taken over, which no static step knows.
             is_first = self.origin is not None and progress.tokens == 0
             (self._redo if is_first else self.ahead.take)(Waiting(batch, lr, number))
         else:
@@ -251,9 +259,6 @@ class Trainer:
         progress.outliers += batch.n_outliers
         if len(batch.x) == 0:
             return
-        if self.origin and progress.tokens == 0:
-            begin_with(self.origin, self.sae, self.normalise, batch.x)
-            self.on_begun()
         if batch.passes and not progress.in_phase:
             self._begin_phase(batch)
         try:
