@@ -27,6 +27,9 @@ Stepping = Literal["auto", "ordinary", "static", "graph"]
 """How steps are taken: by the ordinary code, or in fixed sizes, operation by operation or as a
 graph. `auto` takes a graph where it can."""
 
+KINDS = "batch_topk", "matryoshka_batch_topk", "topk"
+"""Those with a static step, by name: their classes would make all kinds depend on this file."""
+
 KEPT_BYTES = 2**30
 """Most memory that the batches between two looks take."""
 
@@ -126,9 +129,9 @@ class Ahead:
 
 
 def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Stepping:
-    """What `auto` stands for: a graph for an SAE that one process trains on an NVIDIA GPU with a
-    bfloat16 product, unless the rows of a block are limited, if it is a BatchTopK SAE, nested or
-    not, or a TopK SAE with values in bfloat16; otherwise the ordinary code."""
+    """What `auto` stands for: a graph for an SAE with a top-k that one process trains on an NVIDIA
+    GPU with a bfloat16 product, unless the rows of a block are limited; otherwise the ordinary
+    code."""
     if stepping != "auto":
         return stepping
     fits = (
@@ -136,17 +139,10 @@ def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Step
         and compute.row_block is None
         and compute.precision is not None
         and compute.precision.matmul_dtype == torch.bfloat16
-        # By its name: its class would make all kinds depend on the file.
-        and sae.spec.sae_type in _of_values(compute.precision.value_dtype)
+        and sae.spec.sae_type in KINDS
         and has_kernels(sae.b_dec.device)
     )
     return "graph" if fits else "ordinary"
-
-
-def _of_values(dtype: torch.dtype) -> tuple[str, ...]:
-    """The kinds that have a static step with such values."""
-    of_batch = "batch_topk", "matryoshka_batch_topk"
-    return (*of_batch, "topk") if dtype == torch.bfloat16 else of_batch
 
 
 def capture(step: StaticStep) -> Callable[[], None]:

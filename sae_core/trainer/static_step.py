@@ -20,7 +20,9 @@ clipping, Adam and the unit norm follow, with the learning rate on the device.
 Float32 values are computed separately, for the pairs alone. First, twice as many candidates as are
 wanted are found by an upper bound of each entry: `pre` plus the most that rounding to bfloat16 can
 have taken from it, `ROUNDING |x| |w|`. If the least value kept exceeds the bounds of all entries
-that are no candidates, none was missed; otherwise the step is not taken.
+that are no candidates, none was missed; otherwise the step is not taken. The k largest of each of
+thousands of tokens cannot be told from the next ones like this: some token is always in doubt. So
+with float32 values the product of a TopK SAE is in float32, and its entries are the values.
 
 Nor is it taken if an activation, the loss or the gradient is not finite, or if no row is kept. Then
 neither this step nor any later one changes anything until the host looks (`ahead.py`) and takes the
@@ -38,7 +40,7 @@ from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
 from sae_core.sae.static.backend import Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
-from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots, refine
+from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots, entries, refine
 from sae_core.sae.static.per_token import largest_of_each
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.objective import AUXILIARY_STRIDE
@@ -80,7 +82,6 @@ class StaticStep:
     """The step of one training, on the SAE's and the optimizer's own tensors.
 
     Args:
-        precision: for a TopK SAE one with bfloat16 values.
         like: a batch of raw activations (N, D), or (N, 2 D) for a transcoder.
         n_steps: most steps between two looks of the host.
     """
@@ -103,7 +104,6 @@ class StaticStep:
         self.sizes: Tensor | None = None
         if spec.sae_type == "matryoshka_batch_topk":
             self.sizes = torch.tensor(spec.matryoshka_sizes, device=sae.b_dec.device)
-        assert not (self.is_exact and self.is_of_tokens)
         is_dense = spec.top_k > DENSE_SHARE * spec.d_sae and not self.is_exact
         is_dense = is_dense and self.sizes is None  # its groups would be as many products
         self.ops = ops.densely() if is_dense else ops
@@ -182,8 +182,10 @@ class StaticStep:
         return Choice(main, aux, aux_total, main_sure & aux_sure)
 
     def _pre_activations(self, made: Prepared) -> Tensor:
-        """(N, F) bfloat16; for float32 values an upper bound of each."""
+        """(N, F) bfloat16; for float32 values an upper bound of each, or of a TopK SAE float32."""
         bias = self.b_enc
+        if self.is_exact and self.is_of_tokens:
+            return torch.addmm(bias, made.x, self.W_enc.T)
         if self.is_exact:
             length = torch.where(made.kept, made.x.norm(dim=1), 0.0).amax()
             bias = bias + ROUNDING * length * self.W_enc.norm(dim=1)
@@ -204,8 +206,8 @@ class StaticStep:
         if not self.is_exact:
             return self.ops.select(pre, chosen, features, total, n_slots, floor), self.sure
         many = CANDIDATES * total, CANDIDATES * n_slots
-        found = self.ops.select(pre, chosen, features, *many, floor)
-        value = self._values(Codes.of(found), made)
+        found = self.ops.select(pre.bfloat16(), chosen, features, *many, floor)
+        value = entries(pre, found) if self.is_of_tokens else self._values(Codes.of(found), made)
         code = refine(found, value, total, n_slots, self.sae.spec.d_sae)
         most = found.least * (1 + 2**-7)  # that an entry which is no candidate can be
         return code, (total == 0) | (found.least == 0) | (code.least > most)

@@ -52,10 +52,10 @@ def trained(
     ("kind", "precision"),
     [
         *(("batch_topk", precision) for precision in PRECISIONS),
-        ("topk", PRECISIONS[0]),
+        *(("topk", precision) for precision in PRECISIONS),
         ("matryoshka_batch_topk", PRECISIONS[1]),
     ],
-    ids=["bfloat16", "float32", "topk", "nested"],
+    ids=["bfloat16", "float32", "topk", "topk in float32", "nested"],
 )
 def test_a_graph_gives_the_bytes_of_its_operations_every_time(
     kind: str, precision: Precision

@@ -2,16 +2,19 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from families import FAMILIES, NAMES
+from random_model import SCALE, make_random_model
 from safetensors.torch import load_file, save_file
 from tiny_model import N_LAYERS, WIDTH, configuration
 from torch import Tensor
 from transformers import (
+    AutoTokenizer,
     BloomConfig,
     FalconConfig,
     GPT2Config,
@@ -35,6 +38,7 @@ from sae_core.train_config import DataConfig, ModelConfig, RunConfig
 from sae_core.trainer.checked_run import check_run
 from sae_core.utils.devices import device_map, pick_device, pick_dtype
 from sae_core.utils.errors import SAEError
+from sae_core.workflow.plan_tables import ModelShape
 
 CPU = torch.device("cpu")
 
@@ -249,3 +253,22 @@ def test_window_beyond_the_context_trains_nothing(folder: Path, data_path: Path)
     )
     with pytest.raises(SAEError, match="--max-text-length 33: the model reads at most 32 tokens"):
         check_run(config)
+
+
+@pytest.mark.parametrize("tied", [True, False], ids=["tied", "of its own"])
+def test_a_random_model_is_read_as_one_of_its_shape(
+    tied: bool, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Its unembedding is the embedding if the shape says so, and every weight has been drawn."""
+    shape = replace(ModelShape.read(tiny_model), tied=tied)
+    words = AutoTokenizer.from_pretrained(tiny_model)
+    folder = make_random_model(tmp_path / "model", shape, words)
+    assert ModelShape.read(folder) == shape
+    assert ("lm_head.weight" in load_file(folder / "model.safetensors")) != tied
+    loaded = LanguageModel.load(ModelConfig(model_name=str(folder), model_dtype="bfloat16"), CPU)
+    embedding, unembedding = (
+        module.weight for module in (loaded.model.get_input_embeddings(), loaded.model.lm_head)
+    )
+    assert torch.equal(embedding, unembedding) == tied
+    for name, weight in loaded.model.named_parameters():
+        assert weight.float().std() == pytest.approx(0 if "norm" in name else SCALE, rel=0.1), name

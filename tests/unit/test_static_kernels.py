@@ -15,7 +15,7 @@ from sae_core.sae.static import backend, select_kernels
 from sae_core.sae.static.backend import TWIN, Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
 from sae_core.sae.static.moments import Moments, Rule
-from sae_core.sae.static.pairs import Codes, Slots, refine
+from sae_core.sae.static.pairs import Codes, Slots, entries, refine
 from sae_core.sae.static.per_token import largest_of_each
 
 N, D, FEATURES, K = 8, 12, 40, 2
@@ -98,9 +98,12 @@ def test_selection_is_that_of_a_stable_sort(
 
 @pytest.mark.parametrize("name", PRE)
 @pytest.mark.parametrize("k", [1, 3, FEATURES + 1])
-def test_the_largest_of_each_token(name: str, k: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_the_largest_of_each_token(name: str, k: int, dtype: torch.dtype) -> None:
     """Ties are any of them."""
-    pre, rows = PRE[name], torch.arange(N) % 3 > 0
+    pre, rows = PRE[name].to(dtype), torch.arange(N) % 3 > 0
+    if dtype == torch.float32:
+        pre = pre * (1 + 1e-3 * normal(N, FEATURES).float())  # what bfloat16 does not tell apart
     found = largest_of_each(pre, rows, k, N * k + 2)
     n = int(found.n_pairs)
     wanted = pre.float().sort(1, descending=True).values[:, :k].clamp(min=0) * rows[:, None]
@@ -132,6 +135,16 @@ def test_refined_candidates_are_the_largest_by_their_own_values() -> None:
         exact = exact[:, :-1]
         kept = expected(exact, *everything, total)
         assert_selected(refine(found, value, int32(total), N * K, FEATURES), kept, exact, N * K)
+
+
+def test_the_entries_at_the_pairs() -> None:
+    pre = skewed().float() * (1 + 1e-3 * normal(N, FEATURES).float())
+    everything = torch.ones(N, dtype=torch.bool), torch.ones(FEATURES, dtype=torch.bool)
+    found = TWIN.select(pre.bfloat16(), *everything, int32(7), N * K, int32(0).clone())
+    value, there = entries(pre, found), found.column < FEATURES
+    assert int(there.sum()) == 7 and not value[~there].any()
+    assert torch.equal(value[there], pre[found.row.long()[there], found.column.long()[there]])
+    assert not entries(-pre, found).any()
 
 
 @pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])

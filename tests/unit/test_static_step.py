@@ -10,7 +10,7 @@ import torch
 from operations import Operations
 from pretend_gpu import GPU, PretendGPU, _move_module
 from short_training import FEATURES, D, Recorder, make_sae
-from synthetic import SparseDirections, SparseMap, spec
+from synthetic import KINDS, SparseDirections, SparseMap, spec
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
@@ -25,8 +25,8 @@ from sae_core.sae.reconstruction import Compute
 from sae_core.sae.static.backend import TWIN, kernels
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import OptimizerName, TrainingConfig
-from sae_core.trainer import static_step
-from sae_core.trainer.ahead import Stepping, Waiting
+from sae_core.trainer import ahead, static_step
+from sae_core.trainer.ahead import Stepping, Waiting, picked
 from sae_core.trainer.optimizer import adam
 from sae_core.trainer.static_step import StaticStep
 from sae_core.trainer.training_state import TrainingState
@@ -120,6 +120,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a penalty": {"l1_coefficient": 0.05},
     "dead features": {"n_dead": 30},
     "nested": {"n_dead": 30, "kind": "matryoshka_batch_topk"},
+    "topk": {"n_dead": 30, "kind": "topk"},
     "active_adam": {"n_dead": 30, "optimizer": "active_adam"},
 }
 
@@ -237,6 +238,20 @@ def test_a_state_goes_on_in_either_code(before: Stepping, after: Stepping) -> No
         assert_alike(second, whole)
 
 
+@pytest.mark.parametrize("precision", [EXACT, ROUNDED], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_graph_is_for_those_with_a_top_k(
+    kind: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sae, given = build(spec(kind)), Compute(precision=precision)
+    assert picked("auto", sae, given) == "ordinary"  # without a GPU
+    monkeypatch.setattr(ahead, "has_kernels", lambda device: True)
+    assert picked("auto", sae, given) == ("graph" if "topk" in kind else "ordinary")
+    product = Precision(torch.float32, torch.float32)
+    for other in (Compute(), Compute(precision=product), given._replace(row_block=64)):
+        assert picked("auto", sae, other) == "ordinary"
+
+
 # What a GPU is given
 
 SHAPE = {"d": 576, "width": 9216, "k": 64, "tokens": 4096}
@@ -270,6 +285,7 @@ def operations(precision: Precision, shape: dict[str, int], kind: str) -> list[s
         (ROUNDED, DENSE, "batch_topk", 126),
         (EXACT, DENSE, "batch_topk", 228),
         (ROUNDED, SHAPE, "topk", 118),
+        (EXACT, SHAPE, "topk", 164),
         (ROUNDED, SHAPE, "matryoshka_batch_topk", 149),
     ],
 )

@@ -115,6 +115,13 @@ class Gradients(NamedTuple):
     """(2, F): what the pairs of the first code add, and those of the others."""
 
 
+def entries(matrix: Tensor, slots: Slots) -> Tensor:
+    """(P,) the positive entries of (N, F) at the pairs; 0 where none is."""
+    n_features = matrix.shape[1]
+    at = slots.row.long() * n_features + slots.column.clamp(max=n_features - 1)
+    return torch.where(slots.column < n_features, matrix.view(-1)[at].clamp(min=0.0), 0.0)
+
+
 def refine(slots: Slots, value: Tensor, total: Tensor, n_slots: int, n_features: int) -> Slots:
     """The `total` largest of the pairs by another value, ties to the earlier one.
 

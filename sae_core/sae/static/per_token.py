@@ -1,8 +1,7 @@
 """The k largest entries of each token, as a TopK SAE keeps them, in a fixed number of slots.
 
 `torch.topk` finds k per token whatever their values are; what is not positive, or is of a token
-that does not count, is left out when the slots are filled. Its values are the entries' own: an
-upper bound does not tell the k largest of every one of thousands of tokens from the next ones.
+that does not count, is left out when the slots are filled. The values are the entries' own.
 """
 
 import torch
@@ -15,7 +14,7 @@ def largest_of_each(pre: Tensor, rows: Tensor, k: int, n_slots: int) -> Slots:
     """The at most k largest positive entries of each row.
 
     Args:
-        pre: (N, F) bfloat16.
+        pre: (N, F) bfloat16 or float32.
         rows: (N,) bool: those that count.
         n_slots: at least N k.
     """
