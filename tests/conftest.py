@@ -36,9 +36,10 @@ from running import Run, run_python  # noqa: E402
 
 LONGEST = (
     *("test_demo", "test_slurm_faults", "test_slurm", "test_scale", "test_deployment"),
-    *("test_publish", "test_chaos", "test_parallel", "test_rebuild", "test_resume"),
-    *("test_lockstep", "test_bad_input", "test_on_a_gpu", "test_engines", "test_commands"),
-    *("test_transcoder", "test_without_a_store", "test_labels", "test_gpus", "test_wandb"),
+    *("test_publish", "test_chaos", "test_parallel", "test_rebuild", "test_killed_training"),
+    *("test_resume", "test_lockstep", "test_bad_input", "test_on_a_gpu", "test_engines"),
+    *("test_commands", "test_transcoder", "test_without_a_store", "test_labels", "test_gpus"),
+    "test_wandb",
 )
 """The files whose tests take longest, in the order in which they start: a long test that began at
 the end would leave the other cores without work. A worker with few tests left gets its next one

@@ -16,6 +16,11 @@ from synthetic import random_sae
 from sae_core.formats.checkpoint import sae_files, write_files
 from sae_core.formats.saelens import saelens_files
 from sae_core.sae_base import SparseAutoencoder
+from sae_core.settings.services import RepoConfig
+
+NAME = "Qwen_Qwen3-0.6B.blocks.13.hook_resid_post.btop3sae.exp4"
+REPO = RepoConfig(hf_repo_id="alice/saes", hf_license="mit", hf_dataset="alice/texts")
+API = "/api/models/alice/saes"
 
 METADATA = {
     "model_name": "Qwen/Qwen3-0.6B",
@@ -58,6 +63,11 @@ class Made(NamedTuple):
     folder: Path
     evaluation: Path
     sae: SparseAutoencoder
+
+
+def commits(server: MiniHub) -> int:
+    """In the repository of `REPO`."""
+    return len(server.repositories["alice/saes"].commits)
 
 
 def make_sae_directory(folder: Path, kind: str = "batch_topk", seed: int = 0) -> Made:

@@ -35,6 +35,16 @@ def run_python(
     return done
 
 
+def run_script(name: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `scripts/NAME ARGUMENTS...`, whatever comes of it."""
+    return subprocess.run(
+        [sys.executable, ROOT / "scripts" / name, *map(str, arguments)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+    )
+
+
 def run_here(
     script: object,
     *arguments: object,

@@ -1,10 +1,14 @@
 """What the unit tests share."""
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from minihub import MiniHub
+from published import NAME, Made, hub_here, make_sae_directory
+from torch import Tensor
 
 from sae_core.activations.token_windows import TokenWindows, read_windows
 from sae_core.models import language_model as module
@@ -38,3 +42,42 @@ def windows(language_model: LanguageModel, texts: list[str]) -> TokenWindows:
     """Windows of 24 tokens, a quarter of the texts held out."""
     data = DataConfig(max_text_length=24, val_fraction=0.25, seed=5)
     return read_windows(language_model.tokenizer, texts[:12], data)
+
+
+@pytest.fixture(scope="module")
+def tokens(windows: TokenWindows) -> Tensor:
+    """Three training windows (3, L)."""
+    return windows.train(0, torch.arange(3))
+
+
+# For what is sent to a Hub on this machine, or comes from it
+
+
+@pytest.fixture(params=[True, False], ids=["xet", "lfs"])
+def both(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[MiniHub]:
+    """The Hub, once with Xet and once with LFS."""
+    with hub_here(tmp_path, monkeypatch, xet=request.param) as server:
+        yield server
+
+
+@pytest.fixture
+def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MiniHub]:
+    """The Hub, with LFS."""
+    with hub_here(tmp_path, monkeypatch, xet=False) as server:
+        yield server
+
+
+@pytest.fixture
+def made(tmp_path: Path) -> Made:
+    """An SAE directory to send."""
+    return make_sae_directory(tmp_path / NAME)
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Waiting is noted, not done."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", waited.append)
+    return waited

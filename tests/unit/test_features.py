@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-from by_definition import in_memory, stream
+from by_definition import in_memory
 from synthetic import KINDS, random_sae
 from tiny_model import WIDTH
 
-from sae_core.activations.token_windows import corpus_windows
 from sae_core.corpus.corpora import json_list
 from sae_core.corpus.token_file import TokenFile
 from sae_core.corpus.tokenise import tokenise
@@ -35,7 +34,6 @@ from sae_core.sae.precision import Precision
 from sae_core.sae.sparse_ops import sparse
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.settings.steps import FeaturesConfig
-from sae_core.utils.errors import SAEError
 
 HOOK = Hook(1, "hook_resid_post")
 LENGTH = 24
@@ -396,36 +394,3 @@ def test_characters_of_several_tokens_are_whole() -> None:
     assert before[3:7] == ["b", "b", "b", "→"]
     cut = Pieces(Bytes()).of(list("→₂→".encode()[1:-1]))
     assert cut == ["‹86›", "‹92›", "", "", "₂", "‹E2›", "‹86›"], "only what is cut is not whole"
-
-
-# The windows of the corpus
-
-
-@pytest.mark.parametrize("bos", [False, True])
-def test_corpus_windows_label_every_token(texts: list[str], bos: bool) -> None:
-    from tiny_model import tokenizer
-
-    made = tokenizer(" ".join(texts), bos=bos)
-    tokens = in_memory(made, texts)
-    windows = corpus_windows(tokens, LENGTH, 10_000)
-    first = 1 if bos else 0
-    assert windows.tokens.shape == windows.text.shape == (len(windows.tokens), LENGTH)
-    assert torch.equal(
-        windows.tokens[:, first:].flatten(),
-        stream(made, texts)[: windows.tokens[:, first:].numel()],
-    )
-    ends = (windows.tokens[:, first:].flatten() == tokens.end_of_text).long()
-    assert torch.equal(windows.text[:, first:].flatten().long(), ends.cumsum(0) - ends)
-    assert not bos or (windows.tokens[:, 0] == tokens.bos).all()
-
-
-def test_some_windows_of_a_long_corpus(texts: list[str]) -> None:
-    from tiny_model import tokenizer
-
-    tokens = in_memory(tokenizer(" ".join(texts)), texts)
-    every = corpus_windows(tokens, LENGTH, 10_000)
-    some = corpus_windows(tokens, LENGTH, 5)
-    at = [i * len(every.tokens) // 5 for i in range(5)]
-    assert torch.equal(some.tokens, every.tokens[at]) and torch.equal(some.text, every.text[at])
-    with pytest.raises(SAEError, match="--max-text-length 100000: the texts have"):
-        corpus_windows(tokens, 100_000, 5)

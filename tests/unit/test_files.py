@@ -106,3 +106,10 @@ def test_a_file_system_without_a_sync_of_folders_will_do(
     monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(code, "no")))
     with pytest.raises(OSError):
         sync(tmp_path / "x")
+
+
+def test_write_file_makes_the_folder_and_names_what_it_cannot_write(tmp_path):
+    write_file(tmp_path / "new" / "a.txt", "text")
+    assert (tmp_path / "new" / "a.txt").read_text() == "text"
+    with pytest.raises(SAEError, match="a.txt/b.txt: cannot be written"):
+        write_file(tmp_path / "new" / "a.txt" / "b.txt", "text")

@@ -1,49 +1,27 @@
-"""Labels from a chat service that has every fault, with the unmodified `openai` client, and from a
-local model."""
+"""Labels from a chat service that has every fault, with the unmodified `openai` client."""
 
-import asyncio
 import csv
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 from typing import Any
 
 import oracle
 import pytest
-import torch
+from labelling_here import PER_FEATURE, SCRIPT, N, Run, all_are_good, answer, label_here
 from minichat import KEY, Fault, MiniChat, kind
-from running import ROOT, run_here
-from transformers import AutoTokenizer
+from running import run_here
 
-from sae_core.labelling.asking import Asker
-from sae_core.labelling.chat import Refused
 from sae_core.labelling.config import AskingConfig, LabellerConfig, api_key, check_asking
-from sae_core.labelling.endpoint import Endpoint, retry_after
+from sae_core.labelling.endpoint import retry_after
 from sae_core.labelling.label_files import read_labels
-from sae_core.labelling.labeller import Labeller
 from sae_core.labelling.labels import Label
-from sae_core.labelling.ledger import Ledger
-from sae_core.labelling.local_model import LocalModel
-from sae_core.labelling.prompts import Question
-from sae_core.labelling.windows import Pool
 from sae_core.utils.errors import PassingError, SAEError
-from sae_core.utils.records import read_json_lines
-
-SCRIPT = ROOT / "scripts/label.py"
-N = 6
-PER_FEATURE = 5
-"""Requests: the label, and ten windows in two requests each for detection and fuzzing."""
-
-
-def answer(body: dict[str, Any]) -> Any:
-    return oracle.answer(body["messages"][1]["content"])
 
 
 @pytest.fixture
@@ -54,51 +32,9 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[MiniChat]:
         yield server
 
 
-class Run:
-    """Labels of a few features by the service, in this process, with waits that are only noted."""
-
-    def __init__(self, folder: Path, n: int = N, **asking: Any) -> None:
-        self.entries = oracle.write_entries(folder / "entries.jsonl", n)
-        self.answers = folder / "answers.jsonl"
-        self.asking = AskingConfig(**{"request_seconds": 5, "request_tries": 4} | asking)
-        self.waits: list[float] = []
-
-    def labels(self, **config: Any) -> list[Label]:
-        settings = LabellerConfig(labeller="m", **config)
-        entries = list(read_json_lines(self.entries))
-
-        async def run() -> list[Label]:
-            chat = Endpoint(settings, self.asking)
-            ledger = Ledger(self.answers, settings)
-            self.asker = Asker(chat, ledger, self.asking.request_tries, self.wait)
-            materials = map(Pool(entries, 0).material, entries)
-            labeller = Labeller(self.asker, settings)
-            return await labeller.run(materials, self.asking.requests_at_once, lambda: None)
-
-        return asyncio.run(run())
-
-    async def wait(self, seconds: float) -> None:
-        self.waits.append(seconds)
-
-
 @pytest.fixture
 def run(server: MiniChat, tmp_path: Path) -> Run:
     return Run(tmp_path)
-
-
-def label_here(folder: Path, *options: str, n: int = N, ok: bool = True) -> str:
-    """The command, and all that it prints."""
-    entries = oracle.write_entries(folder / "entries.jsonl", n)
-    places = ["--entries", entries, "--labels", folder / "labels.jsonl"]
-    places += ["--table", folder / "labels.csv", "--answers", folder / "answers.jsonl"]
-    done = run_here(SCRIPT, *places, "--labeller", "m", *options, ok=ok)
-    return done.stdout + done.stderr
-
-
-def all_are_good(labels: list[Label]) -> bool:
-    return [label[1:] for label in labels] == [
-        (oracle.word(f), f"the word {oracle.word(f)}", 0.9, 1.0, 1.0, "ok") for f in range(N)
-    ]
 
 
 def test_a_file_of_something_else_is_named(tmp_path: Path) -> None:
@@ -450,49 +386,3 @@ def test_a_proxy_is_named_without_its_password(
     assert "secret" not in f"{found.value}{run.asker.chat.where}"
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     assert all_are_good(run.labels()) and "proxy" not in run.asker.chat.where
-
-
-# A local model
-
-
-def test_a_local_model(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A random one, whose answers are in no schema."""
-    monkeypatch.setenv("OPENAI_BASE_URL", "http://127.0.0.1:1/v1")
-    options = ["--labeller-backend", "local", "--answer-tokens", "4", "--labeller", str(tiny_model)]
-    options += ["--labelled-features", "2", "--device", "cpu"]
-    monkeypatch.setattr("sae_core.labelling.prompts.LABEL", "Label it.")
-    printed = label_here(tmp_path, *options)
-    assert "no text leaves this machine" in printed
-    found = list(read_labels(tmp_path / "labels.jsonl").values())
-    assert found == [Label(0, status="invalid answer"), Label(1, status="invalid answer")]
-    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
-    assert len(answers) == 4 and all(1 <= a["tokens_out"] <= 4 for a in answers)
-    message = label_here(tmp_path, *options, "--labeller", "./nowhere", ok=False)
-    assert "--labeller ./nowhere" in message
-
-
-def test_a_local_model_is_asked_in_its_own_form(tiny_model: Path, tmp_path: Path) -> None:
-    """With its chat template; and without one, the same prompt as text."""
-    template = (
-        "{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
-        "{% if add_generation_prompt %}[assistant]{% endif %}"
-    )
-    folder = tmp_path / "model"
-    shutil.copytree(tiny_model, folder)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = template
-    tokenizer.save_pretrained(folder)
-    question = Question(str(folder), "label", "Be brief.", "What is it?", {})
-    settings = LabellerConfig(labeller=str(folder), answer_tokens=3)
-    model = LocalModel(settings, torch.device("cpu"))
-    reply = asyncio.run(model.ask(question))
-    whole = "[system]Be brief.[user]What is it?[assistant]"
-    assert reply.tokens_in == len(tokenizer(whole).input_ids) and 1 <= reply.tokens_out <= 3
-    assert asyncio.run(model.ask(question)) == reply
-    sampling = LocalModel(replace(settings, label_temperature=1.0), torch.device("cpu"))
-    assert asyncio.run(sampling.ask(question)) == asyncio.run(sampling.ask(question))
-    plain = asyncio.run(model.ask(question._replace(model=str(tiny_model))))
-    assert plain.tokens_in > 0
-    too_long = question._replace(user="a b c " * 1000)
-    with pytest.raises(Refused, match="exceed its context of 1024"):
-        asyncio.run(model.ask(too_long))

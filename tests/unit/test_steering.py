@@ -1,4 +1,4 @@
-"""An SAE at work in its model: spliced in, steering, reading a text; and the two commands."""
+"""An SAE at work in its model: steering, reading a text; and the two commands."""
 
 import json
 from contextlib import nullcontext
@@ -7,137 +7,21 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from pretend_gpu import GPU, PretendGPU, _move_module
 from running import ROOT, run_here
-from synthetic import random_sae
-from tiny_model import WIDTH
+from steered import FEATURES, PROMPT, an_sae, ce, logits
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from sae_core.activations.token_windows import TokenWindows
 from sae_core.evaluation.metrics import evaluate
 from sae_core.formats.checkpoint import save_sae
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.models.model_sources import model_sha256
 from sae_core.reporting.known_features import read_labels
-from sae_core.sae_base import SparseAutoencoder
 from sae_core.steering.continuation import Sampling, continuation, steered_continuations
 from sae_core.steering.loading import load_pair
 from sae_core.steering.reading import read_text
 from sae_core.utils.errors import SAEError
-
-FEATURES = 64
-SITES = (
-    "hook_resid_pre",
-    "hook_attn_out",
-    "hook_resid_mid",
-    "mlp.hook_in",
-    "hook_mlp_out",
-    "hook_resid_post",
-)
-PROMPT = "The energy of a particle"
-
-
-def an_sae(**changes: Any) -> SparseAutoencoder:
-    """An SAE of the tiny model, active on every token."""
-    own = {"d_in": WIDTH, "d_sae": FEATURES, "hook_layer": 1, "hook_name": "hook_resid_post"}
-    sae = random_sae("batch_topk", torch.float32, **{**own, **changes})
-    return sae.requires_grad_(False)
-
-
-@pytest.fixture(scope="module")
-def tokens(windows: TokenWindows) -> Tensor:
-    """(B, L)"""
-    return windows.train(0, torch.arange(3))
-
-
-def logits(model: Any, tokens: Tensor) -> Tensor:
-    inner = model.model if isinstance(model, LanguageModel) else model
-    return inner(tokens, use_cache=False).logits
-
-
-def ce(model: LanguageModel, tokens: Tensor) -> float:
-    with torch.no_grad():
-        found = logits(model, tokens)[:, :-1].flatten(0, 1).float()
-    return float(F.cross_entropy(found, tokens[:, 1:].flatten()))
-
-
-@pytest.mark.parametrize("target", ["", "hook_mlp_out"])
-def test_a_splice_has_the_cross_entropy_of_the_evaluation(
-    target: str, language_model: LanguageModel, tokens: Tensor
-) -> None:
-    sae = an_sae(hook_name="mlp.hook_in" if target else "hook_resid_post", target_hook_name=target)
-    clean = ce(language_model, tokens)
-    with sae.spliced_into(language_model) as seen:
-        spliced = ce(language_model, tokens)
-    figures = evaluate(language_model, sae, tokens, 3)
-    assert spliced == pytest.approx(figures["ce_sae"], rel=1e-5)
-    assert abs(spliced - clean) > 1e-3
-    assert ce(language_model, tokens) == clean
-    hook = Hook(1, sae.spec.hook_name)
-    x = language_model.activations(tokens, [hook])[hook]
-    torch.testing.assert_close(seen.x, x)
-    torch.testing.assert_close(seen.features, sae.encode(x))
-
-
-@pytest.mark.parametrize("hook_name", SITES)
-def test_a_splice_is_what_resume_makes_of_the_reconstruction(
-    hook_name: str, language_model: LanguageModel, tokens: Tensor
-) -> None:
-    sae, hook = an_sae(hook_name=hook_name), Hook(1, hook_name)
-    before = hook._replace(hook_name="hook_resid_pre")
-    _, found = language_model.logits(tokens, [hook, before])
-    value = torch.cat([found[hook][:, :1], sae(found[hook])[:, 1:]], 1)
-    wanted, _ = language_model.resume(tokens, found[before], hook, value)
-    with sae.spliced_into(language_model), torch.no_grad():
-        torch.testing.assert_close(logits(language_model, tokens), wanted, rtol=1e-4, atol=1e-4)
-
-
-def test_features_can_be_replaced_and_the_error_kept(
-    language_model: LanguageModel, tokens: Tensor
-) -> None:
-    sae = an_sae()
-    with torch.no_grad():
-        clean = logits(language_model, tokens)
-        with sae.spliced_into(language_model, keep_error=True):
-            same = logits(language_model, tokens)
-        with sae.spliced_into(language_model, replace=torch.zeros_like) as seen:
-            logits(language_model, tokens)
-    torch.testing.assert_close(same, clean, rtol=1e-4, atol=1e-4)
-    assert seen.x_hat is not None
-    torch.testing.assert_close(seen.x_hat, sae.b_dec.expand_as(seen.x_hat))
-
-
-@pytest.mark.parametrize("keep_error", [False, True])
-def test_gradients_flow_to_features_and_weights(
-    keep_error: bool, language_model: LanguageModel, tokens: Tensor
-) -> None:
-    sae = an_sae()
-    with sae.spliced_into(language_model, keep_error=keep_error) as seen:
-        logits(language_model, tokens)[0, -1, 3].backward()
-    assert seen.features is not None and seen.features.grad is not None
-    assert seen.features.grad[0, 1:].any() and not seen.features.grad[:, 0].any()
-    step, at = 1e-2, (0, 5, int(seen.features[0, 5].argmax()))
-
-    def nudged(by: float) -> float:
-        def add(features: Tensor) -> Tensor:
-            features = features.clone()
-            features[at] += by
-            return features
-
-        with sae.spliced_into(language_model, add, keep_error), torch.no_grad():
-            return float(logits(language_model, tokens)[0, -1, 3])
-
-    slope = (nudged(step) - nudged(-step)) / (2 * step)
-    assert float(seen.features.grad[at]) == pytest.approx(slope, rel=0.05, abs=2e-4)
-    trained = an_sae().requires_grad_()
-    with trained.spliced_into(language_model):
-        logits(language_model, tokens)[0, -1, 3].backward()
-    assert trained.W_dec.grad is not None and trained.W_dec.grad.any()
-
-
-# Steering
 
 
 def test_strength_0_changes_nothing(language_model: LanguageModel, tokens: Tensor) -> None:

@@ -12,7 +12,7 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
 from torch import Tensor
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
-from sae_core.activations.token_windows import TokenWindows, read_windows
+from sae_core.activations.token_windows import TokenWindows, corpus_windows, read_windows
 from sae_core.corpus import repetition
 from sae_core.corpus.repetition import overlap, repeated_share
 from sae_core.corpus.split import Split
@@ -322,3 +322,32 @@ def test_shorter_than_one_window(bos: bool) -> None:
 def test_the_first_evaluation_windows(most: int) -> None:
     windows = numbered()
     assert torch.equal(windows.evaluation(most), windows.evaluation()[:most])
+
+
+# The windows of the corpus, with the text of every token
+
+
+@pytest.mark.parametrize("bos", [False, True])
+def test_corpus_windows_label_every_token(texts: list[str], bos: bool) -> None:
+    made = tokenizer(" ".join(texts), bos=bos)
+    tokens = in_memory(made, texts)
+    windows = corpus_windows(tokens, LENGTH, 10_000)
+    first = 1 if bos else 0
+    assert windows.tokens.shape == windows.text.shape == (len(windows.tokens), LENGTH)
+    assert torch.equal(
+        windows.tokens[:, first:].flatten(),
+        stream(made, texts)[: windows.tokens[:, first:].numel()],
+    )
+    ends = (windows.tokens[:, first:].flatten() == tokens.end_of_text).long()
+    assert torch.equal(windows.text[:, first:].flatten().long(), ends.cumsum(0) - ends)
+    assert not bos or (windows.tokens[:, 0] == tokens.bos).all()
+
+
+def test_some_windows_of_a_long_corpus(texts: list[str]) -> None:
+    tokens = in_memory(tokenizer(" ".join(texts)), texts)
+    every = corpus_windows(tokens, LENGTH, 10_000)
+    some = corpus_windows(tokens, LENGTH, 5)
+    at = [i * len(every.tokens) // 5 for i in range(5)]
+    assert torch.equal(some.tokens, every.tokens[at]) and torch.equal(some.text, every.text[at])
+    with pytest.raises(SAEError, match="--max-text-length 100000: the texts have"):
+        corpus_windows(tokens, 100_000, 5)
