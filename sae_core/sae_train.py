@@ -118,10 +118,11 @@ class SAETrainer:
         """Run the loop, from where an interrupted process with these settings left it.
 
         A signal ends it between two steps, and at once while it reads activations or validates:
-        what that has begun is in no state yet.
+        what that has begun is in no state yet. Several processes stop at the same step.
 
         Raises:
-            Interrupted: a signal came; all that was done is stored.
+            Interrupted: a signal came; all that was done is stored. Of several processes, the first
+                alone gets there.
         """
         self.restore()
         with self.interrupts:
@@ -132,6 +133,7 @@ class SAETrainer:
                             work()
             except Interrupted as interrupted:
                 self.save_progress()
+                self.group.leave()
                 raise Interrupted(self.told(interrupted)) from None
             finally:
                 self.state_writer.wait()

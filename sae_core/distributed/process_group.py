@@ -12,6 +12,7 @@ The first process alone writes files and messages.
 import os
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
 import torch
@@ -163,6 +164,9 @@ def join(device: str) -> ProcessGroup:
             raise SAEError(f"--gpus: this machine, or this job, has {n_gpus}")
         torch.cuda.set_device(own)
         backend, place = "cpu:gloo,cuda:nccl", f"cuda:{own}"
+    # The default arguments of its functions are the group, if there is one as it is imported. They
+    # would keep the group's threads beyond `leave`, and those can abort a process that ends.
+    import_module("torch.distributed.nn")
     dist.init_process_group(backend)
     if dist.get_rank() > 0:
         sys.stdout = open(os.devnull, "w")

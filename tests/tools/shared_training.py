@@ -4,9 +4,12 @@ Each kind of SAE from made-up activations, many features dead from the start, go
 one more with end-to-end losses at every step, streamed from a tiny model, to FOLDER/end_to_end.
 """
 
+import atexit
 import os
 import signal
+import sys
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -37,6 +40,8 @@ from sae_core.utils.errors import SAEError
 
 LAUNCHER = "LAUNCHER_OF_SHARED_TRAINING"
 """The variable with the id of the process that starts the others."""
+
+LEFT = "threads of the group are left"
 
 
 @dataclass(frozen=True)
@@ -99,11 +104,28 @@ def train(
         trainer.export(trainings.folder / name)
 
 
+def join_as_started() -> ProcessGroup:
+    """The group, joined as by a process that has imported nothing but what it needed so far, and
+    that loads a model afterwards. At the end each process names the threads that the group left."""
+    for name in [name for name in sys.modules if name.startswith("torch.distributed.nn")]:
+        del sys.modules[name]
+    group = join("cpu")
+    import_module("torch.distributed.nn")
+    atexit.register(name_threads)
+    return group
+
+
+def name_threads() -> None:
+    names = {path.read_text().strip() for path in Path("/proc/self/task").glob("*/comm")}
+    if left := sorted(name for name in names if "gloo" in name):
+        print(f"{LEFT}: {', '.join(left)}", file=sys.stderr)
+
+
 def run(trainings: Trainings) -> None:
     os.environ.setdefault(LAUNCHER, str(os.getpid()))
     if launched(trainings.gpus):
         return
-    group = join("cpu")
+    group = join_as_started()
     if trainings.fail and group.rank == 1:
         raise SAEError("the second process has failed")
     for kind in KINDS[:1] if trainings.first_only else KINDS:
