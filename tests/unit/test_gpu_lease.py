@@ -57,10 +57,10 @@ def test_a_gpu_is_free_again_however_its_job_ends(job: Callable) -> None:
     for victim, by in ((2, signal.SIGKILL), (0, signal.SIGTERM)):
         process, gpus = jobs[victim]
         process.send_signal(by)
-        process.wait(10)
+        process.wait(60)
         assert job()[1] == gpus
     process, gpus = jobs[3]
-    process.communicate(timeout=10)
+    process.communicate(timeout=60)
     assert job()[1] == gpus
 
 

@@ -169,7 +169,7 @@ def test_killed_in_mid_upload_nothing_shows_and_the_next_try_succeeds(
     while server.faults[0].times and time.monotonic() < deadline:
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     assert server.faults[0].times == 0, "killed while it sent a file"
     assert set(server.files("alice/saes")) == {".gitattributes"}
     again = send(server, tmp_path / "home", made.folder)

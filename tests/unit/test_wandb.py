@@ -296,7 +296,7 @@ def test_a_training_that_was_killed_goes_on_with_its_run(
 ) -> None:
     process = training.paused()
     process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)
+    process.communicate(timeout=60)
     server.only.history[1] = row(1) | {"_step": 1}  # as if the client had sent it before it died
     (training.points / "pause").unlink()
     first = training.note()["id"]

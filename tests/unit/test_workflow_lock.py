@@ -26,7 +26,7 @@ SCRIPT = ROOT / "scripts/unlock.py"
 def dead_process() -> int:
     """The number of a process that has just ended."""
     process = subprocess.Popen(["true"])
-    process.wait(10)
+    process.wait(60)
     return process.pid
 
 
@@ -78,7 +78,7 @@ def test_a_process_that_has_ended_and_is_still_listed_is_dead() -> None:
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     started, _ = holders._process(process.pid)
     assert started and replace(HERE, pid=process.pid, started=started).state() == "dead"
-    process.wait(10)
+    process.wait(60)
 
 
 @pytest.mark.parametrize(
