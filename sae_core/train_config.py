@@ -170,13 +170,16 @@ class TrainingConfig:
     num_epochs: PositiveInt = 10
     """Passes over the training windows."""
 
-    tokens_per_step: PositiveInt = 4096
-    """Tokens per optimizer step. The batch top-k selects among all of them together."""
+    tokens_per_step: PositiveInt | Literal["auto"] = 4096
+    """Tokens per optimizer step. The batch top-k selects among all of them together. `auto` grows
+    with the root of the tokens of the training, over all its epochs: 256 for up to 450,000, 512 for
+    900,000, and 4,096 for 29 million or more. It is meant to go with an --lr of `auto`."""
 
     lr: PositiveFloat | Literal["auto"] = 1e-3
-    """Peak learning rate of Adam; `auto` takes 0.004 for 4,608 features, and otherwise scales it
-    with 1 / sqrt(features). The rate rises over the first 5% of the steps, and --lr-decay says
-    when it falls."""
+    """Peak learning rate of Adam; `auto` takes 0.004 for 4,608 features, 4,096 tokens per step and
+    up to 900,000 tokens of training. It falls with the root of the features and the third root of
+    the training's tokens, and grows with the root of those per step. The rate rises over the first
+    5% of the steps, and --lr-decay says when it falls."""
 
     lr_decay: Annotated[float, Limits(exclusive_minimum=0, maximum=1)] = 0.2
     """Share of the steps, the last ones, over which the learning rate falls to zero."""

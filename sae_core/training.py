@@ -57,7 +57,7 @@ from sae_core.trainer.events import EpochRecord, Observer
 from sae_core.trainer.objective import Objective
 from sae_core.trainer.optimizer import adam, clip_gradients, hand_over_gradients, set_learning_rate
 from sae_core.trainer.origin import begin_with
-from sae_core.trainer.schedule import learning_rate, peak_learning_rate
+from sae_core.trainer.schedule import learning_rate, resolved
 from sae_core.trainer.static_step import StaticStep
 from sae_core.trainer.step_memory import StepMemory
 from sae_core.trainer.training_state import Means, Progress, TrainingState, learned, put_back
@@ -95,6 +95,7 @@ class Trainer:
         stepping: Stepping = "auto",
         origin: Origin | None = None,
     ) -> None:
+        config = resolved(config, sae.spec.d_sae, source.tokens_per_step, source.steps_per_epoch)
         self.sae, self.source, self.config, self.observer = sae, source, config, observer
         self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
         self.origin = origin
@@ -105,12 +106,11 @@ class Trainer:
             sae.spec, config.recon_weight, self.batches, end_to_end, compute.group
         )
         patience = config.early_stopping_patience if source.n_validation else 0
-        stopping = EarlyStopping(patience, config.early_stopping_min_delta)
-        self.progress = Progress(stopping=stopping)
+        self.progress = Progress(stopping=EarlyStopping(patience, config.early_stopping_min_delta))
         self.last_batch: Tensor | None = None
         self.memory = StepMemory(compute, source.tokens_per_step)
         self.validator = Validator(self.batches, self.objective, self.memory)
-        self.lr = peak_learning_rate(config.lr, sae.spec.d_sae)
+        self.lr = float(config.lr)
         self.optimizer = adam(sae, self.lr, RULES[config.optimizer])
         self.ahead: Ahead | None = None
         if (how := picked(stepping, sae, compute)) != "ordinary":

@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -133,6 +134,7 @@ def stream_of(job: Job, wanted: Sequence[Wanted]) -> "tuple[SharedStream, list[A
     from sae_core.corpus.token_file import TokenFile, check_tokenizer
     from sae_core.models.language_model import LanguageModel
     from sae_core.models.model_sources import ModelRecord
+    from sae_core.trainer.schedule import step_size
     from sae_core.trainer.streamed import Streamed
     from sae_core.trainer.training_inputs import Provenance
     from sae_core.utils.devices import pick_device
@@ -155,7 +157,7 @@ def stream_of(job: Job, wanted: Sequence[Wanted]) -> "tuple[SharedStream, list[A
     files = None if record.commit else folder_stamp(Path(record.path))
     streamed = Streamed(model, windows, provenance, files)
     return streamed.shared(
-        saes, job.training.tokens_per_step, job.data.seed, job.runtime.batch_size
+        saes, partial(step_size, job.training), job.data.seed, job.runtime.batch_size
     )
 
 

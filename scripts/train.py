@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -101,6 +102,7 @@ def stored_activations(job: Job) -> "Activations":
     from sae_core.models.model_sources import ModelRecord
     from sae_core.trainer.end_to_end import later_layers
     from sae_core.trainer.origin import origin_of
+    from sae_core.trainer.schedule import step_size
     from sae_core.trainer.training_inputs import Activations, Provenance
     from sae_core.utils.devices import pick_device
     from sae_core.utils.files import folder_stamp
@@ -112,7 +114,7 @@ def stored_activations(job: Job) -> "Activations":
     source = CachedSource(
         job.shards,
         hook,
-        tokens_per_step=job.training.tokens_per_step,
+        tokens_per_step=partial(step_size, job.training),
         seed=job.data.seed,
         target=target,
         device=pick_device(job.runtime.device),

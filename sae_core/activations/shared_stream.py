@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 import torch
 from torch import Tensor
 
-from sae_core.activations.store import CALIBRATION_TOKENS, StreamingSource
+from sae_core.activations.store import CALIBRATION_TOKENS, StepSize, StreamingSource
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.train_config import BatchSize
@@ -141,7 +141,7 @@ class SharedSource(StreamingSource):
         stream: SharedStream,
         hook: Hook,
         *,
-        tokens_per_step: int,
+        tokens_per_step: StepSize,
         seed: int,
         target: Hook | None = None,
     ) -> None:

@@ -8,7 +8,7 @@ excluded tokens are gathered like all others, stored ones too, and left out when
 
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from itertools import islice
 from pathlib import Path
@@ -38,6 +38,9 @@ SHUFFLE_TOKENS = 2**18
 READERS = min(8, os.cpu_count() or 1)
 """Threads that read and check windows."""
 
+StepSize = int | Callable[[int], int]
+"""Activations in a training batch, or what gives them from those in an epoch."""
+
 
 class ActivationSource(ABC):
     """Batches of activations at one hook, in an order that depends only on seed and epoch.
@@ -48,7 +51,7 @@ class ActivationSource(ABC):
     Args:
         n_train, n_validation: windows.
         positions: activations a window gives.
-        tokens_per_step: activations in a training batch.
+        tokens_per_step: activations in a training batch; an epoch is never less than one.
         seed: of the order.
         windows: with the tokens of the windows, if some are excluded.
 
@@ -61,7 +64,7 @@ class ActivationSource(ABC):
         n_train: int,
         n_validation: int,
         positions: int,
-        tokens_per_step: int,
+        tokens_per_step: StepSize,
         seed: int,
         windows: TokenWindows | None = None,
     ) -> None:
@@ -73,7 +76,8 @@ class ActivationSource(ABC):
                 f"{n_train * positions} in whole windows, are excluded; exclude fewer, or give "
                 "more text"
             )
-        self.tokens_per_step, self.seed = min(tokens_per_step, self.n_rows), seed
+        size = tokens_per_step if isinstance(tokens_per_step, int) else tokens_per_step(self.n_rows)
+        self.tokens_per_step, self.seed = min(size, self.n_rows), seed
         self._drawn: tuple[int, Tensor] | None = None
         """The last order, and its epoch: each step that takes whole windows looks at it."""
         self._counted: tuple[int, Tensor] | None = None
@@ -253,7 +257,7 @@ class StreamingSource(ActivationSource):
         hook: Hook,
         *,
         batch_size: BatchSize,
-        tokens_per_step: int,
+        tokens_per_step: StepSize,
         seed: int,
         target: Hook | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
@@ -303,7 +307,7 @@ class CachedSource(ActivationSource):
         folders: Sequence[Path],
         hook: Hook,
         *,
-        tokens_per_step: int,
+        tokens_per_step: StepSize,
         seed: int,
         target: Hook | None = None,
         device: torch.device = CPU,

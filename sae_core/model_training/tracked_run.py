@@ -14,7 +14,7 @@ from sae_core.sae_train import train_sae
 from sae_core.settings.services import TrackingConfig
 from sae_core.trainer.console import Console
 from sae_core.trainer.observers import Observers
-from sae_core.trainer.training_inputs import Activations, Settings
+from sae_core.trainer.training_inputs import Activations, Settings, resolved_training
 from sae_core.utils.progress import progress_bar
 from sae_core.utils.run_lock import run_lock
 
@@ -29,7 +29,7 @@ class Plan(NamedTuple):
     login: TrackingConfig
     """See `wandb_session.log_in`."""
     resolved: dict[str, Any]
-    """All settings, in groups."""
+    """All settings, in groups; `auto` in those of the training is replaced later."""
     tags: tuple[str, ...]
 
     @classmethod
@@ -80,6 +80,7 @@ def tracked_run(
     ):
         observer = Observers(Console(settings.runtime.log_freq), tracking)
         activations = make_activations()
+        tracking.configure(training=asdict(resolved_training(activations, settings)))
         folder = train_sae(activations, settings, plan.output, plan.checkpoints, observer, group)
         tracking.exported(folder)
         yield TrackedRun(folder, activations, tracking)
@@ -101,6 +102,8 @@ def tracked_runs(
             stack.enter_context(run_lock(plan.checkpoints))
         trackings = [stack.enter_context(_tracking(plan)) for plan in plans]
         stream, activations = make_activations()
+        for tracking, own, how in zip(trackings, activations, settings, strict=True):
+            tracking.configure(training=asdict(resolved_training(own, how)))
         trainings = [
             Training(
                 plan.name,

@@ -69,6 +69,10 @@ class WandbRun(Observer):
         row |= {_path(name): value for name, value in record.metrics.items()}
         self._tell(lambda: self._run.log(row, step=record.epoch, commit=True))
 
+    def configure(self, **groups: dict[str, Any]) -> None:
+        """Replace groups of the settings, when more is known of them."""
+        self._tell(lambda: self._run.config.update(groups, allow_val_change=True))
+
     def summarise(self, **values: Any) -> None:
         """Set values of the run's summary."""
         self._tell(lambda: self._run.summary.update(values))

@@ -1,21 +1,70 @@
-"""The learning rate of each step."""
+"""How many tokens a step has, and the learning rate of each step.
+
+`auto` stands for rules that were fitted to trainings of BatchTopK SAEs with the default optimizer
+and `lr_decay`: docs/recipe.md has the trials.
+"""
+
+import math
+from dataclasses import replace
 
 from sae_core.train_config import TrainingConfig
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises to its peak."""
 
-AUTO_LR, AUTO_LR_WIDTH = 4e-3, 4608
-"""The learning rate `auto`, and the number of features that it is for."""
+AUTO_LR, AUTO_LR_WIDTH, AUTO_LR_SIZE = 4e-3, 4608, 4096
+"""The learning rate `auto` of a training on `AUTO_TOKENS`, and the features and the tokens per step
+that it is for; with so many features it is never larger."""
+
+AUTO_TOKENS, AUTO_SIZE = 220 * 4096, 512
+"""Tokens of a training, over all epochs, and the tokens per step `auto` for it."""
+
+LEAST_AUTO_SIZE, MOST_AUTO_SIZE = 256, 4096
+"""Tokens per step that `auto` stays between."""
 
 
-def peak_learning_rate(lr: float | str, d_sae: int) -> float:
-    """`lr`, or the one for `d_sae` features when it is `auto`.
+def step_size(training: TrainingConfig, n_rows: int) -> int:
+    """Tokens per step of a training on `n_rows` activations an epoch.
 
-    It falls with the root of the width (Gao et al., arXiv 2406.04093, section A.3); the constant
-    was measured on SmolLM2 with about a million tokens: docs/recipe.md.
+    `auto` grows with the root of the tokens of the whole training, so that the number of steps
+    grows with the root, too, and is rounded to a power of two (by its logarithm). It depends on
+    nothing else: the SAEs that are trained from one stream take equal steps.
     """
-    return AUTO_LR * (AUTO_LR_WIDTH / d_sae) ** 0.5 if lr == "auto" else float(lr)
+    if training.tokens_per_step != "auto":
+        return training.tokens_per_step
+    n_tokens = max(1, training.num_epochs * n_rows)
+    size = AUTO_SIZE * (n_tokens / AUTO_TOKENS) ** 0.5
+    return min(max(2 ** round(math.log2(size)), LEAST_AUTO_SIZE), MOST_AUTO_SIZE)
+
+
+def peak_learning_rate(d_sae: int, tokens_per_step: int, n_tokens: int) -> float:
+    """The learning rate `auto` of an SAE with `d_sae` features, trained on `n_tokens` in all.
+
+    It falls with the root of the width (Gao et al., arXiv 2406.04093, section A.3), grows with the
+    root of the tokens per step (of Adam: Malladi et al., arXiv 2205.10287), and falls with the
+    third root of the tokens, which the trials have shown; it is at most what the width alone
+    makes it.
+    """
+    relative = (tokens_per_step / AUTO_LR_SIZE) ** 0.5 * (AUTO_TOKENS / n_tokens) ** (1 / 3)
+    return AUTO_LR * (AUTO_LR_WIDTH / d_sae) ** 0.5 * min(relative, 1.0)
+
+
+def resolved(
+    training: TrainingConfig, d_sae: int, tokens_per_step: int, steps_per_epoch: int
+) -> TrainingConfig:
+    """The settings with numbers in place of `auto`.
+
+    Args:
+        d_sae: features of the SAE.
+        tokens_per_step, steps_per_epoch: of the source that it is trained on.
+    """
+    if training.tokens_per_step == "auto":
+        training = replace(training, tokens_per_step=tokens_per_step)
+    if training.lr == "auto":
+        n_tokens = training.num_epochs * steps_per_epoch * tokens_per_step
+        lr = peak_learning_rate(d_sae, tokens_per_step, n_tokens)
+        training = replace(training, lr=lr)
+    return training
 
 
 def learning_rate(

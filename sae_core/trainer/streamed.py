@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from sae_core.activations.shared_stream import SharedSource, SharedStream
-from sae_core.activations.store import ActivationSource, StreamingSource
+from sae_core.activations.store import ActivationSource, StepSize, StreamingSource
 from sae_core.activations.token_windows import TokenWindows, corpus_notes, token_windows
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.models.language_model import LanguageModel
@@ -14,6 +15,7 @@ from sae_core.models.model_sources import model_sha256
 from sae_core.sae.config import SAEConfig
 from sae_core.train_config import BatchSize, RunConfig
 from sae_core.trainer.checked_run import CheckedRun, Named
+from sae_core.trainer.schedule import step_size
 from sae_core.trainer.training_inputs import Activations, Provenance
 from sae_core.utils.files import folder_stamp
 
@@ -42,7 +44,7 @@ class Streamed(NamedTuple):
         )
 
     def shared(
-        self, saes: Sequence[Named], tokens_per_step: int, seed: int, batch_size: BatchSize
+        self, saes: Sequence[Named], tokens_per_step: StepSize, seed: int, batch_size: BatchSize
     ) -> tuple[SharedStream, list[Activations]]:
         """What each of several SAEs is trained on, from one stream."""
         stream = SharedStream(self.model, self.windows, batch_size)
@@ -71,7 +73,7 @@ def activations_of(
         streamed.windows,
         run.hook,
         batch_size=config.runtime.batch_size,
-        tokens_per_step=config.training.tokens_per_step,
+        tokens_per_step=partial(step_size, config.training),
         seed=config.data.seed,
         target=run.target,
         group=group,
@@ -92,7 +94,7 @@ def activations_of_all(
     for config, run in zip(configs, runs, strict=True):
         _announce(config.sae, run)
     _announce_windows(streamed.windows)
-    tokens_per_step, batch_size = first.training.tokens_per_step, first.runtime.batch_size
+    tokens_per_step, batch_size = partial(step_size, first.training), first.runtime.batch_size
     return streamed.shared(runs, tokens_per_step, first.data.seed, batch_size)
 
 

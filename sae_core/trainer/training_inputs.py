@@ -16,6 +16,7 @@ from sae_core.pretrained import Origin
 from sae_core.sae.config import SAEConfig, SAESpec
 from sae_core.train_config import DataConfig, EndToEndConfig, RuntimeConfig, TrainingConfig
 from sae_core.trainer.end_to_end import EndToEnd, ModelOrLoad
+from sae_core.trainer.schedule import resolved
 
 
 @dataclass(frozen=True)
@@ -113,9 +114,15 @@ def end_to_end_phase(
     )
 
 
+def resolved_training(activations: Activations, settings: Settings) -> TrainingConfig:
+    """The settings of the training, with numbers in place of `auto`."""
+    source, d_sae = activations.source, settings.sae.n_features(activations.d_in)
+    return resolved(settings.training, d_sae, source.tokens_per_step, source.steps_per_epoch)
+
+
 def resolved_spec(activations: Activations, settings: Settings, device: torch.device) -> SAESpec:
     """The stored configuration of the SAE to train, with all that it is made from."""
-    sae, training = settings.sae, settings.training
+    sae, training = settings.sae, resolved_training(activations, settings)
     metadata = activations.provenance.as_metadata() | asdict(settings.data)
     if not settings.data.excluded_tokens:
         del metadata["excluded_tokens"]
@@ -126,7 +133,7 @@ def resolved_spec(activations: Activations, settings: Settings, device: torch.de
     if settings.end_to_end.use_end_to_end:
         metadata["end_to_end"] = asdict(settings.end_to_end)
     if sae.n_tokens_to_dead:
-        n_batches = max(1, sae.n_tokens_to_dead // training.tokens_per_step)
+        n_batches = max(1, sae.n_tokens_to_dead // int(training.tokens_per_step))
         sae = replace(sae, n_batches_to_dead=n_batches)
     return sae_spec(sae, activations.hook, activations.d_in, device, metadata, activations.target)
 

@@ -27,6 +27,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from sae_core.train_config import windows_per_pass
+from sae_core.trainer.schedule import step_size
 from sae_core.workflow.costs import Cost, light
 from sae_core.workflow.plan_tables import MODEL_BYTES, Machine, ModelShape
 from sae_core.workflow.workflow_config import ModelPlan, Plan, RunPlan
@@ -238,8 +239,9 @@ class Planner:
     def _work(self, run: RunPlan) -> "Work":
         """All epochs of an SAE, but where its activations come from."""
         training, e2e, positions = self.plan.training, self.plan.end_to_end, self.length - 1
-        per_step = min(training.tokens_per_step, self.n_train * positions)
-        steps = training.num_epochs * (self.n_train * positions // per_step)
+        n_rows = self.n_train * positions
+        per_step = min(step_size(training, n_rows), n_rows)
+        steps = training.num_epochs * (n_rows // per_step)
         validated = self.n_validation * positions
         d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
         dense = (2 if run.sae.k else 10) * d * width

@@ -17,6 +17,7 @@ from sae_core.sae.kinds import build
 from sae_core.sae.precision import pick_precision
 from sae_core.sae.reconstruction import Compute
 from sae_core.train_config import TrainingConfig
+from sae_core.trainer.schedule import resolved, step_size
 from sae_core.trainer.training_inputs import sae_spec
 from sae_core.training import Batch, Normalisation, Observer, Trainer, learning_rate
 from sae_core.utils.seeding import generator
@@ -59,6 +60,20 @@ class Harvest:
             for indices in (torch.arange(first, source.n_validation, 2) for first in (0, 1))
         ]
         return Data([normalise(batch) for batch in raw], *held_out)
+
+
+def two_digits(number: float) -> float:
+    """Rounded to these."""
+    return float(f"{number:.2g}")
+
+
+def automatic(features: int, tokens: int) -> tuple[int, float]:
+    """Tokens per step and learning rate of a training on about `tokens`, as `auto` has them; the
+    rate with two digits, as grids have it."""
+    n_tokens = DRAWN * max(1, round(tokens / DRAWN))
+    auto = TrainingConfig(num_epochs=1, tokens_per_step="auto", lr="auto")
+    size = step_size(auto, n_tokens)
+    return size, two_digits(float(resolved(auto, features, size, n_tokens // size).lr))
 
 
 def in_steps(data: Data, tokens_per_step: int) -> Data:

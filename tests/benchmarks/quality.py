@@ -114,18 +114,15 @@ class Bench:
 
 def grid(options: argparse.Namespace) -> Iterator[Settings]:
     """Every training that the options ask for; those on the same data follow each other."""
-    for hook, seed, features, k, contender, size, lr in product(
-        options.hooks,
-        options.seeds,
-        options.features,
-        options.topks,
-        options.contenders,
-        options.tokens_per_step,
-        options.rates,
+    pairs = list(product(options.tokens_per_step, options.rates))
+    for hook, seed, features, k, contender in product(
+        options.hooks, options.seeds, options.features, options.topks, options.contenders
     ):
         data = Harvest(tuple(options.shards), hook).identity
         rest = options.tokens, data, our_training.TOKENS_TO_DEAD
-        yield Settings(contender, hook, k, features, size, lr, seed, *rest)
+        auto = [our_training.automatic(features, options.tokens)] if options.auto else []
+        for size, lr in dict.fromkeys([*pairs, *auto]):
+            yield Settings(contender, hook, k, features, size, lr, seed, *rest)
 
 
 def main() -> None:
@@ -136,9 +133,10 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--features", type=int, nargs="+", default=[4608, 9216])
     parser.add_argument("--topks", type=int, nargs="+", default=[16, 32, 64])
-    sizes = [512, 1024, 2048, 4096]
-    parser.add_argument("--tokens-per-step", type=int, nargs="+", choices=sizes, default=sizes)
-    parser.add_argument("--rates", type=float, nargs="+", default=[1.5e-3, 3e-3, 6e-3, 1.2e-2])
+    sizes = [256, 512, 1024, 2048, 4096]
+    parser.add_argument("--tokens-per-step", type=int, nargs="*", choices=sizes, default=sizes[1:])
+    parser.add_argument("--rates", type=float, nargs="*", default=[1.5e-3, 3e-3, 6e-3, 1.2e-2])
+    parser.add_argument("--auto", action="store_true", help="also both as `auto` has them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--tokens", type=int, default=900_000, help="to train, about")
     parser.add_argument("--records", type=Path, default=RECORDS, help="what has been found")

@@ -2,12 +2,13 @@
 
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
 import yaml
+from our_training import automatic, two_digits
 from trial_records import Figures, Record, Records, Settings
 
 from sae_core.utils.files import write_file
@@ -52,6 +53,11 @@ class Setup:
     @property
     def layer(self) -> int:
         return int(self.hook.split(".")[1])
+
+    @property
+    def place(self) -> tuple[int, ...]:
+        """Where it stands in a table."""
+        return self.layer, self.features, self.k, self.tokens, self.tokens_per_step
 
 
 @dataclass(frozen=True)
@@ -103,17 +109,72 @@ def contenders_table(records: Iterable[Record]) -> str:
         "| at its own threshold: FVU | L0 | ours over it |",
         "|--:" * 5 + "|---" + "|--:" * 6 + "|",
     ]
-    for setup, by_name in by_setup.items():
+    for setup, by_name in sorted(by_setup.items(), key=lambda item: item[0].place):
         bests = {name: Best.of(found) for name, found in by_name.items()}
         for name, best in bests.items():
             ratio = f"{bests['ours'].fvu / best.fvu:.3f}" if "ours" in bests else ""
             lines.append(
                 f"| {setup.layer} | {setup.features:,} | {setup.k} | {setup.tokens:,} "
-                f"| {setup.tokens_per_step:,} | {name} | {best.lr:g} | {best.fvu:.4f} "
+                f"| {setup.tokens_per_step:,} | {name} | {best.lr:.2g} | {best.fvu:.4f} "
                 f"| {best.dead:.1%} | {_number(best.own_fvu, 4)} | {_number(best.own_l0, 1)} "
                 f"| {ratio} |"
             )
     return "\n".join(lines)
+
+
+def auto_table(records: Iterable[Record]) -> str:
+    """Our training with `tokens_per_step` and `lr` as `auto` has them, beside the best of the
+    others in the same setting; where both have been run, on the seeds that both have."""
+    by_task: dict[Setup, dict[tuple[int, float], list[Record]]] = {}
+    for record in records:
+        if record.settings.contender == "ours":
+            task = replace(Setup.of(record.settings), tokens_per_step=0)
+            pair = record.settings.tokens_per_step, two_digits(record.settings.lr)
+            by_task.setdefault(task, {}).setdefault(pair, []).append(record)
+    lines = [
+        "| layer | features | k | tokens | `auto`: per step | learning rate | FVU at L0 k | dead "
+        "| s | best of the grid: per step | learning rate | FVU at L0 k | dead | s | its trials "
+        "| `auto` over it |",
+        "|--:" * 16 + "|",
+    ]
+    for task, by_pair in sorted(by_task.items(), key=lambda item: item[0].place):
+        auto = automatic(task.features, task.tokens)
+        others = {pair: found for pair, found in by_pair.items() if pair != auto}
+        if auto in by_pair and others:
+            lines.append(_auto_beside(task, auto, by_pair[auto], others))
+    return "\n".join(lines)
+
+
+def _auto_beside(
+    task: Setup,
+    auto: tuple[int, float],
+    records: list[Record],
+    others: dict[tuple[int, float], list[Record]],
+) -> str:
+    """A line of `auto_table`."""
+    seeds = {record.settings.seed for record in records}
+    same = {pair: [r for r in found if r.settings.seed in seeds] for pair, found in others.items()}
+    most = max(map(len, same.values()))
+    whole = {pair: found for pair, found in same.items() if len(found) == most}
+    best = min(whole, key=lambda pair: _figure(whole[pair], "calibration_fvu"))
+    shared = {record.settings.seed for record in whole[best]}
+    own = [record for record in records if record.settings.seed in shared]
+
+    def cells(pair: tuple[int, float], found: list[Record]) -> str:
+        return (
+            f"| {pair[0]:,} | {pair[1]:.2g} | {_figure(found, 'fvu'):.4f} "
+            f"| {_figure(found, 'dead'):.1%} | {_figure(found, 'seconds'):.0f} "
+        )
+
+    ratio = _figure(own, "fvu") / _figure(whole[best], "fvu")
+    return (
+        f"| {task.layer} | {task.features:,} | {task.k} | {task.tokens:,} {cells(auto, own)}"
+        f"{cells(best, whole[best])}| {len(whole)} | {ratio:.3f} |"
+    )
+
+
+def _figure(records: list[Record], name: str) -> float:
+    return fmean(getattr(record.figures, name) for record in records)
 
 
 def ideas_table(ideas: Iterable[Idea], records: Iterable[Record]) -> str:
@@ -161,6 +222,7 @@ def with_tables(text: str, records: list[Record]) -> str:
     tables = {
         "contenders": contenders_table(r for r in records if r.settings.contender not in tried),
         "ideas": ideas_table(ideas, records),
+        "auto": auto_table(records),
     }
     return BLOCK.sub(lambda block: f"{block[1]} -->\n{tables[block[1]]}\n", text)
 

@@ -187,6 +187,11 @@ def test_what_yaml_takes_for_no_text_is_to_be_quoted(
 @pytest.mark.parametrize(
     ("section", "words"),
     [
+        (
+            "training: {tokens_per_step: aut}",
+            ["training.tokens_per_step: 'aut'", "a whole number, at least 1, or auto"],
+        ),
+        ("training: {tokens_per_step: 0}", ["training.tokens_per_step: 0"]),
         ("training: {lr: many}", ["training.lr: 'many'", "a number, above 0, or auto"]),
         ("training: {lr: .nan}", ["training.lr: '.nan'", "a number"]),
         ("training: {lr: 1e999}", ["training.lr: '1e999'", "a number"]),

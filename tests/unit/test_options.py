@@ -293,6 +293,7 @@ def test_trust_remote_code_is_off_unless_asked_for(
         ("--logit-kl-weight -1", "--logit-kl-weight -1"),
         ("--block-mse-weight -1", "--block-mse-weight -1"),
         ("--wandb-log-final-artifact", "--wandb-log-final-artifact needs --wandb"),
+        ("--tokens-per-step 0", "--tokens-per-step 0: must be at least 1"),
         ("--upload-to-hf", "--upload-to-hf needs a repository: give --hf-repo-id"),
         ("--hf-repo-id saes", "--hf-repo-id saes: not a repository"),
         ("--hf-dataset texts", "--hf-dataset texts: not a repository"),
@@ -309,7 +310,15 @@ def test_a_wrong_setting_is_named(
 
 
 @pytest.mark.parametrize(
-    "options", ["--device tpu", "--model-dtype int3", "--sae-type magic", "--tokk 3", "--topk x"]
+    "options",
+    [
+        "--device tpu",
+        "--model-dtype int3",
+        "--sae-type magic",
+        "--tokk 3",
+        "--topk x",
+        "--tokens-per-step aut",
+    ],
 )
 def test_an_unknown_option_or_choice_is_named(
     options: str, capsys: pytest.CaptureFixture[str]

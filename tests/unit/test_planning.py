@@ -14,6 +14,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_core.utils.code_hash import ROOT
 from sae_core.workflow import fitting, plan_jobs
+from sae_core.workflow.costs import Cost
 from sae_core.workflow.plan_tables import (
     Machine,
     ModelShape,
@@ -119,6 +120,14 @@ def test_a_step_takes_what_was_measured(
     assert cost.tokens / tokens == pytest.approx(steps, abs=2)
     each = (cost.seconds - plan.machine.start_seconds) / steps
     assert seconds / WITHIN < each < seconds * WITHIN
+
+
+def test_steps_whose_size_is_automatic() -> None:
+    def cost(tokens_per_step: int | str) -> Cost:
+        plan = demo_planner(training={"num_epochs": 34, "tokens_per_step": tokens_per_step})
+        return plan.training(next(plan.model.runs(30)))
+
+    assert cost("auto") == cost(512) != cost(4096)
 
 
 def test_a_harvest_takes_what_was_measured() -> None:

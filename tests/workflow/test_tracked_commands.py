@@ -48,7 +48,7 @@ def command(
     plain |= environment(server, tmp_path / "home", TOKEN) | {"WANDB_DIR": str(tmp_path)}
     base = f"--data-path {data_path} --device cpu --num-epochs 2 --max-text-length 32 --topk 4"
     base += f" --output-root {tmp_path / 'saes'} --checkpoint-root {tmp_path / 'points'}"
-    base += " --tokens-per-step 256 --sae-expansion 2 --val-fraction 0.2"
+    base += " --tokens-per-step auto --lr auto --sae-expansion 2 --val-fraction 0.2"
 
     def start(script: str, options: str, ok: bool = True, **changes: str):
         models = "" if script == BATCH else f"--model-name {tiny_model}"
@@ -75,6 +75,8 @@ def test_a_single_run_is_tracked_and_uploaded(
     assert summary["status"] == "completed" and summary["model_path"] == "x"
     assert {"a", "batch_topk", "layer 1"} <= set(wandb.only.tags)
     assert wandb.only.config["sae"]["topk"] == 4 and wandb.only.config["hook"]["hook_layer"] == 1
+    recorded = json.loads((tmp_path / "saes/x/config.json").read_text())["metadata"]["training"]
+    assert wandb.only.config["training"] == recorded and recorded["tokens_per_step"] == 256
     check_no_secret(tmp_path, printed, used=(TOKEN, KEY))
 
 

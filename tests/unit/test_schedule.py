@@ -1,0 +1,114 @@
+"""The tokens per step and the learning rate `auto`: the rules, and where they are recorded."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from several_saes import BATCH, activations, model, settings, wanted, windows
+from tiny_model import WIDTH
+
+from sae_core.activations.shards import harvest
+from sae_core.activations.shared_stream import SharedSource, SharedStream
+from sae_core.activations.store import ActivationSource, CachedSource, StreamingSource
+from sae_core.models.language_model import Hook
+from sae_core.sae_train import SAETrainer, train_sae
+from sae_core.train_config import TrainingConfig
+from sae_core.trainer.events import Observer
+from sae_core.trainer.schedule import peak_learning_rate, resolved, step_size
+
+AUTO = TrainingConfig(num_epochs=2, tokens_per_step="auto", lr="auto", early_stopping_patience=0)
+MEASURED = 220 * 4096
+"""Tokens of the training that the rules are for."""
+
+
+# The rules
+
+
+@pytest.mark.parametrize(
+    ("n_tokens", "size"),
+    [
+        (1, 256),
+        (MEASURED // 16, 256),
+        (MEASURED // 4, 256),
+        (MEASURED, 512),
+        (4 * MEASURED, 1024),
+        (64 * MEASURED, 4096),
+        (10**12, 4096),
+    ],
+)
+def test_a_step_grows_with_the_root_of_the_tokens_of_all_epochs(n_tokens: int, size: int) -> None:
+    one = TrainingConfig(num_epochs=1, tokens_per_step="auto")
+    assert step_size(one, n_tokens) == size
+    assert step_size(AUTO, -(-n_tokens // 2)) == size
+
+
+def test_more_tokens_never_have_smaller_steps_or_a_larger_rate() -> None:
+    sizes = [step_size(AUTO, 2**n) for n in range(40)]
+    assert sizes == sorted(sizes) and set(sizes) == {256, 512, 1024, 2048, 4096}
+    rates = [peak_learning_rate(4608, 1024, 2**n) for n in range(40)]
+    assert rates == sorted(rates, reverse=True)
+
+
+def test_the_rate_in_closed_form() -> None:
+    assert peak_learning_rate(4608, 4096, MEASURED) == 4e-3
+    assert peak_learning_rate(4608, 1024, MEASURED) == 2e-3
+    assert peak_learning_rate(4608, 512, MEASURED) == pytest.approx(1.414e-3, rel=1e-3)
+    assert peak_learning_rate(4 * 4608, 4096, MEASURED) == pytest.approx(2e-3)
+    assert peak_learning_rate(4608, 4096, 1000 * MEASURED) == pytest.approx(4e-4)
+    assert peak_learning_rate(4608, 256, MEASURED // 8) == pytest.approx(2e-3)
+    assert peak_learning_rate(4608, 4096, 4096) == 4e-3  # never larger
+
+
+def test_numbers_stay_as_they_are() -> None:
+    given = TrainingConfig(tokens_per_step=100, lr=0.5)
+    assert resolved(given, 4608, 30, 7) is given and step_size(given, 10) == 100
+    assert resolved(AUTO, 4608, 4096, 110) == TrainingConfig(
+        num_epochs=2, tokens_per_step=4096, lr=4e-3, early_stopping_patience=0
+    )
+
+
+# Where they are recorded
+
+
+SAE = wanted(1, "batch_topk", training=AUTO)
+HOOK = Hook(1, "hook_resid_post")
+STEP = partial(step_size, AUTO)
+
+
+def streamed(folder: Path) -> ActivationSource:
+    return StreamingSource(model(), windows(), HOOK, batch_size=BATCH, tokens_per_step=STEP, seed=5)
+
+
+def shared(folder: Path) -> ActivationSource:
+    stream = SharedStream(model(), windows(), BATCH)
+    return SharedSource(stream, HOOK, tokens_per_step=STEP, seed=5)
+
+
+def stored(folder: Path) -> ActivationSource:
+    harvest(model(), windows(), [HOOK], folder / "shard", batch_size=BATCH, passes=2)
+    return CachedSource([folder / "shard"], HOOK, tokens_per_step=STEP, seed=5)
+
+
+def test_stored_and_streamed_trainings_have_and_record_the_same(tmp_path: Path) -> None:
+    made: list[dict[str, bytes]] = []
+    for make in (streamed, shared, stored):
+        folder = tmp_path / make.__name__
+        trained = activations(SAE, make(folder), HOOK)
+        train_sae(trained, settings(SAE, 60), folder / "sae", folder / "points", Observer())
+        made.append({path.name: path.read_bytes() for path in (folder / "sae").iterdir()})
+    assert made[0] == made[1] == made[2]
+    n_tokens = 2 * 256  # an epoch has one whole step
+    found = json.loads(made[0]["config.json"])["metadata"]["training"]
+    assert found["tokens_per_step"] == 256
+    assert found["lr"] == peak_learning_rate(2 * WIDTH, 256, n_tokens)
+
+
+def test_a_saved_state_is_of_the_numbers(tmp_path: Path) -> None:
+    trainer = SAETrainer(
+        activations(SAE, streamed(tmp_path), HOOK), settings(SAE, 60), tmp_path, Observer()
+    )
+    fingerprint = trainer.states.fingerprint
+    assert fingerprint["activations"]["tokens_per_step"] == 256
+    assert fingerprint["sae"]["metadata"]["training"]["lr"] == trainer.loop.lr
+    assert trainer.loop.optimizer.param_groups[0]["lr"] == trainer.loop.lr
