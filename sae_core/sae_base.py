@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sae_core.sae import losses, sparse_ops
 from sae_core.sae.config import SAESpec
 from sae_core.sae.largest_entries import block_rows
+from sae_core.sae.normalisation import beyond
 from sae_core.sae.precision import Precision
 from sae_core.sae.reconstruction import PLAIN, AuxiliaryLoss, Compute, Reconstruction
 from sae_core.utils.errors import SAEError
@@ -54,6 +55,11 @@ class SparseAutoencoder(nn.Module, ABC):
     threshold: Tensor | None
     """None while it is not known: the trainer before this one stored none with its BatchTopK
     SAEs."""
+
+    keeps_outliers: bool = True
+    """Whether `forward`, a splice and steering leave outliers (`is_outlier`) as they are. No SAE is
+    trained on them, and what it makes of one ruins the model's predictions. False makes the SAE
+    treat them like all other activations, as SAELens does."""
 
     encoder_scale: ClassVar[float] = 1.0
     """Length of the encoder's directions at the start; the decoder's have length 1."""
@@ -150,8 +156,26 @@ class SparseAutoencoder(nn.Module, ABC):
         return features @ self.W_dec + self.b_dec
 
     def forward(self, x: Tensor) -> Tensor:
-        """(..., D) -> (..., D) reconstruction at inference."""
-        return self.decode(self.encode(x))
+        """(..., D) -> (..., D) what takes the place of x at inference: the reconstruction, and with
+        `keeps_outliers` an outlier itself. A transcoder's outliers are reconstructed too: what
+        would be kept is at its target, and not in x."""
+        x_hat = self.decode(self.encode(x))
+        if self.spec.target_hook_name or not self.keeps_outliers:
+            return x_hat
+        return torch.where(self.is_outlier(x)[..., None], x.to(x_hat.dtype), x_hat)
+
+    def is_outlier(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+        """(..., D) raw activations -> (...) bool: those on which no SAE is trained, attention sinks
+        above all. They are longer than the norm that the training recorded, ten times the median
+        (`spec.outlier_norms`); none is where it recorded none. `encode` gives an outlier features
+        by the same formula as all activations, and they mean nothing.
+
+        Args:
+            target: (..., D) of a transcoder: an activation is an outlier if that at its target is.
+        """
+        at_hook, at_target = self.spec.outlier_norms
+        found = beyond(x, at_hook)
+        return found if target is None else found | beyond(target, at_target)
 
     # Inside a language model
 

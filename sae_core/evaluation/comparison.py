@@ -148,12 +148,11 @@ def _features(
     hooks = [Hook(sae.spec.hook_layer, sae.spec.hook_name) for sae in (a, b)]
     names = {*a.spec.excluded_tokens, *b.spec.excluded_tokens}
     excluded = token_ids(model.tokenizer, sorted(names))
-    largest = [sae.spec.metadata.get("outlier_norm", torch.inf) for sae in (a, b)]
     for part in windows.split(model.windows_at_once(windows.shape[1], 8)):
         found = model.activations(part, hooks)
         x, y = (found[hook].float() for hook in hooks)
         seen = seen_tokens(part, excluded).to(x.device)
-        seen &= (x.norm(dim=-1) <= largest[0]) & (y.norm(dim=-1) <= largest[1])
+        seen &= ~(a.is_outlier(x) | b.is_outlier(y))
         yield a.encode(x[seen]), b.encode(y[seen])
 
 

@@ -132,7 +132,6 @@ def tally_features(
     """
     sae = sae.to(model.device, torch.float32)
     hook = Hook(sae.spec.hook_layer, sae.spec.hook_name)
-    max_norm = sae.spec.metadata.get("outlier_norm", torch.inf)
     excluded = token_ids(model.tokenizer, sae.spec.excluded_tokens)
     of_text, windows = corpus.subject_of_texts(), corpus.windows
     n_subjects = len(corpus.subjects)
@@ -145,7 +144,7 @@ def tally_features(
         x = model.activations(windows.tokens[at], [hook])[hook].float()
         code = sae.encode_sparse(x.flatten(0, 1), precision)
         seen = seen_tokens(windows.tokens[at], excluded).to(model.device)
-        return windows.text[at], x, code, x.norm(dim=-1) > max_norm, seen
+        return windows.text[at], x, code, sae.is_outlier(x), seen
 
     for text, x, code, outlier, seen in microbatch.parts(len(windows.tokens), encoded):
         subject = None if of_text is None else of_text[text.long()].to(model.device)

@@ -14,11 +14,13 @@ token or, without one, an attention sink in most models.
 
     kl = mean over the same predictions of KL(p_clean || p_sae), in nats
 
-from the clean to the spliced model. `ce_sae`, `loss_recovered` and `kl` are given three times:
+from the clean to the spliced model. `ce_sae`, `loss_recovered` and `kl` are given four times:
 without a suffix as above; with `_all_spliced` when the SAE replaces every activation, the first
 one too; with `_sinks_kept` when attention sinks (outliers, see below) keep their activation as
-well, so that the SAE replaces exactly the activations that can train it. `n_left_alone` counts the
-tokens that keep their activation, with the same suffixes.
+well, so that the SAE replaces exactly the activations that can train it; with `_by_norm` when
+every activation is given to the SAE, which keeps those that are longer than the norm that its
+training recorded (`SparseAutoencoder.is_outlier`), and no others. `n_left_alone` counts the tokens
+that keep their activation, with the same suffixes.
 
 On the SAE's own activations, position 0 and excluded tokens left out:
 
@@ -70,7 +72,8 @@ LOGIT_ROWS = 128
 
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
-HEADLINE, ALL_SPLICED, SINKS_KEPT = SPLICES = ("", "_all_spliced", "_sinks_kept")
+SPLICES = ("", "_all_spliced", "_sinks_kept", "_by_norm")
+HEADLINE, ALL_SPLICED, SINKS_KEPT, BY_NORM = SPLICES
 """Suffixes of the figures of a spliced model, by which tokens keep their activation."""
 
 
@@ -178,7 +181,7 @@ def _measured(
     (_, target), sums = _sites(sae.spec), _Sums()
     x_hat, features = _reconstruct(sae, batch.x.float())
     _add_own_figures(sums, batch, x_hat, features)
-    _add_splices(sums, model, target, batch, x_hat)
+    _add_splices(sums, model, target, batch, x_hat, sae.is_outlier(batch.x, batch.target))
     mean = reference.mean.expand_as(x_hat)
     for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(x_hat))):
         hidden, _ = model.resume_hidden(batch.tokens, batch.residual, target, value)
@@ -188,15 +191,22 @@ def _measured(
 
 
 def _add_splices(
-    sums: _Sums, model: LanguageModel, target: Hook, batch: CleanPass, x_hat: Tensor
+    sums: _Sums,
+    model: LanguageModel,
+    target: Hook,
+    batch: CleanPass,
+    x_hat: Tensor,
+    outlier: Tensor,
 ) -> None:
-    """What the model makes of the reconstructions, with each choice of tokens left alone."""
+    """What the model makes of the reconstructions, with each choice of tokens left alone; `outlier`
+    (B, L) bool are those that the SAE leaves alone itself."""
     none, unseen = torch.zeros_like(batch.kept), ~batch.seen
-    left_alone = {HEADLINE: unseen, ALL_SPLICED: none, SINKS_KEPT: ~batch.kept}
+    left_alone = {HEADLINE: unseen, ALL_SPLICED: none, SINKS_KEPT: ~batch.kept, BY_NORM: outlier}
     found: dict[str, _Sums] = {}
     for suffix, alone in left_alone.items():
-        if suffix == SINKS_KEPT and torch.equal(alone, unseen):  # no sink in this batch
-            found[suffix] = found[HEADLINE]
+        same = [found[other] for other in found if torch.equal(alone, left_alone[other])]
+        if same:  # such as without a sink in this batch
+            found[suffix] = same[0]
         else:
             value = torch.where(alone[..., None], batch.target.float(), x_hat)
             later = list(batch.later) if suffix == HEADLINE else []

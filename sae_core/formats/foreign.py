@@ -23,7 +23,7 @@ from torch import Tensor
 from sae_core.formats.checkpoint import NUMBERS, load_sae, read_tensors
 from sae_core.formats.foreign_settings import Settings
 from sae_core.formats.saelens import TRANSCODERS
-from sae_core.sae.config import SAESpec, check_sizes
+from sae_core.sae.config import OUTLIER_NORMS, SAESpec, check_sizes
 from sae_core.sae.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import HookConfig
@@ -168,6 +168,8 @@ def _read_saelens(folder: Path) -> Foreign:
             "data_file": about.read("dataset_path", str),
             "max_text_length": about.read("context_size", int, least=1),
             "prepend_bos": about.read("prepend_bos", bool, True),
+            # Only our own exports have these.
+            **{name: about.read(name, float) for name in OUTLIER_NORMS},
         },
     )
 
@@ -273,7 +275,9 @@ def _as_ours(found: Foreign, folder: Path) -> SparseAutoencoder:
         raise SAEError(f"{folder}: its numbers overflow with unit decoder rows")
     # One threshold for all features, brought to unit rows, becomes one for each: a JumpReLU SAE.
     by_feature = found.kind in CALIBRATED and tensors["threshold"].ndim > 0
-    sae = build(_spec(found, "jumprelu" if by_feature else found.kind))
+    spec = _spec(found, "jumprelu" if by_feature else found.kind)
+    spec.check(folder)
+    sae = build(spec)
     sae = sae.to(tensors["W_dec"].dtype)
     sae.load_state_dict({name: tensors.get(name, own) for name, own in sae.state_dict().items()})
     return sae.eval().requires_grad_(False)

@@ -5,6 +5,9 @@ Its architectures encode as the kinds that are exported as one do ("jumprelu" is
 are copied unchanged. The same holds for its transcoders, which take x itself, not `x - b_dec`. It
 has no TopK or gated transcoders; these become SAEs of these architectures that take x itself, which
 compute the same.
+
+It has no rule for outliers: it encodes and replaces them like all other activations. `cfg.json`
+says so, with the norm beyond which our SAE leaves them as they are.
 """
 
 import json
@@ -12,6 +15,7 @@ from typing import Any
 
 from safetensors.torch import save
 
+from sae_core.sae.config import OUTLIER_NORMS, SAESpec
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.utils.naming import without_paths
 
@@ -30,6 +34,13 @@ ORIGIN = {
     "dataset_path": "data_file",
 }
 """Our names of what an SAE was made from, by SAELens's."""
+
+
+OUTLIERS = (
+    "sae_core leaves activations longer than outlier_norm as they are, because the SAE was not "
+    "trained on them; SAELens has no such rule and replaces them by reconstructions"
+)
+"""What a reader of `cfg.json` has to know."""
 
 
 def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
@@ -55,6 +66,7 @@ def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
             "hook_head_index": None,
             "model_from_pretrained_kwargs": {},
             **{theirs: origin[ours] for theirs, ours in ORIGIN.items() if ours in origin},
+            **_about_outliers(spec),
         },
     }
     if spec.target_hook_name:
@@ -66,3 +78,9 @@ def saelens_files(sae: SparseAutoencoder) -> dict[str, bytes]:
         "cfg.json": (json.dumps(config, indent=2) + "\n").encode(),
         "sae_weights.safetensors": save(tensors),
     }
+
+
+def _about_outliers(spec: SAESpec) -> dict[str, Any]:
+    """What SAELens does not reproduce: the norms that the SAE records, and a sentence."""
+    norms = {key: spec.metadata[key] for key in OUTLIER_NORMS if spec.metadata.get(key)}
+    return norms | {"outliers": OUTLIERS} if norms else {}

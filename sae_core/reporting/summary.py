@@ -44,6 +44,10 @@ SUMMARY_COLUMNS = (
     "loss_recovered_sinks_kept",
     "kl_sinks_kept",
     "n_left_alone_sinks_kept",
+    "ce_sae_by_norm",
+    "loss_recovered_by_norm",
+    "kl_by_norm",
+    "n_left_alone_by_norm",
 )
 
 EVALUATION_KEYS = (
@@ -133,6 +137,10 @@ OTHER_SPLICES = {
         "all spliced", "with every token spliced, including the first of a window"
     ),
     "_sinks_kept": Splice("sinks kept", "with attention sinks (outlier tokens) left alone as well"),
+    "_by_norm": Splice(
+        "by norm",
+        "with every token given to the SAE, which leaves alone those beyond its outlier_norm",
+    ),
 }
 """By the suffix of their keys: the figures of the spliced model once more, for other choices of
 the tokens that keep their activation."""

@@ -132,6 +132,10 @@ class SAEConfig:
         return sorted(sizes | {d_sae})
 
 
+OUTLIER_NORMS = ("outlier_norm", "target_outlier_norm")
+"""Entries of an SAE's `metadata`: the norms at its hook, and at a transcoder's target, beyond which
+an activation is an outlier."""
+
 METADATA: dict[str, Any] = {
     "model_name": str,
     "model_sha256": str,
@@ -139,7 +143,7 @@ METADATA: dict[str, Any] = {
     "val_fraction": float,
     "seed": int,
     "excluded_tokens": list[str],
-    "outlier_norm": float,
+    **dict.fromkeys(OUTLIER_NORMS, float),
     "prepend_bos": bool,
     "init_from": dict[str, Any],
 }
@@ -206,6 +210,15 @@ class SAESpec:
         return tuple(self.metadata.get("excluded_tokens") or ())
 
     @property
+    def outlier_norms(self) -> tuple[float, float]:
+        """Norms at the hook and at the target beyond which an activation is an outlier, such as an
+        attention sink: the training left it out. Of an SAE, which has no target, both are one;
+        infinite where none is recorded."""
+        known = [self.metadata.get(key) for key in OUTLIER_NORMS]
+        at_hook, at_target = (math.inf if norm is None else norm for norm in known)
+        return at_hook, at_target if self.target_hook_name else at_hook
+
+    @property
     def site(self) -> str:
         """`hook_spec`, or `blocks.<layer>.<hook_name>-<target_hook_name>`."""
         return hook_spec(self.hook_layer, hook_label(self.hook_name, self.target_hook_name))
@@ -256,6 +269,10 @@ class SAESpec:
                 raise SAEError(
                     f"{path}: {name} is {getattr(self, name)}, which is not a finite number"
                 )
+        for name in OUTLIER_NORMS:
+            norm = self.metadata.get(name)
+            if norm is not None and not norm > 0:
+                raise SAEError(f"{path}: metadata: {name} is {norm}; it must be above 0")
         if self.dtype not in DTYPES:
             raise SAEError(f"{path}: dtype is {self.dtype!r:.80}; it has to be {', '.join(DTYPES)}")
         check_sizes(path, "matryoshka_sizes", self.matryoshka_sizes, self.d_sae)

@@ -14,6 +14,11 @@ OUTLIER_FACTOR = 10.0
 sinks, whose few directions would take up the whole loss."""
 
 
+def beyond(x: Tensor, max_norm: float) -> Tensor:
+    """(..., D) raw activations -> (...) bool: those that are longer than `max_norm`."""
+    return x.float().norm(dim=-1) > max_norm
+
+
 class Normalisation(NamedTuple):
     """How raw activations enter the SAE: `(x - mean) / scale`, outliers left out."""
 

@@ -31,7 +31,8 @@ def read_text(
     """The `most` strongest features of every token of a text.
 
     The model reads the token that begins its texts first, as in the windows of a training: no SAE
-    is trained on the first position. Tokens that the training left out have no features.
+    is trained on the first position. Tokens that the training left out have no features, nor have
+    outliers.
 
     Raises:
         SAEError: the text is empty, or longer than the model reads.
@@ -49,7 +50,8 @@ def read_text(
     window = torch.tensor([[first, *tokens]])
     x = model.activations(window, [hook])[hook]
     seen = seen_tokens(window, token_ids(model.tokenizer, sae.spec.excluded_tokens))
-    features = sae.encode(x[0, 1:].float()) * seen[0, 1:, None].to(x.device)
+    seen = seen.to(x.device) & ~sae.is_outlier(x)
+    features = sae.encode(x[0, 1:].float()) * seen[0, 1:, None]
     pieces = Pieces(model.tokenizer).of(tokens)
     return [_strongest(piece, row, most) for piece, row in zip(pieces, features, strict=True)]
 

@@ -1,9 +1,10 @@
 """An SAE inside its language model: its reconstruction in place of the activation, or a feature's
 direction added to it.
 
-The tokens on which no SAE is trained keep their activations, as in the evaluation: a text's first,
-after its padding if it has some, and those that the SAE's training left out (`excluded_tokens`).
-Nothing else is changed in the model, and nothing at all once a context is closed.
+The tokens on which no SAE is trained keep their activations: a text's first, after its padding if
+it has some, those that the SAE's training left out (`excluded_tokens`), and outliers, such as
+attention sinks, unless the SAE's `keeps_outliers` is False. Nothing else is changed in the model,
+and nothing at all once a context is closed.
 
 Shapes: B texts, L positions, D activation width, F features.
 """
@@ -20,6 +21,7 @@ from torch import Tensor
 from sae_core.corpus.tokens import token_ids
 from sae_core.models.editing import Given, editing
 from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.normalisation import beyond
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.utils.errors import SAEError
 
@@ -94,7 +96,11 @@ def spliced(
         value, y = seen.x_hat, _float_at(sae, y)
         if keep_error:
             value = value + (y - sae.decode(features).float()).detach()
-        return torch.where(_left_alone(y, given, excluded), y, value)
+        alone = _left_alone(y, given, excluded)
+        if sae.keeps_outliers:
+            assert seen.x is not None
+            alone = alone | sae.is_outlier(_float_at(sae, seen.x), y)[..., None]
+        return torch.where(alone, y, value)
 
     with ExitStack() as stack:
         if hook == target:
@@ -111,7 +117,8 @@ def steered(
     sae: SparseAutoencoder, model: Any, strengths: Mapping[int, float], tokenizer: Any = None
 ) -> Iterator[None]:
     """While it is open, forward passes have each feature's decoder row, times its strength, added
-    to the activation of every token but a text's first and those that training left out.
+    to the activation of every token but a text's first, those that training left out, and outliers
+    (of a transcoder, those at its target).
 
     A strength is in the units of the feature's activation. Rows have length 1, so an activation
     moves by the strength along the row.
@@ -134,7 +141,10 @@ def steered(
 
     def add(x: Tensor, given: Given) -> Tensor:
         x = _float_at(sae, x)
-        return torch.where(_left_alone(x, given, excluded), x, x + shift)
+        alone = _left_alone(x, given, excluded)
+        if sae.keeps_outliers:
+            alone = alone | beyond(x, sae.spec.outlier_norms[1])[..., None]
+        return torch.where(alone, x, x + shift)
 
     with editing(model, hooks_of(sae)[1], add):
         yield
@@ -160,7 +170,7 @@ def _float_at(sae: SparseAutoencoder, x: Tensor) -> Tensor:
 
 
 def _left_alone(x: Tensor, given: Given, excluded: Sequence[int]) -> Tensor:
-    """(B or 1, L, 1) bool: the tokens that keep their activations."""
+    """(B or 1, L, 1) bool: the tokens that keep their activations, outliers aside."""
     length, mask = x.shape[1], given.mask
     alone = torch.zeros(1, length, dtype=torch.bool, device=x.device)
     if mask is not None and mask.shape[1] == given.position + length:

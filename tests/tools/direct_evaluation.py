@@ -89,6 +89,11 @@ def direct(
         kept &= norm <= 10 * norm[seen].median()
     alone = {"": unseen, "_all_spliced": unseen & False, "_sinks_kept": unseen.clone()}
     alone["_sinks_kept"][:, 1:] = ~kept
+    recorded = sae.spec.metadata.get("outlier_norm", torch.inf)
+    of_target = sae.spec.metadata.get("target_outlier_norm", torch.inf)
+    alone["_by_norm"] = source.norm(dim=-1) > recorded
+    if sae.spec.target_hook_name:
+        alone["_by_norm"] |= x.norm(dim=-1) > of_target
     spliced, later = {}, {}
     for suffix, mask in alone.items():
         value = torch.where(mask[..., None], x, x_hat)

@@ -55,6 +55,10 @@ FIGURES = {
     "loss_recovered_sinks_kept": 0.933,
     "kl_sinks_kept": 0.17,
     "n_left_alone_sinks_kept": 21,
+    "ce_sae_by_norm": 3.31,
+    "loss_recovered_by_norm": 0.93,
+    "kl_by_norm": 0.18,
+    "n_left_alone_by_norm": 19,
     "l0_quantiles": {"0.5": 3.0},
 }
 

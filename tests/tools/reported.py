@@ -54,6 +54,10 @@ def an_evaluation(layer=9, k=32, name=None, **changes):
         "loss_recovered_sinks_kept": 0.987,
         "kl_sinks_kept": 0.19,
         "n_left_alone_sinks_kept": 99,
+        "ce_sae_by_norm": 2.27,
+        "loss_recovered_by_norm": 0.985,
+        "kl_by_norm": 0.2,
+        "n_left_alone_by_norm": 98,
     } | changes
 
 

@@ -102,6 +102,7 @@ class RuinedAtFirst(torch.nn.Module):
     def __init__(self, sae: SparseAutoencoder, bad: Tensor) -> None:
         super().__init__()
         self.sae, self.spec, self.bad, self.threshold = sae, sae.spec, bad, sae.threshold
+        self.is_outlier = sae.is_outlier
 
     def encode(self, x: Tensor) -> Tensor:
         self.is_bad = (x[..., None, :] == self.bad).all(-1).any(-1)
@@ -126,11 +127,15 @@ def test_an_sae_that_is_ruined_at_position_0_alone(
     found, ruined = (
         evaluate(model, sae, tokens, batch_size=4) for sae in (sound, RuinedAtFirst(sound, first))
     )
-    suffering = {f"{name}_all_spliced" for name in ("ce_sae", "kl", "loss_recovered")}
+    suffering = {
+        f"{name}{suffix}"
+        for name in ("ce_sae", "kl", "loss_recovered")
+        for suffix in ("_all_spliced", "_by_norm")  # the SAE records no norm
+    }
     assert {name for name in found if found[name] != ruined[name]} == suffering
     assert found["kl_all_spliced"] < 1e-6 and ruined["kl_all_spliced"] > 1e-4
     counts = [found[f"n_left_alone{suffix}"] for suffix in SPLICES]
-    assert counts == [N_WINDOWS, 0, N_WINDOWS]
+    assert counts == [N_WINDOWS, 0, N_WINDOWS, 0]
 
 
 def test_tokens_left_alone_are_counted(with_sinks: LanguageModel, evaluated: Tensor) -> None:
@@ -139,6 +144,28 @@ def test_tokens_left_alone_are_counted(with_sinks: LanguageModel, evaluated: Ten
     assert found["n_left_alone_sinks_kept"] == len(evaluated) + found["n_outlier_tokens"]
     assert found["ce_sae_sinks_kept"] != pytest.approx(found["ce_sae"], rel=1e-4)
     assert found["ce_sae_all_spliced"] != pytest.approx(found["ce_sae"], rel=1e-4)
+
+
+def test_an_sae_that_records_its_norm_leaves_sinks_alone(
+    with_sinks: LanguageModel, evaluated: Tensor
+) -> None:
+    """The first token of a window too, but only where it is a sink. The other figures are those of
+    an SAE that records none."""
+    norms = with_sinks.activations(evaluated, [POST])[POST].norm(dim=-1)
+    recorded = 10 * float(norms[:, 1:].median())
+    sinks = norms > recorded
+    assert 0 < int(sinks[:, 0].sum()) < len(sinks) and sinks[:, 1:].any()
+    sae = hooked(POST)
+    plain = evaluate(with_sinks, sae, evaluated, batch_size=4)
+    assert plain["n_left_alone_by_norm"] == 0
+    assert plain["ce_sae_by_norm"] == plain["ce_sae_all_spliced"]
+    sae.spec.metadata["outlier_norm"] = recorded
+    found = evaluate(with_sinks, sae, evaluated, batch_size=4)
+    assert_close(found, direct(with_sinks.model, sae, evaluated, POST))
+    assert found["n_left_alone_by_norm"] == int(sinks.sum())
+    assert {name for name in found if found[name] != plain[name]} == {
+        f"{name}_by_norm" for name in ("ce_sae", "kl", "loss_recovered", "n_left_alone")
+    }
 
 
 def test_variance_about_a_large_mean(tmp_path: Path, texts: list[str], evaluated: Tensor) -> None:

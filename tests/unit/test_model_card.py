@@ -55,6 +55,7 @@ def test_the_card_has_what_a_stranger_needs(kind: str, tmp_path: Path) -> None:
         "| loss recovered, sinks kept | 0.9330 |",
         "| left alone | 16 |",
         "| left alone, sinks kept | 21 |",
+        "| loss recovered, by norm | 0.9300 |",
         f"| kind | {kind} |",
         "| lr | 0.001 |",
         "| seed | 420 |",
@@ -74,6 +75,21 @@ def test_the_card_of_a_transcoder_names_both_hooks(tmp_path: Path) -> None:
     assert about.spec.hook_spec in card and "blocks.1.hook_mlp_out" in card
     assert "\n\n\n" not in card
     assert "`blocks.1.hook_resid_post-hook_mlp_out`" in repo_card(None, about, "alice/saes")
+
+
+@pytest.mark.parametrize("target", ["", "hook_mlp_out"])
+def test_the_card_says_which_activations_are_left_alone(target: str, tmp_path: Path) -> None:
+    about = facts(tmp_path)
+    assert "outliers" not in sae_card(about)
+    about.spec.metadata |= {"outlier_norm": 1234.5678901}
+    if target:
+        about.spec.target_hook_name = target
+        about.spec.metadata |= {"target_outlier_norm": 77.5}
+    card = sae_card(about)
+    assert "activations longer than 1234.57" in card and "SAELens has no such rule" in card
+    assert ("77.5 at `blocks.1.hook_mlp_out`." in card) == bool(target)
+    assert ("so does `sae(x)`" in card) != bool(target)
+    assert "\n\n\n" not in card
 
 
 def test_what_is_not_known_is_not_claimed(tmp_path: Path) -> None:

@@ -51,12 +51,14 @@ def test_table_is_aligned_and_in_the_order_of_the_layers():
             (0, ["32.3", "0.1129", "2.123", "2.300", "0.9810", "0.2100", "2.34%", "48"]),
             (1, ["2.900", "0.9100", "0.7700", "0"]),
             (1, ["2.250", "0.9870", "0.1900", "99"]),
+            (1, ["2.270", "0.9850", "0.2000", "98"]),
         ]
     ):
         heading, rule, first, second = tables[n].splitlines()[titles:]
         assert len(heading) == len(rule) == len(first) == len(second) <= TABLE_WIDTH
         assert ".9." in first and ".20." in second and first.split()[1:] == figures
     assert "every token spliced" in tables[1] and "attention sinks" in tables[2]
+    assert "beyond its outlier_norm" in tables[3]
 
 
 def test_table_shortens_long_names_at_the_start():
