@@ -129,7 +129,7 @@ class SAETrainer:
             try:
                 for work in self.pieces():
                     if work:
-                        with self.interrupts.deferred():
+                        with self.interrupts.deferred(lambda: self._is_settled):
                             work()
             except Interrupted as interrupted:
                 self.save_progress()
@@ -146,6 +146,11 @@ class SAETrainer:
         else:
             self.group.barrier()
             self._restore()
+
+    @property
+    def _is_settled(self) -> bool:
+        """Whether no step's outcome is unknown; the same in all processes that share them."""
+        return self.loop.ahead is None or self.loop.ahead.is_settled
 
     def told(self, interrupted: Interrupted) -> str:
         """What a signal ended, and when."""
@@ -173,7 +178,8 @@ class SAETrainer:
         if self.loop.take_over(batch):
             self._checkpoint(FIRST_CHECKPOINT)
         self.loop.train_on(batch)
-        if self.timer.is_due:
+        # Of several processes the first alone stores states, so none may need a look for it.
+        if self.timer.is_due and (self.group.is_single or self._is_settled):
             self._begin_to_save()
 
     def _close_epoch(self, validation: Validation, start: Start | None) -> None:

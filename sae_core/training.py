@@ -21,8 +21,8 @@ Several processes can share the work of a step (`distributed/process_group.py`):
 gradients for its own tokens, and everything else, from the batches to the history, is the same in
 all of them.
 
-On an NVIDIA GPU a step of an SAE with a top-k is a CUDA graph of fixed sizes
-(`trainer/static_step.py`), and the host reads its figures at log points only (`trainer/ahead.py`).
+On an NVIDIA GPU a step of an SAE with a top-k has fixed sizes, and is a CUDA graph if one process
+takes it (`trainer/static_step.py`); the host reads its figures at log points (`trainer/ahead.py`).
 The ordinary code takes the end-to-end phase, and each batch that the graph does not.
 
 The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`. Signals, saved
@@ -217,9 +217,8 @@ class Trainer:
         progress, length = self.progress, self.source.steps_per_epoch
         if progress.means is None:
             progress.epoch, progress.means = progress.n_done // length + 1, Means()
-        epoch = progress.epoch - 1
-        skip = progress.n_done - epoch * length
-        return self.batches.train(epoch, skip, raw=self.ahead is not None)
+        skip = progress.n_done - (progress.epoch - 1) * length
+        return self.batches.train(progress.epoch - 1, skip, raw=self.ahead is not None)
 
     def take_over(self, batch: Batch | Tensor) -> bool:
         """Give the SAE its origin's weights before the first batch with tokens; whether it did."""
@@ -295,8 +294,7 @@ class Trainer:
         skipped_before = sum(n or 0 for n in progress.history.get("skipped_batches", []))
         metrics["skipped_batches"] = progress.skipped - skipped_before
         dead = int(sae.dead_features.sum())
-        metrics["dead_features"] = dead
-        metrics["dead_feature_percentage"] = 100 * dead / sae.spec.d_sae
+        metrics |= {"dead_features": dead, "dead_feature_percentage": 100 * dead / sae.spec.d_sae}
         metrics |= {f"val_{name}": value for name, value in validation.figures.items()}
         epoch, tokens = progress.epoch, progress.tokens
         improved = progress.stopping.take(epoch, metrics.get("val_loss", math.nan))
@@ -310,8 +308,7 @@ class Trainer:
 
     def end(self) -> None:
         """Tell the observer."""
-        stopped_early = self.progress.epoch < self.config.num_epochs
-        self.observer.on_end(self.history, stopped_early)
+        self.observer.on_end(self.history, self.progress.epoch < self.config.num_epochs)
 
     # Saved states
 
@@ -363,7 +360,8 @@ class Trainer:
         """For batches like this one, with room for the figures of so many steps."""
         weight, ops = self.config.recon_weight, backend_for(self.sae.b_dec.device)
         how = self.compute.precision or self.sae.weights.precision()
-        return StaticStep(self.sae, self.optimizer, self.normalise, weight, how, like, n_steps, ops)
+        given = self.sae, self.optimizer, self.normalise, weight, how, like, n_steps, ops
+        return StaticStep(*given, self.group)
 
     def _tell(self, batch: Waiting, figures: Figures) -> None:
         """Record a static step as the ordinary code would."""
@@ -383,6 +381,8 @@ class Trainer:
     def _begin_phase(self, batch: Batch) -> None:
         """Forget the best epoch, and balance the end-to-end terms on the phase's first batch."""
         self.progress.in_phase = True
+        if self.ahead is not None:
+            self.ahead.forget()  # the language model needs its memory
         self.progress.stopping.start_over()
         # The reconstruction error of random weights is no measure.
         if self.batches.n_local_steps > 0 or self.origin:

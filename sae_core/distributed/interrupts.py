@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
@@ -30,8 +30,12 @@ class Interrupts:
         self._before: dict[int, Any] = {}
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
+    def deferred(self, may_end: Callable[[], bool] = lambda: True) -> Iterator[None]:
         """What is done inside is done as a whole.
+
+        Args:
+            may_end: is asked afterwards; until it is true, several processes go on without asking
+                each other for signals. It has to be the same in all of them.
 
         Raises:
             Interrupted: a signal has come.
@@ -41,7 +45,8 @@ class Interrupts:
             yield
         finally:
             self._deferred = False
-        self._raise_pending(self.group.max(self.pending))
+        if self.group.is_single or may_end():
+            self._raise_pending(self.group.max(self.pending))
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         first, self.pending = not self.pending, number

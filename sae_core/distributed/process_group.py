@@ -78,11 +78,15 @@ class ProcessGroup:
 
     def before(self, n: int) -> int:
         """The sum of `n` over the processes before this one."""
+        return 0 if self.is_single else int(self.sum_before(self._tensor(n)))
+
+    def sum_before(self, number: Tensor) -> Tensor:
+        """The same for a () tensor, which stays where it is."""
         if self.is_single:
-            return 0
-        each = torch.zeros(self.size, dtype=torch.int64, device=self.device)
-        each[self.rank] = n
-        return int(self.all_reduce(each)[: self.rank].sum())
+            return torch.zeros_like(number)
+        each = number.new_zeros(self.size)
+        each[self.rank] = number
+        return self.all_reduce(each)[: self.rank].sum()
 
     def total(self, n: int) -> int:
         """The sum of `n` over the processes."""

@@ -73,11 +73,19 @@ class Ahead:
         self.tell, self.redo = tell, redo
         self.waiting: list[Waiting] = []
         self.step: StaticStep | None = None
+        self.run: Callable[[], None] | None = None
         self.most = self.length = 1
 
     def forget(self) -> None:
-        """The SAE or the optimizer has other tensors now."""
-        self.waiting, self.step = [], None
+        """Give up the step and its memory; the next batch makes another. To be called when the SAE
+        or the optimizer has other tensors, and when no batch comes for long."""
+        self.waiting, self.step, self.run = [], None, None
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether every batch has been told or redone. With several processes it is so in all of
+        them after the same batches."""
+        return not self.waiting
 
     def take(self, batch: Waiting) -> None:
         """Give the device a batch, and look where the log does."""
@@ -110,6 +118,7 @@ class Ahead:
         if not self.waiting:
             step.begin()
         step.feed(batch.raw, batch.lr)
+        assert self.run is not None
         self.run()
         self.waiting.append(batch)
         if len(self.waiting) >= self.length:
@@ -129,20 +138,22 @@ class Ahead:
 
 
 def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Stepping:
-    """What `auto` stands for: a graph for an SAE with a top-k that one process trains on an NVIDIA
-    GPU with a bfloat16 product, unless the rows of a block are limited; otherwise the ordinary
-    code."""
+    """What `auto` stands for: fixed sizes for an SAE with a top-k on an NVIDIA GPU with a bfloat16
+    product, unless the rows of a block are limited; otherwise the ordinary code. One process takes
+    a graph. Several take their operations one by one: a graph with the messages of NCCL in it
+    has not been tried on real GPUs."""
     if stepping != "auto":
         return stepping
     fits = (
-        compute.group.is_single
-        and compute.row_block is None
+        compute.row_block is None
         and compute.precision is not None
         and compute.precision.matmul_dtype == torch.bfloat16
         and sae.spec.sae_type in KINDS
         and has_kernels(sae.b_dec.device)
     )
-    return "graph" if fits else "ordinary"
+    if not fits:
+        return "ordinary"
+    return "graph" if compute.group.is_single else "static"
 
 
 def capture(step: StaticStep) -> Callable[[], None]:

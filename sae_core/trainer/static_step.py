@@ -27,13 +27,20 @@ with float32 values the product of a TopK SAE is in float32, and its entries are
 Nor is it taken if an activation, the loss or the gradient is not finite, or if no row is kept. Then
 neither this step nor any later one changes anything until the host looks (`ahead.py`) and takes the
 batch with the ordinary code. So the order of events is that of the ordinary loop.
+
+Several processes can share a step. Each has the whole batch, so all know what is kept, and each
+goes on with its own rows. They add up the counts of a top-k, the residual's sum for its mean, the
+sums for the loss, and the gradients, which makes everything that decides on the step the same in
+all of them.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.sae.dense_ops import DENSE_SHARE
 from sae_core.sae.largest_entries import ROUNDING
 from sae_core.sae.normalisation import Normalisation
@@ -54,17 +61,17 @@ CANDIDATES = 2
 
 
 class Rows(NamedTuple):
-    """A batch as it enters the SAE, and how many of its rows count."""
+    """This process's rows of a batch as they enter the SAE, and how many of all rows count."""
 
     made: Prepared
     some: Tensor
     """(N,) bool: the rows of the auxiliary loss."""
     n: Tensor
-    """() int32: rows that are kept."""
+    """() int32: rows of the batch that are kept."""
     n_some: Tensor
     """() int32"""
     finite: Tensor
-    """() bool: all of them are."""
+    """() bool: all rows are."""
 
 
 class Choice(NamedTuple):
@@ -84,6 +91,7 @@ class StaticStep:
     Args:
         like: a batch of raw activations (N, D), or (N, 2 D) for a transcoder.
         n_steps: most steps between two looks of the host.
+        group: the processes that share each batch.
     """
 
     def __init__(
@@ -96,7 +104,9 @@ class StaticStep:
         like: Tensor,
         n_steps: int,
         ops: Backend,
+        group: ProcessGroup = SINGLE_PROCESS,
     ) -> None:
+        self.group, self.own = group, group.shard(len(like))
         self.sae, self.normalise, self.rule = sae, normalise, optimizer.rule
         self.precision, spec = precision, sae.spec
         self.is_exact = precision.value_dtype == torch.float32
@@ -108,7 +118,8 @@ class StaticStep:
         is_dense = is_dense and self.sizes is None  # its groups would be as many products
         self.ops = ops.densely() if is_dense else ops
         self.weighting = Weighting(recon_weight, spec.l1_coefficient, spec.aux_penalty)
-        self.n_pairs = len(like) * spec.top_k
+        n_rows = self.own.stop - self.own.start if self.is_of_tokens else len(like)
+        self.n_pairs = n_rows * spec.top_k  # all of a batch's may be in one process
         n_some, n_dead = -(-len(like) // AUXILIARY_STRIDE), min(spec.top_k_aux, spec.d_sae)
         self.n_aux = n_some * n_dead
         (self.W_enc, self.b_enc, self.W_dec, self.b_dec), self.moments, self.counts = (
@@ -155,8 +166,8 @@ class StaticStep:
         else:
             codes = Codes.nested(choice.main, self.sizes, choice.aux)
         figures, G, by_l1 = self._losses(rows, choice, codes)
-        gradients = self._gradients(rows, codes, G, by_l1)
-        taken = self._update(rows, choice, figures, gradients, G)
+        gradients, by_x_hat = self._gradients(rows, codes, G, by_l1)
+        taken = self._update(rows, choice, figures, gradients, by_x_hat)
         self._note_activity(choice.main, taken)
 
     def _rows(self) -> Rows:
@@ -164,7 +175,8 @@ class StaticStep:
         made = self.ops.prepare(self.raw, self.normalise.sites, self.sae.input_bias)
         number = made.kept.cumsum(0, dtype=torch.int32)
         some = made.kept & ((number - 1) % AUXILIARY_STRIDE == 0)
-        return Rows(made, some, number[-1], some.sum(dtype=torch.int32), made.finite.all())
+        numbers = number[-1], some.sum(dtype=torch.int32), made.finite.all()
+        return Rows(Prepared(*(each[self.own] for each in made)), some[self.own], *numbers)
 
     def _encode(self, rows: Rows) -> Choice:
         """The pairs of both codes, from one product."""
@@ -204,11 +216,12 @@ class StaticStep:
     ) -> tuple[Slots, Tensor]:
         """The `total` largest of some rows and features, and whether none can have been missed."""
         if not self.is_exact:
-            return self.ops.select(pre, chosen, features, total, n_slots, floor), self.sure
+            given = chosen, features, total, n_slots, floor, self.group
+            return self.ops.select(pre, *given), self.sure
         many = CANDIDATES * total, CANDIDATES * n_slots
-        found = self.ops.select(pre.bfloat16(), chosen, features, *many, floor)
+        found = self.ops.select(pre.bfloat16(), chosen, features, *many, floor, self.group)
         value = entries(pre, found) if self.is_of_tokens else self._values(Codes.of(found), made)
-        code = refine(found, value, total, n_slots, self.sae.spec.d_sae)
+        code = refine(found, value, total, n_slots, self.sae.spec.d_sae, self.group)
         most = found.least * (1 + 2**-7)  # that an entry which is no candidate can be
         return code, (total == 0) | (found.least == 0) | (code.least > most)
 
@@ -228,10 +241,12 @@ class StaticStep:
         G, residual, squares = self.ops.errors(
             decoded, self.b_dec, made.wanted, made.kept, rows.some
         )
-        mean = residual.sum(0) / rows.n_some.clamp(min=1)
+        mean = self.group.all_reduce(residual.sum(0)) / rows.n_some.clamp(min=1)
         self.ops.spread(residual, mean, rows.some, squares)
+        main, sums = choice.main, (squares.sum(1), choice.main.value.sum(), choice.main.n_pairs)
+        least = main.least, choice.aux.least
         figures, scales = self.ops.terms(
-            squares.sum(1), choice.main, choice.aux, choice.aux_total, rows.n, self.weighting
+            *self._over_processes(*sums), *least, choice.aux_total, rows.n, self.weighting
         )
         G.view(2, -1).mul_(scales[:2, None])
         if nested:
@@ -246,26 +261,45 @@ class StaticStep:
         error = nested + self.b_dec - rows.made.wanted
         error = torch.where(rows.made.kept[:, None], error, 0.0)
         share = 1 / (len(nested) * rows.n.clamp(min=1))
-        kind_loss = share * error.square().sum()
+        kind_loss = self.group.all_reduce(share * error.square().sum())
         place = torch.arange(len(figures), device=figures.device)
         figures = figures + torch.where((place == 0) | (place == KIND_LOSS), kind_loss, 0.0)
         whole, of_aux = G.chunk(2)
         each = torch.cat([2 * share * error, whole[None]])
         return figures, torch.cat([each.flip(0).cumsum(0).flip(0).flatten(0, 1), of_aux])
 
-    def _gradients(self, rows: Rows, codes: Codes, G: Tensor, by_l1: Tensor) -> Gradients:
-        """To the rows of the weights; not projected."""
+    def _over_processes(self, *numbers: Tensor) -> Sequence[Tensor]:
+        """The sums of all processes, in one message."""
+        if self.group.is_single:
+            return numbers
+        sums = [number.clone() for number in numbers]
+        self.group.all_reduce_(sums)
+        return sums
+
+    def _gradients(
+        self, rows: Rows, codes: Codes, G: Tensor, by_l1: Tensor
+    ) -> tuple[Gradients, Tensor]:
+        """To the rows of the weights, not projected, and (D,) the sum of those to the
+        reconstructions; of all processes."""
         d_value = self.ops.sampled(codes, G, self.W_dec)
         if self.weighting.l1:
             d_value[: self.n_pairs] += by_l1
-        return self.ops.gradients(codes, d_value, G, rows.made.x, self.sae.spec.d_sae)
+        found = self.ops.gradients(codes, d_value, G, rows.made.x, self.sae.spec.d_sae)
+        by_x_hat = G[: len(rows.made.x)].sum(0)
+        self.group.all_reduce_([*found, by_x_hat])
+        return found, by_x_hat
 
     def _update(
-        self, rows: Rows, choice: Choice, figures: Tensor, gradients: Gradients, G: Tensor
+        self,
+        rows: Rows,
+        choice: Choice,
+        figures: Tensor,
+        gradients: Gradients,
+        b_dec: Tensor,
     ) -> Tensor:
         """Clip, and move the weights if everything is finite; gives 1 if they were moved."""
         W_dec, W_enc, b = gradients
-        b_enc, b_dec = b.sum(0), G[: len(self.raw)].sum(0)
+        b_enc = b.sum(0)
         if not self.sae.spec.target_hook_name:
             b_dec = b_dec - self.W_enc.T @ b[0]
         along, squares = self.ops.squares(W_dec, self.W_dec, W_enc)
@@ -285,7 +319,10 @@ class StaticStep:
         """Count one more batch, as `record_activity` does, if the step was taken."""
         sae = self.sae
         fired = torch.zeros(sae.spec.d_sae + 1, dtype=torch.bool, device=taken.device)
-        fired = fired.index_fill_(0, main.column.long(), True)[:-1] & (taken > 0)
+        fired = fired.index_fill_(0, main.column.long(), True)[:-1]
+        if not self.group.is_single:
+            fired = self.group.all_reduce(fired.int()) > 0
+        fired = fired & (taken > 0)
         sae.ever_fired |= fired
         sae.num_batches_not_active += taken.long()
         sae.num_batches_not_active *= ~fired

@@ -29,6 +29,7 @@ from project import make_project  # noqa: E402
 from random_model import make_random_model  # noqa: E402
 from tiny_model import VOCABULARY, tokenizer  # noqa: E402
 
+from sae_core.activations import store  # noqa: E402
 from sae_core.activations.shards import harvest  # noqa: E402
 from sae_core.activations.store import CachedSource  # noqa: E402
 from sae_core.activations.token_windows import TokenWindows  # noqa: E402
@@ -38,12 +39,14 @@ from sae_core.utils.code_hash import ROOT  # noqa: E402
 from sae_core.workflow.plan_tables import ModelShape, Tables  # noqa: E402
 
 LENGTH = 512
-LOADER_STEPS = 100
-REPEATS = 3
+LOADER_CHUNKS = 5
+"""Of activations that are shuffled together: the next one is loaded beside the steps on one."""
+REPEATS = 2
 TEXT = ROOT / "sae_core/data/raw_data/physics_chapters/chapter_01.md"
 NARROW = {"n_heads": 4, "n_kv_heads": 4, "head_dim": 16, "d_mlp": 64, "vocab_size": VOCABULARY}
 TINY = ModelShape(n_layers=4, d_model=64, tied=True, **NARROW)
 TINY_STEP = Shape(64, 256, 4, 256)
+TINY_CHUNK = 2**12
 
 
 def random_windows(n_tokens: int, length: int) -> TokenWindows:
@@ -63,11 +66,12 @@ def random_model(folder: Path, shape: ModelShape, n_layers: int | None = None) -
 
 
 def tokens_per_second(batches: Iterator[Tensor], work: Callable[[Tensor], object]) -> float:
-    """Of all batches but the first, from when that is done."""
-    work(next(batches))
-    wait()
-    start, n = time.perf_counter(), 0
+    """Of all batches behind the first chunk, from when those of it are done."""
+    start, n = 0.0, -store.SHUFFLE_TOKENS
     for batch in batches:
+        if n < 0 <= n + len(batch):
+            wait()
+            start, n = time.perf_counter(), 0
         work(batch)
         n += len(batch)
     wait()
@@ -80,7 +84,7 @@ def loaders(shapes: dict[str, Shape], scratch: Path) -> Iterator[dict[str, Any]]
     for name, shape in shapes.items():
         batches = stored_batches(scratch / f"loader {name}", shape)
         same = next(batches())
-        n_steps = sum(1 for _ in batches())
+        n_steps = LOADER_CHUNKS * store.SHUFFLE_TOKENS // shape.tokens
         step = (graph if ON_GPU else eager)(shape, False, False)
         loaded = tokens_per_second(batches(), lambda batch: None)
         alone = tokens_per_second(repeat(same, n_steps), step)
@@ -94,7 +98,8 @@ def loaders(shapes: dict[str, Shape], scratch: Path) -> Iterator[dict[str, Any]]
 def stored_batches(scratch: Path, shape: Shape) -> Callable[[], Iterator[Tensor]]:
     """Batches of one epoch over activations that a model of one narrow block has given."""
     model = random_model(scratch / "model", ModelShape(1, shape.d, tied=True, **NARROW))
-    windows = random_windows(LOADER_STEPS * shape.tokens * LENGTH // (LENGTH - 1), LENGTH)
+    n_tokens = LOADER_CHUNKS * store.SHUFFLE_TOKENS
+    windows = random_windows(n_tokens * LENGTH // (LENGTH - 1), LENGTH)
     hook, shard = Hook(0, "hook_resid_post"), scratch / "shard"
     harvest(model, windows, [hook], shard, batch_size="auto")
 
@@ -168,11 +173,13 @@ def main() -> None:
     known = Tables.load(ROOT / "config/planning.yaml").shapes
     names = ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B"]
     shapes = {"tiny": TINY} if options.tiny else {name: known[name] for name in names}
+    if options.tiny:
+        store.SHUFFLE_TOKENS = TINY_CHUNK
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if options.only in (None, "harvests"):
-            tables("harvests", harvests(shapes, 4 if options.tiny else 256, scratch), wrong)
+            tables("harvests", harvests(shapes, 4 if options.tiny else 128, scratch), wrong)
         if options.only in (None, "loaders"):
             steps = {"tiny": TINY_STEP} if options.tiny else {name: SHAPES[name] for name in "AD"}
             tables("loaders", loaders(steps, scratch), wrong)

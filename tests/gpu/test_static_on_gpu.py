@@ -75,14 +75,16 @@ def test_a_graph_trains_as_the_ordinary_code() -> None:
 
 def test_nothing_waits_for_the_host() -> None:
     training = trained("graph", PRECISIONS[0])
-    assert training.ahead is not None and training.ahead.step is not None
+    assert training.ahead is not None
+    step, run = training.ahead.step, training.ahead.run
+    assert step is not None and run is not None
     raw = training.source.activations[:8].flatten(0, 1)  # type: ignore[attr-defined]
-    training.ahead.step.begin()
+    step.begin()
     torch.cuda.set_sync_debug_mode("error")
     try:
         for _ in range(3):
-            training.ahead.step.feed(raw, 1e-3)
-            training.ahead.run()
+            step.feed(raw, 1e-3)
+            run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
 

@@ -1,7 +1,9 @@
 """Trainings that one process, or several, can do: python shared_training.py FOLDER --gpus N
 
 Each kind of SAE from made-up activations, many features dead from the start, goes to FOLDER/<kind>;
-one more with end-to-end losses at every step, streamed from a tiny model, to FOLDER/end_to_end.
+one of activations that are not all finite, which stores a state whenever it can, to
+FOLDER/not_finite; one with end-to-end losses in half of the steps, streamed from a tiny model, to
+FOLDER/end_to_end.
 """
 
 import atexit
@@ -18,6 +20,7 @@ import tyro
 from synthetic import HOOK, KINDS, SparseDirections, SparseMap, made_up
 from tiny_model import WIDTH
 
+from sae_core import training
 from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import read_windows
 from sae_core.data_processing.texts import read_texts
@@ -25,6 +28,8 @@ from sae_core.distributed.process_group import ProcessGroup, join
 from sae_core.distributed.torchrun import launched
 from sae_core.models.language_model import LanguageModel
 from sae_core.sae.config import SAEConfig
+from sae_core.sae.reconstruction import Compute
+from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_train import SAETrainer
 from sae_core.train_config import (
     DataConfig,
@@ -33,6 +38,8 @@ from sae_core.train_config import (
     RuntimeConfig,
     TrainingConfig,
 )
+from sae_core.trainer import ahead
+from sae_core.trainer.ahead import Stepping
 from sae_core.trainer.training_inputs import Settings
 from sae_core.training import Observer
 from sae_core.utils import cli
@@ -56,8 +63,14 @@ class Trainings:
     """The second process fails, and the others wait for it."""
     first_only: bool = False
     """Leave out all trainings but the first."""
+    static: bool = False
+    """Take steps of fixed sizes, as GPUs do, where there is a top-k."""
     stop_at: int = 0
     """A step of a training after which the launcher gets SIGTERM."""
+
+
+def as_on_gpus(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Stepping:
+    return "static" if sae.spec.sae_type in ahead.KINDS else "ordinary"
 
 
 class Stop(Observer):
@@ -90,7 +103,12 @@ def train(
         ),
         training=TrainingConfig(num_epochs=2, compute_dtype="float32"),
         end_to_end=end_to_end,
-        runtime=RuntimeConfig(device="cpu", batch_size=4, checkpoint_freq=1),
+        runtime=RuntimeConfig(
+            device="cpu",
+            batch_size=4,
+            checkpoint_freq=1,
+            resume_minutes=0.0 if name == "not_finite" else 60.0,
+        ),
     )
     trainer = SAETrainer(
         made_up(source, **options),
@@ -126,9 +144,12 @@ def run(trainings: Trainings) -> None:
     if launched(trainings.gpus):
         return
     group = join_as_started()
+    if trainings.static:
+        training.picked = as_on_gpus
     if trainings.fail and group.rank == 1:
         raise SAEError("the second process has failed")
-    for kind in KINDS[:1] if trainings.first_only else KINDS:
+    kinds = KINDS[:1] if trainings.first_only else ahead.KINDS if trainings.static else KINDS
+    for kind in kinds:
         train(trainings, kind, SparseDirections(), group)
     if not trainings.first_only:
         train_others(trainings, group)
@@ -137,6 +158,10 @@ def run(trainings: Trainings) -> None:
 
 
 def train_others(trainings: Trainings, group: ProcessGroup) -> None:
+    broken = SparseDirections()
+    broken.activations[:64:4, 3] *= 1000
+    broken.activations[5, 7, 2] = torch.nan
+    train(trainings, "not_finite", broken, group)
     transcoder = {"target": HOOK.target("hook_mlp_out")}
     train(trainings, "transcoder", SparseMap(), group, **transcoder)
     data = DataConfig(max_text_length=24, val_fraction=0.25, seed=5)

@@ -19,6 +19,7 @@ from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.pretrained import Origin
 from sae_core.sae.kinds import build
 from sae_core.train_config import EndToEndConfig, TrainingConfig
+from sae_core.trainer.ahead import Stepping
 from sae_core.trainer.end_to_end import EndToEnd
 from sae_core.trainer.resume import SavedStates
 from sae_core.training import Observer, Trainer
@@ -50,6 +51,7 @@ class Setting:
         kind: str = "batch_topk",
         observer: Observer | None = None,
         origin: Origin | None = None,
+        stepping: Stepping = "auto",
         **config: Any,
     ) -> Trainer:
         wanted = spec(kind, d_in=WIDTH, d_sae=2 * WIDTH, l1_coefficient=0.01)
@@ -62,7 +64,9 @@ class Setting:
         )
         source = source or self.stream()
         observer = observer or Observer()
-        return Trainer(sae, source, settings, observer, end_to_end=phase, origin=origin)
+        return Trainer(
+            sae, source, settings, observer, end_to_end=phase, stepping=stepping, origin=origin
+        )
 
     def train(self, *args: Any, **options: Any) -> Trainer:
         trainer = self.trainer(*args, **options)
@@ -111,6 +115,15 @@ def test_phase_is_the_last_share_of_the_steps(
             assert is_there(column) == [epoch in epochs for epoch in range(1, 5)]
     assert all(is_there(trainer.history["loss"])) and all(is_there(trainer.history["val_loss"]))
     assert {len(column) for column in trainer.history.values()} == {4}
+
+
+def test_steps_of_fixed_sizes_keep_no_memory_in_the_phase(setting: Setting) -> None:
+    trainer = setting.trainer(setting.phase(end_to_end_fraction=0.25), stepping="static")
+    ahead, has_step = trainer.ahead, []
+    assert ahead is not None
+    for _ in trainer.train():
+        has_step.append((ahead.step is not None, ahead.run is not None))
+    assert has_step == [(True, True)] * 3 + [(False, False)]
 
 
 def test_without_a_phase_nothing_of_it_is_recorded(setting: Setting) -> None:

@@ -373,7 +373,8 @@ def test_the_figures_of_a_batch(n_dead: int, ops: Backend) -> None:
     pre, rows = skewed(), torch.ones(N, dtype=torch.bool)
     code = TWIN.select(pre, rows, rows.new_ones(FEATURES), int32(N * K), N * K, int32(0).clone())
     sums, weights = torch.tensor([6.0, 2.0, 3.0]), Weighting(2.0, 0.5, 0.25)
-    figures, scales = ops.terms(sums, code, code, int32(n_dead), int32(N), weights)
+    of_code = code.value.sum(), code.n_pairs, code.least, code.least
+    figures, scales = ops.terms(sums, *of_code, int32(n_dead), int32(N), weights)
     found, l1 = Figures(*figures), float(code.value.sum()) / N
     aux = 1.5 if n_dead else 0.0
     assert float(found.loss) == pytest.approx(12 / N + 0.5 * l1 + 0.25 * aux)

@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,12 +12,14 @@ from operations import Operations
 from pretend_gpu import GPU, PretendGPU, _move_module
 from short_training import FEATURES, D, Recorder, make_sae
 from synthetic import KINDS, SparseDirections, SparseMap, spec
+from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensorMode,
 )
 
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.pretrained import Origin
 from sae_core.sae.kinds import build
 from sae_core.sae.normalisation import Normalisation
@@ -247,6 +250,8 @@ def test_a_graph_is_for_those_with_a_top_k(
     assert picked("auto", sae, given) == "ordinary"  # without a GPU
     monkeypatch.setattr(ahead, "has_kernels", lambda device: True)
     assert picked("auto", sae, given) == ("graph" if "topk" in kind else "ordinary")
+    shared = Compute(precision=precision, group=ProcessGroup(0, 2))
+    assert picked("auto", sae, shared) == ("static" if "topk" in kind else "ordinary")
     product = Precision(torch.float32, torch.float32)
     for other in (Compute(), Compute(precision=product), given._replace(row_block=64)):
         assert picked("auto", sae, other) == "ordinary"
@@ -258,7 +263,27 @@ SHAPE = {"d": 576, "width": 9216, "k": 64, "tokens": 4096}
 DENSE = {"d": 1024, "width": 4096, "k": 128, "tokens": 4096}
 
 
-def operations(precision: Precision, shape: dict[str, int], kind: str) -> list[str]:
+class OneOfFour(ProcessGroup):
+    """The second of four processes, whose messages come back as they are, and how many it sends."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 4)
+        self.sent = 0
+
+    def all_reduce(self, x: Tensor) -> Tensor:
+        self.sent += 1
+        return x.clone()
+
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
+        self.sent += 1
+
+
+def operations(
+    precision: Precision,
+    shape: dict[str, int],
+    kind: str,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> list[str]:
     """What one step launches, in the order: operations and kernels. Its tensors are fake ones, so
     that whatever has to know a number or a size of its data fails."""
     counting = Operations(kernels=False)
@@ -269,7 +294,7 @@ def operations(precision: Precision, shape: dict[str, int], kind: str) -> list[s
         raw = torch.zeros(shape["tokens"], d, dtype=torch.bfloat16)
         normalise = Normalisation(torch.zeros(d), 1.0, 10.0)
         optimizer, ops = adam(sae, 1e-3), kernels()
-        step = StaticStep(sae, optimizer, normalise, 1.0, precision, raw, 4, ops)
+        step = StaticStep(sae, optimizer, normalise, 1.0, precision, raw, 4, ops, group)
         step.begin()
         step.feed(raw, 1e-3)
         with counting:
@@ -299,6 +324,22 @@ def test_a_step_asks_nothing_and_launches_little(
     assert ("_segments" in names) != is_dense
     print(len(names), Counter(names))
     assert len(names) <= most
+
+
+@pytest.mark.parametrize(
+    ("precision", "kind", "messages"),
+    [
+        (ROUNDED, "batch_topk", 10),
+        (EXACT, "batch_topk", 16),
+        (EXACT, "topk", 10),
+        (ROUNDED, "matryoshka_batch_topk", 11),
+    ],
+)
+def test_a_shared_step_asks_nothing_either(precision: Precision, kind: str, messages: int) -> None:
+    """And sends few messages: all gradients go in one."""
+    group = OneOfFour()
+    names = operations(precision, SHAPE, kind, group)
+    assert "_write_kept" in names and group.sent == messages
 
 
 def test_the_fake_tensors_notice_a_question() -> None:

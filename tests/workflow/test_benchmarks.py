@@ -41,7 +41,7 @@ def test_streams(run: Run, root: Path, tiny_model: Path) -> None:
     assert [row.split(" | ")[:2] for row in rows] == [["| 1", "2"], ["| 3", "2"], ["| 6", "1, 2"]]
 
 
-@pytest.mark.parametrize(("part", "n_rows"), [("bytes", 6), ("steps", 8)])
+@pytest.mark.parametrize(("part", "n_rows"), [("bytes", 6), ("steps", 16)])
 def test_gpu(part: str, n_rows: int, run: Run, root: Path) -> None:
     """Small shapes on a CPU, so that it does not fail where it is run for the first time."""
     printed = run(

@@ -8,6 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from sae_core.sae.static.sharing import least_of_all
+
 
 class Slots(NamedTuple):
     """One code: pairs ordered by token, then by feature, followed by the unused slots."""
@@ -122,20 +125,33 @@ def entries(matrix: Tensor, slots: Slots) -> Tensor:
     return torch.where(slots.column < n_features, matrix.view(-1)[at].clamp(min=0.0), 0.0)
 
 
-def refine(slots: Slots, value: Tensor, total: Tensor, n_slots: int, n_features: int) -> Slots:
+def refine(
+    slots: Slots,
+    value: Tensor,
+    total: Tensor,
+    n_slots: int,
+    n_features: int,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> Slots:
     """The `total` largest of the pairs by another value, ties to the earlier one.
 
     Args:
         slots: C candidates.
         value: (C,) float32; 0 where there is no pair.
         total: () int32; at most `n_slots`.
+        group: the processes that have pairs of other tokens.
     """
-    ranked = value.sort(descending=True).values
-    last = (total - 1).clamp(0, len(value) - 1)
-    least = ranked.gather(0, last.long()[None])[0].clamp(min=0.0)
+    if group.is_single:
+        ranked = value.sort(descending=True).values
+        last = (total - 1).clamp(0, len(value) - 1)
+        least = ranked.gather(0, last.long()[None])[0].clamp(min=0.0)
+        above = value > least
+        ties = total - above.sum()
+    else:
+        least, ties = least_of_all(value, total, group)
+        above = value > least
     is_tie = (value == least) & (value > 0)
-    above = value > least
-    kept = above | (is_tie & (is_tie.cumsum(0) <= total - above.sum()))
+    kept = above | (is_tie & (is_tie.cumsum(0) <= ties))
     pairs, ends = compacted(kept, slots.row, slots.column, value, n_slots, n_features)
     start = torch.cat([ends.new_zeros(1), ends])[slots.start.long()]
     return Slots(*pairs, start, least)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sae_core.sae.static import launching
 from sae_core.sae.static.facts import FIGURES, Facts, Weighting
-from sae_core.sae.static.pairs import Slots
 
 
 @triton.jit
@@ -77,18 +76,28 @@ def _decide(
 
 
 def terms(
-    sums: Tensor, main: Slots, aux: Slots, aux_total: Tensor, n: Tensor, weights: Weighting
+    sums: Tensor,
+    l1_sum: Tensor,
+    n_pairs: Tensor,
+    least: Tensor,
+    aux_least: Tensor,
+    aux_total: Tensor,
+    n: Tensor,
+    weights: Weighting,
 ) -> tuple[Tensor, Tensor]:
     """(FIGURES,) the figures of a batch, all but whether the step is taken, and (3,) what scales
     the gradients: of the errors, of the auxiliary errors, and what is added to dL/dvalue.
 
     Args:
         sums: (3,) of squares: errors, residual without its mean, auxiliary errors.
+        l1_sum: () of the first code's values.
+        n_pairs: () int32, of the first code.
+        least, aux_least: () the smallest value that each code kept.
         n: () int32 tokens.
         aux_total: () int32; 0 without dead features.
     """
     figures, scales = sums.new_zeros(FIGURES), sums.new_empty(3)
-    given = sums, main.value.sum(), n, main.n_pairs, main.least, aux_total, aux.least
+    given = sums, l1_sum, n, n_pairs, least, aux_total, aux_least
     launching.launch(_terms, (1,), *given, figures, scales, *weights, num_warps=1)
     return figures, scales
 

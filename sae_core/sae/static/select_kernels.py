@@ -12,6 +12,9 @@ begins, and a second pass writes. With fewer than `total` positive entries T is 
 
 Most entries lie far below T, and counting them would take longest. They are counted only if those
 above `floor`, half of the last step's T, are not enough: the result is the same.
+
+Of several processes, each with some rows, each counts its own entries. They add up the counts, find
+the same T, and give what is left at T to the first of them.
 """
 
 import torch
@@ -19,8 +22,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.sae.static import launching
 from sae_core.sae.static.pairs import Slots
+from sae_core.sae.static.sharing import own_ties
 
 PATTERNS = 2**15
 """Positive numbers of 16 bits, NaN among them: it counts as the largest."""
@@ -116,7 +121,13 @@ def _write_kept(
 
 
 def select(
-    pre: Tensor, rows: Tensor, columns: Tensor, total: Tensor, n_slots: int, floor: Tensor
+    pre: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    total: Tensor,
+    n_slots: int,
+    floor: Tensor,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Slots:
     """The `total` largest positive entries of a matrix, ties to the earlier one.
 
@@ -127,6 +138,7 @@ def select(
         total: () int32, how many to keep; at most `n_slots`.
         floor: () int32, where counting may begin; is set for the next call. None changes the
             result.
+        group: the processes that have the other rows of the matrix.
     """
     n, n_features = pre.shape
     device, keys = pre.device, pre.view(torch.int16)
@@ -137,14 +149,17 @@ def select(
     launching.launch(
         _count_patterns, grid, *given, total, floor, total, count, n_features, ABOVE=True, TILE=tile
     )
-    seen = count.sum(dtype=torch.int32)
+    seen = group.all_reduce(count.sum(dtype=torch.int32))
     launching.launch(
         _count_patterns, grid, *given, total, floor, seen, count, n_features, ABOVE=False, TILE=tile
     )
     limits = torch.empty(3, dtype=torch.int32, device=device)
     launching.launch(
-        _threshold, (1,), count, total, limits, floor, PATTERNS=PATTERNS, BELOW=BELOW, num_warps=32
-    )
+        _threshold, (1,), group.all_reduce(count), total, limits, floor,
+        PATTERNS=PATTERNS, BELOW=BELOW, num_warps=32,
+    )  # fmt: skip
+    if not group.is_single:
+        limits = _own(limits, count, group)
     kept = torch.empty(2, grid[0] * grid[1], dtype=torch.int32, device=device)
     launching.launch(_count_kept, grid, *given, limits, kept[0], kept[1], n_features, TILE=tile)
     before = kept.cumsum(1, dtype=torch.int32) - kept
@@ -153,3 +168,12 @@ def select(
         _write_kept, grid, *given, limits, before[0], before[1], *slots[:4], n_features, TILE=tile
     )
     return slots
+
+
+def _own(limits: Tensor, count: Tensor, group: ProcessGroup) -> Tensor:
+    """The limits (3,) of all processes, with what this one keeps, which has counted (PATTERNS,)."""
+    least, ties = limits[:1], limits[1]
+    ties = own_ties(ties, count.gather(0, least.long())[0], group)
+    pattern = torch.arange(PATTERNS, dtype=torch.int32, device=count.device)
+    above = torch.where(pattern > least, count, 0).sum(dtype=torch.int32)
+    return torch.cat([least, ties[None], (above + ties)[None]])

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.static.facts import Facts, Weighting
 from sae_core.sae.static.moments import EPS, PLAIN, Moments, Rule
 from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots
+from sae_core.sae.static.sharing import own_ties
 
 PATTERNS = 2**15
 
@@ -46,18 +48,27 @@ def spread(residual: Tensor, mean: Tensor, some: Tensor, squares: Tensor) -> Non
 
 
 def select(
-    pre: Tensor, rows: Tensor, columns: Tensor, total: Tensor, n_slots: int, floor: Tensor
+    pre: Tensor,
+    rows: Tensor,
+    columns: Tensor,
+    total: Tensor,
+    n_slots: int,
+    floor: Tensor,
+    group: ProcessGroup = SINGLE_PROCESS,
 ) -> Slots:
     """See `select_kernels`."""
     n, n_features = pre.shape
     key = torch.where(rows[:, None] & columns, pre.view(torch.int16).int(), 0).clamp(min=0).view(-1)
     number = key.new_zeros(PATTERNS).scatter_add_(0, key.long(), torch.ones_like(key))
     number[0] = 0
-    reached = number.flip(0).cumsum(0).flip(0) >= total
+    of_all = group.all_reduce(number)
+    reached = of_all.flip(0).cumsum(0).flip(0) >= total
     pattern = torch.arange(PATTERNS, dtype=torch.int32, device=pre.device)
     least = torch.where(reached, pattern, 0).amax()
     above, is_tie = key > least, (key == least) & (key > 0)
-    kept = above | (is_tie & (is_tie.cumsum(0) <= total - above.sum()))
+    ties = total - torch.where(pattern > least, of_all, 0).sum()
+    ties = own_ties(ties, is_tie.sum(), group)
+    kept = above | (is_tie & (is_tie.cumsum(0) <= ties))
     slots = Slots.empty(n, n_features, n_slots, least)
     place = torch.where(kept, kept.cumsum(0) - 1, n_slots)
     entry = torch.arange(len(key), dtype=torch.int32, device=pre.device)
@@ -103,18 +114,25 @@ def gradients(codes: Codes, d_value: Tensor, G: Tensor, X: Tensor, n_features: i
 
 
 def terms(
-    sums: Tensor, main: Slots, aux: Slots, aux_total: Tensor, n: Tensor, weights: Weighting
+    sums: Tensor,
+    l1_sum: Tensor,
+    n_pairs: Tensor,
+    least: Tensor,
+    aux_least: Tensor,
+    aux_total: Tensor,
+    n: Tensor,
+    weights: Weighting,
 ) -> tuple[Tensor, Tensor]:
     """See `scalar_kernels`."""
     tokens, (error, variance, aux_error) = n.clamp(min=1).float(), sums.unbind()
     is_aux, variance = (variance > 0) & (aux_total > 0), variance.clamp(min=1e-30)
-    recon, l1 = error / tokens, main.value.sum() / tokens
+    recon, l1 = error / tokens, l1_sum / tokens
     aux_loss = torch.where(is_aux, aux_error / variance, 0.0)
     parts = weights.recon * recon, weights.l1 * l1
     loss = parts[0] + parts[1] + weights.aux * aux_loss
-    none, aux_least = torch.zeros_like(loss), torch.where(aux_total > 0, aux.least, torch.nan)
-    counts = main.n_pairs.float(), n.float()
-    figures = loss, recon, l1, *parts, aux_loss, none, *counts, main.least, aux_least, none
+    none, aux_least = torch.zeros_like(loss), torch.where(aux_total > 0, aux_least, torch.nan)
+    counts = n_pairs.float(), n.float()
+    figures = loss, recon, l1, *parts, aux_loss, none, *counts, least, aux_least, none
     by_aux = torch.where(is_aux, 2 * weights.aux / variance, 0.0)
     scales = 2 * weights.recon / tokens, by_aux, weights.l1 / tokens
     return torch.stack(figures), torch.stack(scales)
