@@ -39,9 +39,9 @@ and the passes for clipping, projection and unit norm, in float32."""
 BACKWARD = 5
 """What the gradient of a block's activations takes, as a multiple of the block."""
 
-LOGIT_BYTES, KERNEL_BYTES = 80, 16
+LOGIT_BYTES, KERNEL_BYTES = 80, 8
 """Memory traffic of a logit: itself, in float32, its log-softmax, and what is made of that; and in
-training on a GPU, see `sae/kl_kernel.py`."""
+training on a GPU, where both models' logits of a word take 16: see `sae/kl_kernel.py`."""
 
 STATE_BYTES, COPIED_BYTES, HALF_BYTES = 16, 12, 2
 """Memory a parameter of an SAE in training: weights, gradient and two moments; on a CPU the copy of

@@ -59,6 +59,7 @@ class Trainings:
     texts: Path
     """Processed JSON file."""
     gpus: int = 1
+    device: str = "cpu"
     fail: bool = False
     """The second process fails, and the others wait for it."""
     first_only: bool = False
@@ -104,7 +105,7 @@ def train(
         training=TrainingConfig(num_epochs=2, compute_dtype="float32"),
         end_to_end=end_to_end,
         runtime=RuntimeConfig(
-            device="cpu",
+            device=trainings.device,
             batch_size=4,
             checkpoint_freq=1,
             resume_minutes=0.0 if name == "not_finite" else 60.0,
@@ -122,12 +123,12 @@ def train(
         trainer.export(trainings.folder / name)
 
 
-def join_as_started() -> ProcessGroup:
+def join_as_started(device: str) -> ProcessGroup:
     """The group, joined as by a process that has imported nothing but what it needed so far, and
     that loads a model afterwards. At the end each process names the threads that the group left."""
     for name in [name for name in sys.modules if name.startswith("torch.distributed.nn")]:
         del sys.modules[name]
-    group = join("cpu")
+    group = join(device)
     import_module("torch.distributed.nn")
     atexit.register(name_threads)
     return group
@@ -143,7 +144,7 @@ def run(trainings: Trainings) -> None:
     os.environ.setdefault(LAUNCHER, str(os.getpid()))
     if launched(trainings.gpus):
         return
-    group = join_as_started()
+    group = join_as_started(trainings.device)
     if trainings.static:
         training.picked = as_on_gpus
     if trainings.fail and group.rank == 1:

@@ -14,7 +14,6 @@ from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.static import backend, select_kernels
 from sae_core.sae.static.backend import TWIN, Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
-from sae_core.sae.static.moments import Moments, Rule
 from sae_core.sae.static.pairs import Codes, Slots, entries, refine
 from sae_core.sae.static.per_token import largest_of_each
 
@@ -251,78 +250,6 @@ def test_dense_products_are_sums_over_pairs() -> None:
     for found, right in zip(dense, pairs, strict=True):
         assert found.dtype == torch.float32
         assert 0 < (found - right).norm() < 2**-7 * right.norm()
-
-
-def adam_state() -> tuple[list[Tensor], list[Moments]]:
-    """Unit decoder rows, encoder rows, gradients of both, and their moments."""
-    W_dec = F.normalize(normal(FEATURES, D, seed=8), dim=1).float()
-    W_enc, g_dec, g_enc = (normal(FEATURES, D, seed=seed).float() for seed in (9, 10, 11))
-    moments = [
-        Moments(normal(FEATURES, D, seed=s).float(), normal(FEATURES, D, seed=s + 1).float() ** 2)
-        for s in (12, 14)
-    ]
-    return [W_dec, W_enc, g_dec, g_enc], moments
-
-
-def adam(w: Tensor, g: Tensor, moments: Moments, rate: float, root: float) -> Tensor:
-    m = 0.9 * moments.first.double() + 0.1 * g
-    v = 0.999 * moments.second.double() + 0.001 * g * g
-    return w - rate * m / (v.sqrt() / root + 1e-8)
-
-
-def test_a_step_of_the_rows_is_that_of_the_formulas(ops: Backend) -> None:
-    (W_dec, W_enc, g_dec, g_enc), (of_dec, of_enc) = adam_state()
-    d, e, gd, ge = (t.double() for t in (W_dec, W_enc, g_dec, g_enc))
-    along, squares = ops.squares(g_dec, W_dec, g_enc)
-    projected = gd - (gd * d).sum(1, keepdim=True) * d
-    length = projected.pow(2).sum(1) + ge.pow(2).sum(1)
-    torch.testing.assert_close(squares.double(), length, **CLOSE)
-    rate, root, clip = 0.01, 0.3, 0.25
-    moved = adam(d, clip * projected, of_dec, 2 * rate, root)
-    wanted = F.normalize(moved, dim=1), adam(e, clip * ge, of_enc, rate, root)
-    copy = torch.zeros_like(W_enc).bfloat16()
-    for taken in (0.0, 1.0):
-        before = W_dec.clone(), W_enc.clone(), *(t.clone() for t in (*of_dec, *of_enc))
-        scalars = torch.tensor([rate, root, clip, taken])
-        ops.move_decoder(W_dec, g_dec, of_dec, along, scalars, 2.0)
-        ops.move_encoder(W_enc, g_enc, of_enc, scalars, copy)
-        if not taken:
-            after = W_dec, W_enc, *of_dec, *of_enc
-            assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))
-    for found, right in zip((W_dec, W_enc), wanted, strict=True):
-        torch.testing.assert_close(found.double(), right, **CLOSE)
-    torch.testing.assert_close(copy.float(), W_enc, rtol=2**-7, atol=0)  # Triton's interpreter cuts
-
-
-def test_a_step_of_a_bias(ops: Backend) -> None:
-    b, g = normal(FEATURES, seed=16).float(), normal(FEATURES, seed=17).float()
-    moments = Moments(normal(FEATURES, seed=18).float(), normal(FEATURES, seed=19).float() ** 2)
-    wanted = adam(b.double(), 0.5 * g.double(), moments, 0.1, 0.7)
-    ops.move_vector(b, g, moments, torch.tensor([0.1, 0.7, 0.5, 1.0]))
-    torch.testing.assert_close(b.double(), wanted, **CLOSE)
-
-
-def test_features_without_a_gradient_stay_where_they_are(ops: Backend) -> None:
-    (W_dec, W_enc, g_dec, g_enc), (of_dec, of_enc) = adam_state()
-    b, g_b = normal(FEATURES, seed=16).float(), normal(FEATURES, seed=17).float()
-    of_b = Moments(normal(FEATURES, seed=18).float(), normal(FEATURES, seed=19).float() ** 2)
-    still = torch.arange(FEATURES) % 3 == 0
-    for gradient in (g_dec, g_enc, g_b):
-        gradient[still] = 0
-    before = [t.clone() for t in (W_dec, W_enc, b)]
-    rule, scalars = Rule(0.9, 0.98, only_active=True), torch.tensor([0.01, 0.3, 0.25, 1.0])
-    moment = 0.98 * of_enc.second.double() + 0.02 * (0.25 * g_enc.double()) ** 2
-    first = 0.9 * of_enc.first.double() + 0.1 * 0.25 * g_enc.double()
-    moved = W_enc - 0.01 * first / (moment.sqrt() / 0.3 + 1e-8)
-    along, _ = ops.squares(g_dec, W_dec, g_enc)
-    ops.move_decoder(W_dec, g_dec, of_dec, along, scalars, 2.0, rule)
-    ops.move_encoder(W_enc, g_enc, of_enc, scalars, torch.zeros_like(W_enc).bfloat16(), rule)
-    ops.move_vector(b, g_b, of_b, scalars, rule)
-    for old, new in zip(before, (W_dec, W_enc, b), strict=True):
-        changed = (old != new).flatten(1).any(1) if old.dim() > 1 else old != new
-        assert torch.equal(changed, ~still)
-    torch.testing.assert_close(W_enc[~still].double(), moved[~still], **CLOSE)
-    torch.testing.assert_close(of_enc.second.double(), moment, **CLOSE)
 
 
 def test_the_kernels_compile_for_a_gpu() -> None:
