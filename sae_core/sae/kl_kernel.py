@@ -6,10 +6,10 @@ With a, b (V,) the logits of the clean and the spliced model and p = softmax(a),
 
 A program reads both rows twice: first for the three sums, each with a running largest logit per
 lane, so that nothing overflows and every sum has one order; then for the gradient, which takes the
-place of the clean logits. With logits in bfloat16 the two of a word cost 16 bytes of memory traffic:
-4 are written by the two products, 8 read here, 2 written, and 2 read by the product that takes the
-gradient back to the hidden states. Softmax and gradient by PyTorch's operations, in float32,
-cost 80.
+place of the clean logits. With logits in bfloat16 the two of a word cost 16 bytes of memory
+traffic: 4 are written by the two products, 8 read here, 2 written, and 2 read by the product that
+takes the gradient back to the hidden states. Softmax and gradient by PyTorch's operations, in
+float32, cost 80.
 """
 
 import torch
