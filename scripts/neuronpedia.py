@@ -7,7 +7,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core.reporting.feature_page import read_labels
-from sae_core.reporting.neuronpedia import CORPUS_KEYS, Export, NeuronpediaConfig, write_export
+from sae_core.reporting.neuronpedia import (
+    CORPUS_KEYS,
+    Export,
+    NeuronpediaConfig,
+    of_figures,
+    write_export,
+)
 from sae_core.reporting.summary import read_object
 from sae_core.utils import cli
 from sae_core.utils.records import read_json_lines
@@ -41,7 +47,9 @@ def export(options: Options) -> None:
     record = read_object(options.record, "model record", ("n_layers", "d_model"))
     labels = read_labels(options.labels) if options.labels else {}
     made = Export(corpus, record, labels, options.neuronpedia)
-    print(write_export(options.output, read_json_lines(options.entries), made))
+    lines = read_json_lines(options.entries)
+    entries = of_figures(lines, options.entries, corpus, options.corpus)
+    print(write_export(options.output, entries, made))
 
 
 if __name__ == "__main__":

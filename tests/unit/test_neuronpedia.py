@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ from reported import a_corpus, a_label, entries, write_lines
 from running import run_here
 
 from sae_core.reporting import neuronpedia
-from sae_core.reporting.neuronpedia import Export, NeuronpediaConfig, write_export
+from sae_core.reporting.neuronpedia import Export, NeuronpediaConfig, of_figures, write_export
 from sae_core.utils.errors import SAEError
 
 RECORD = {"n_layers": 30, "d_model": 64}
+OF_ENTRIES = {"active": 4, "l0": 0.04}
+"""Figures of `entries()`, each of which is active on 120 of 12,000 tokens."""
 SOURCE = "model/9-hook_resid_post-btop32sae-exp8"
 
 TABLES: dict[str, tuple[set[str], set[str]]] = {
@@ -150,10 +153,23 @@ def test_a_name_that_neuronpedia_does_not_take_is_refused(changes: dict[str, str
         NeuronpediaConfig(creator="Alice", **changes)
 
 
+@pytest.mark.parametrize("changes", [{"active": 5}, {"l0": 0.041}])
+def test_entries_and_figures_of_two_saes_are_refused(
+    tmp_path: Path, changes: dict[str, float]
+) -> None:
+    files = tmp_path / "a.jsonl", tmp_path / "b.json"
+    corpus = a_corpus() | OF_ENTRIES | changes
+    made = Export(corpus, RECORD, {}, NeuronpediaConfig(creator="Alice"))
+    said = f"{files[0]} has 4 features and an L0 of 0.04, but {files[1]}, of {corpus['run_name']}, "
+    with pytest.raises(SAEError, match=re.escape(said)):
+        write_export(tmp_path / "out", of_figures(entries(), files[0], corpus, files[1]), made)
+    assert not list(tmp_path.rglob("*.gz"))
+
+
 def test_neuronpedia_script(tmp_path: Path) -> None:
     lines = write_lines(tmp_path / "run.jsonl", entries())
     labels = write_lines(tmp_path / "labels.jsonl", [a_label(7)])
-    for name, content in (("run", a_corpus()), ("record", RECORD)):
+    for name, content in (("run", a_corpus() | OF_ENTRIES), ("record", RECORD)):
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
     given = ["--entries", lines, "--corpus", tmp_path / "run.json", "--labels", labels]
     given += ["--record", tmp_path / "record.json", "--output", tmp_path / "out"]
