@@ -21,9 +21,10 @@ position or a subject follows if nearly all of the activation is there.
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from itertools import chain
+from typing import Any, NamedTuple, TypeVar
 
 from sae_core.evaluation.features import DENSE, FEW_WINDOWS, SPECIFIC, FeatureTable
 from sae_core.evaluation.tally import Records
@@ -103,6 +104,8 @@ class _Pattern(NamedTuple):
 Keys = Callable[[int], Iterable[Hashable]]
 """What a place has, of one kind."""
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 class DefaultLabels:
     """Labels for the features of a table, which has read the same corpus as `words`.
@@ -116,6 +119,9 @@ class DefaultLabels:
         self.n_tokens = len(words.ids)
         self._ids, self._before = words.ids.tolist(), words.before.tolist()
         self._counts: list[int] = words.counts.tolist()
+        self._windows, self._density = table.tally.windows.numpy(), table.density.numpy()
+        self._shares = table.shares.numpy()
+        self._end = words.names.index(END_SIGN) if END_SIGN in words.names else None
         self._is_word = [sum(map(str.isalpha, name)) >= 3 for name in words.names]
 
     def of_all(self) -> list[Label]:
@@ -143,12 +149,12 @@ class DefaultLabels:
 
     def _score(self, feature: int, pattern: _Pattern, words: Counter[str]) -> float:
         """Its bits, times how far it is about one word and one subject."""
-        n = int(self.table.tally.windows[feature])
+        n = int(self._windows[feature])
         score = pattern.bits * min(1.0, n / ENOUGH_WINDOWS)
         score *= max(words.values()) / words.total()
         if len(self.subjects) > 1:
-            score *= float(self.table.shares[feature].max())
-        fit = float(self.table.density[feature]) <= DENSE and n >= FEW_WINDOWS
+            score *= float(self._shares[feature].max())
+        fit = float(self._density[feature]) <= DENSE and n >= FEW_WINDOWS
         says = sum(map(str.isalpha, pattern.text)) >= 4
         return score * (1 if fit else 0.01) * (1 if says else 0.1)
 
@@ -179,12 +185,12 @@ class DefaultLabels:
         n = len(peaks.top)
         if n < FEW_WINDOWS:
             return None
-        found = self._shared(
-            peaks._replace(heights=[1 / n] * n), keys,
-            lambda words: f"{relation} “{self._named_words(words)}”", base, 1, CLASS_SHARED,
-        )  # fmt: skip
-        is_told = found and found.share >= SHARED and self._by_chance(found, n) <= CHANCE
-        return found if is_told else None
+        words, cover = _common(peaks._replace(heights=[1 / n] * n), keys, 1)
+        if cover < CLASS_SHARED - ROUNDING or self._by_chance(base(words[0]), cover, n) > CHANCE:
+            return None
+        share = _share(map(keys, peaks.sample), peaks.weights, words)
+        text = f"{relation} “{self._named_words(words)}”"
+        return _Pattern(text, cover, share, base(words[0])) if share >= SHARED else None
 
     def _shared(
         self,
@@ -197,37 +203,32 @@ class DefaultLabels:
     ) -> _Pattern | None:
         """The pattern of the keys that come back in the top windows, if at least a share `least`
         of these have one of the `most` best."""
-        count = Counter(key for place in peaks.top for key in keys(place))
-        again = min(2, math.ceil(len(peaks.top) / 2))
-        heights: Counter[Hashable] = Counter()
-        for place, height in zip(peaks.top, peaks.heights, strict=True):
-            heights.update({key: height for key in keys(place) if count[key] >= again})
-        names = [key for key, _ in heights.most_common(most)]
-        cover = _share(peaks.top, peaks.heights, keys, names)
-        if not names or cover < least - ROUNDING:
+        names, cover = _common(peaks, keys, most)
+        if cover < least - ROUNDING:
             return None
-        share = _share(peaks.sample, peaks.weights, keys, names)
+        share = _share(map(keys, peaks.sample), peaks.weights, names)
         return _Pattern(named(names), cover, share, sum(map(base, names)))
 
-    def _by_chance(self, pattern: _Pattern, n: int) -> float:
-        """How often `n` windows share some word like this by chance, at most: the upper tail of a
-        binomial distribution, times the number of words (Bonferroni)."""
-        base, least = pattern.base, round(pattern.cover * n)
+    def _by_chance(self, base: float, cover: float, n: int) -> float:
+        """How often a share `cover` of `n` windows has the same word by chance, at most, if one has
+        it with probability `base`: the upper tail of a binomial distribution, times the number of
+        words (Bonferroni)."""
+        least = round(cover * n)
         tail = sum(math.comb(n, k) * base**k * (1 - base) ** (n - k) for k in range(least, n + 1))
         return tail * len(self.words.names)
 
     def _strongest_words(self, peaks: _Peaks) -> _Pattern:
         """The words of the strongest peaks."""
-        heights: Counter[int] = Counter()
+        heights: dict[int, float] = {}
         for place, height in zip(peaks.top, peaks.heights, strict=True):
-            heights[self._ids[place]] += height  # type: ignore[assignment]
-        names = [word for word, _ in heights.most_common(MOST_NAMES)]
+            heights[self._ids[place]] = heights.get(self._ids[place], 0) + height
+        names = _largest(heights, MOST_NAMES)
         cover = sum(heights[name] for name in names)
         said = self._named_words(names)
         return _Pattern(
             said if cover >= SHARED else f"mixed: {said}",
             cover,
-            _share(peaks.sample, peaks.weights, self._word, names),
+            _share(map(self._word, peaks.sample), peaks.weights, names),
             sum(map(self._base, names)),
         )
 
@@ -314,13 +315,13 @@ class DefaultLabels:
 
     def _after_end(self, place: int) -> bool:
         start = max(place - place % self.length, place - AT_START)
-        return any(self.words.names[word] == END_SIGN for word in self._ids[start:place])
+        return self._end in self._ids[start:place]
 
     def _subject(self, feature: int) -> Iterator[str]:
         if len(self.subjects) > 1:
-            share, index = self.table.shares[feature].max(0)
-            if float(share) >= SPECIFIC:
-                yield self.subjects[int(index)]
+            index = self._shares[feature].argmax()
+            if self._shares[feature, index] >= SPECIFIC:
+                yield self.subjects[index]
 
 
 def _weighted(records: Records, feature: int) -> tuple[list[int], list[float]]:
@@ -333,16 +334,33 @@ def _weighted(records: Records, feature: int) -> tuple[list[int], list[float]]:
     return [place for place, _ in kept], [share for _, share in kept]
 
 
+def _common(peaks: _Peaks, keys: Keys, most: int) -> tuple[list[Any], float]:
+    """Up to `most` keys that come back in the top windows, the best first, and the share of these
+    windows that have one of them."""
+    at_top = [keys(place) for place in peaks.top]
+    count = Counter(chain.from_iterable(at_top))
+    again = min(2, math.ceil(len(peaks.top) / 2))
+    heights: dict[Hashable, float] = {}
+    for found, height in zip(at_top, peaks.heights, strict=True):
+        for key in found:
+            if count[key] >= again:
+                heights[key] = heights.get(key, 0) + height
+    names = _largest(heights, most)
+    return names, _share(at_top, peaks.heights, names) if names else 0.0
+
+
+def _largest(heights: Mapping[Key, float], n: int) -> list[Key]:
+    """The `n` keys with the largest values; of equal ones, the first."""
+    return sorted(heights, key=heights.__getitem__, reverse=True)[:n]
+
+
 def _share(
-    places: Sequence[int], weights: Sequence[float], keys: Keys, names: Sequence[Hashable]
+    found: Iterable[Iterable[Hashable]], weights: Sequence[float], names: Sequence[Hashable]
 ) -> float:
-    """The weight of the places that have one of the names."""
+    """The weight of the places where one of the names is found."""
     chosen = set(names)
-    return sum(
-        weight
-        for place, weight in zip(places, weights, strict=True)
-        if not chosen.isdisjoint(keys(place))
-    )
+    pairs = zip(found, weights, strict=True)
+    return sum(weight for keys, weight in pairs if not chosen.isdisjoint(keys))
 
 
 def _rare(_: Hashable) -> float:

@@ -54,6 +54,8 @@ class Writer:
         self.words = Words(self.pieces, corpus.windows.tokens, corpus.file.end_of_text)
         self.labels = DefaultLabels(table, self.words, corpus.subjects).of_all()
         self.occurring = corpus.windows.tokens.unique()
+        self._names = [self.pieces.one(token) for token in self.occurring.tolist()]
+        self._text = corpus.windows.text.numpy()
         self._partners = _partners(table)
 
     def telling_order(self) -> list[int]:
@@ -66,21 +68,21 @@ class Writer:
         """One JSON object for each of the features."""
         directions = self.sae.W_dec[list(features)].float()
         n_tokens = min(N_TOKENS, len(self.occurring))
+        nearest, cosines = self.table.neighbours.numpy(), self.table.cosines.numpy()
         for rows, effects in logit_effects(self.model, directions, self.occurring):
             promoted, suppressed = effects.topk(n_tokens), (-effects).topk(n_tokens)
-            for row, number in enumerate(rows.tolist()):
+            for number, up, down in zip(
+                rows.tolist(),
+                self._tokens(promoted.indices, promoted.values),
+                self._tokens(suppressed.indices, -suppressed.values),
+                strict=True,
+            ):
                 feature = features[number]
+                near = zip(nearest[feature].tolist(), cosines[feature].tolist(), strict=True)
                 yield self._figures(feature) | {
-                    "promoted": self._tokens(promoted.indices[row], promoted.values[row]),
-                    "suppressed": self._tokens(suppressed.indices[row], -suppressed.values[row]),
-                    "neighbours": [
-                        [other, short(cosine)]
-                        for other, cosine in zip(
-                            self.table.neighbours[feature].tolist(),
-                            self.table.cosines[feature].tolist(),
-                            strict=True,
-                        )
-                    ],
+                    "promoted": up,
+                    "suppressed": down,
+                    "neighbours": [[other, short(cosine)] for other, cosine in near],
                     "partners": self._partners.get(feature, []),
                     "top": self._top(feature),
                     "quantiles": self._quantiles(feature),
@@ -103,10 +105,11 @@ class Writer:
             "histogram": _histogram(tally.histogram[feature]),
         }
 
-    def _tokens(self, indices: Tensor, effects: Tensor) -> list[list[Any]]:
-        """Tokens that occur, and how a feature changes their logits."""
-        found = zip(self.occurring[indices].tolist(), effects.tolist(), strict=True)
-        return [[self.pieces.one(token), short(effect)] for token, effect in found]
+    def _tokens(self, indices: Tensor, effects: Tensor) -> Iterator[list[list[Any]]]:
+        """For each row of indices (r, n) into `occurring`: the tokens, and how a feature changes
+        their logits."""
+        for row, changes in zip(indices.tolist(), effects.tolist(), strict=True):
+            yield [[self._names[i], short(by)] for i, by in zip(row, changes, strict=True)]
 
     def _top(self, feature: int) -> list[dict[str, Any]]:
         best = self.table.best
@@ -116,15 +119,16 @@ class Writer:
     def _quantiles(self, feature: int) -> list[dict[str, Any]]:
         """Windows at `QUANTILES` of the sampled ones, each once and none that is among the top."""
         sample, best = self.table.sample, self.table.best
-        order = sample.value[feature].argsort(descending=True, stable=True)
-        filled = order[sample.place[feature][order] >= 0].tolist()
+        places, values = sample.place[feature].tolist(), sample.value[feature].tolist()
+        filled = [at for at, place in enumerate(places) if place >= 0]
+        filled.sort(key=values.__getitem__, reverse=True)
         shown = set(best.place[feature].tolist())
         found = []
         for quantile in QUANTILES:
             at = filled[min(int((1 - quantile) * len(filled)), len(filled) - 1)] if filled else None
-            if at is None or int(sample.place[feature, at]) in shown:
+            if at is None or places[at] in shown:
                 continue
-            place = int(sample.place[feature, at])
+            place = places[at]
             shown.add(place)
             window = self._window(place, sample.context[feature, at].tolist())
             found.append({"quantile": quantile} | window)
@@ -137,7 +141,7 @@ class Writer:
         start = max(0, peak - before)
         pieces = self.words.pieces[window][start : peak - before + len(context)]
         activations = context[start - (peak - before) :][: len(pieces)]
-        text = int(windows.text[window, peak])
+        text = int(self._text[window, peak])
         chapter = self.corpus.chapter(text)
         return {
             "text": text,
@@ -228,10 +232,11 @@ def _shares(table: FeatureTable, subjects: list[str], feature: int) -> dict[str,
 
 def _histogram(counts: Tensor) -> dict[str, Any]:
     """Histogram of one feature's activations by their log2, without the empty ends."""
-    filled = counts.nonzero().squeeze(1).tolist()
+    numbers = counts.tolist()
+    filled = [i for i, n in enumerate(numbers) if n]
     first, last = (filled[0], filled[-1]) if filled else (0, -1)
     edges = [i / BINS_AN_OCTAVE - OCTAVES for i in range(first, last + 2)]
-    return {"log2_edges": edges, "counts": counts[first : last + 1].tolist()}
+    return {"log2_edges": edges, "counts": numbers[first : last + 1]}
 
 
 def _similarity(table: FeatureTable) -> dict[str, Any]:

@@ -194,7 +194,7 @@ def logit_effects(
     """The direct effect of each row of (n, D) directions in the residual on the logits of (T,)
     tokens, some rows at a time: the rows' numbers (r,), and the effects (r, T)."""
     last = Hook(model.n_layers - 1, "hook_resid_post")
-    rows = max(1, LOGITS // len(tokens))
+    rows, is_odd = max(1, LOGITS // len(tokens)), False
     for number in torch.arange(len(directions)).split(rows):
         unread = torch.zeros(len(number), 1, dtype=torch.long)
         value = directions[number][:, None].to(model.device) * directions.shape[1] ** 0.5
@@ -203,4 +203,8 @@ def logit_effects(
             hidden, _ = model.resume_hidden(unread, value, last, value)
             return model.unembed(hidden, tokens).float().squeeze(1)
 
-        yield number, (logits(value) - logits(-value)).cpu() / 2
+        up = logits(value)
+        if not is_odd:  # as it is in a model without biases, where one of the two says both
+            down = logits(-value)
+            is_odd, up = torch.equal(up, -down), (up - down) / 2
+        yield number, up.cpu()

@@ -139,8 +139,11 @@ def _order(key: Tensor, place: Tensor) -> Tensor:
 
 def _greatest(key: Tensor, place: Tensor, n: int) -> Tensor:
     """(A, M) bool: the first `n` entries of each row in `_order`."""
-    order = _order(key, place)
-    return torch.zeros_like(key, dtype=torch.bool).scatter_(1, order[:, :n], True)
+    kept = key >= key.topk(n, dim=1).values[:, -1:]
+    tied = (kept.sum(1) > n).nonzero().squeeze(1)  # only these have to be sorted
+    first = _order(key[tied], place[tied])[:, :n]
+    kept[tied] = torch.zeros_like(kept[tied]).scatter_(1, first, True)
+    return kept
 
 
 class Together(NamedTuple):

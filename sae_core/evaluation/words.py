@@ -48,6 +48,8 @@ class Pieces:
     def of(self, tokens: Sequence[int]) -> list[str]:
         """The texts of consecutive tokens."""
         pieces = [self._decoded(token) for token in tokens]
+        if UNKNOWN not in "".join(pieces):
+            return pieces
         first = 0
         for i, piece in enumerate(pieces):
             if UNKNOWN not in piece:

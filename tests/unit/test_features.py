@@ -27,7 +27,7 @@ from sae_core.evaluation.features import (
     nearest,
     tally_features,
 )
-from sae_core.evaluation.tally import Tally, TokenSample, hashed
+from sae_core.evaluation.tally import Best, Tally, TokenSample, hashed
 from sae_core.evaluation.words import Pieces, Words
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.precision import Precision
@@ -164,6 +164,22 @@ def test_the_sample_of_tokens_is_of_the_feature(table: FeatureTable, dense: Dens
         torch.testing.assert_close(table.spread.value[feature, :n], code[places[:n], feature])
 
 
+@pytest.mark.parametrize("batch", [7, 60, 300])
+def test_of_equal_records_the_earlier_are_kept(batch: int) -> None:
+    draw, best = torch.Generator().manual_seed(0), Best(4, 6, 0, torch.device("cpu"))
+    key = torch.randint(1, 9, (300,), generator=draw).float()
+    feature = torch.randint(0, 3, (300,), generator=draw)  # the fourth has none
+    for at in torch.arange(300).split(batch):
+        part = key[at]
+        best.offer(feature[at], part, part, at, lambda chosen: torch.zeros(len(chosen), 0))
+    found = best.ordered()
+    for number in range(3):
+        own = (feature == number).nonzero().squeeze(1).tolist()
+        expected = sorted(own, key=lambda place: (-float(key[place]), place))[:6]
+        assert found.place[number].tolist() == expected
+    assert found.place[3].tolist() == [-1] * 6
+
+
 def test_hashes_are_uniform() -> None:
     values = hashed(torch.arange(100_000), 2)
     assert 0 <= float(values.min()) and float(values.max()) < 1
@@ -289,6 +305,22 @@ def test_logit_effects_are_those_of_the_unembedding(
     factor = WIDTH**0.5
     expected = factor * expected[:, tokens]
     torch.testing.assert_close(torch.cat(found), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_biases_cancel_in_logit_effects(
+    language_model: LanguageModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In every part of the rows."""
+    monkeypatch.setattr("sae_core.evaluation.features.LOGITS", 30)
+    directions, tokens = an_sae().W_dec[:40], torch.tensor([3, 0, 77])
+
+    def effects() -> torch.Tensor:
+        return torch.cat([found for _, found in logit_effects(language_model, directions, tokens)])
+
+    without, unembed = effects(), language_model.unembed
+    bias = torch.tensor([1.0, -2.0, 3.0])
+    monkeypatch.setattr(language_model, "unembed", lambda *given: unembed(*given) + bias)
+    torch.testing.assert_close(effects(), without)
 
 
 # What is shown
