@@ -296,6 +296,11 @@ class EndToEndConfig:
     """Share of the optimizer steps, at the end of the training, that use end-to-end losses; 1
     means every step, as for a short training that begins with an SAE (--init-from)."""
 
+    end_to_end_stride: PositiveInt = 1
+    """In the phase, one window in this many has the end-to-end losses, in training and validation,
+    which saves most of a step's time; the others have the reconstruction error alone. Losses and
+    gradients are unbiased estimates of those of all windows."""
+
     def __post_init__(self) -> None:
         check_limits(self)
         if self.use_end_to_end and not (self.use_logit_kl or self.use_block_mse):

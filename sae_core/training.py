@@ -258,7 +258,7 @@ class Trainer:
         progress.outliers += batch.n_outliers
         if len(batch.x) == 0:
             return
-        if batch.passes and not progress.in_phase:
+        if batch.passes is not None and not progress.in_phase:
             self._begin_phase(batch)
         try:
             terms, l0 = self.step(batch, lr)
@@ -397,4 +397,6 @@ class Trainer:
             self.progress.bound.update(made.least)
             length = self.group.all_reduce((made.x_hat - part.wanted).pow(2).sum()).sqrt()
             pull = 2 * length / (len(batch.x) * self.normalise.output.scale)
-            self.batches.phase.balance(batch.passes, self.normalise.raw(made.x_hat), float(pull))
+            assert batch.passes is not None
+            x_hat = self.normalise.raw(part.of_spliced(made.x_hat))
+            self.batches.phase.balance(batch.passes, x_hat, float(pull), len(part.x))

@@ -1,15 +1,45 @@
 """Windows run through an unmodified language model: where a splice begins, and its baseline."""
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
 from torch import Tensor
 
 from sae_core.activations.token_windows import seen_tokens
 from sae_core.models.language_model import Hook, LanguageModel, resume_point
 
-Hidden = Callable[[Tensor, Sequence[Hook]], tuple[Tensor, dict[Hook, Tensor]]]
-"""What does as `LanguageModel.hidden`."""
+
+class Reader(Protocol):
+    """What reads windows as a `LanguageModel` does."""
+
+    def activations(self, tokens: Tensor, hooks: Sequence[Hook]) -> dict[Hook, Tensor]: ...
+
+    def hidden(
+        self, tokens: Tensor, hooks: Sequence[Hook]
+    ) -> tuple[Tensor, dict[Hook, Tensor]]: ...
+
+
+class ReadWindows(NamedTuple):
+    """B windows of L tokens, as an SAE gets them. D is the activation width."""
+
+    x: Tensor
+    """(B, L, D) activations at the hook."""
+    seen: Tensor
+    """(B, L) bool: see `seen_tokens`."""
+    kept: Tensor
+    """(B, L) bool: the tokens that train the SAE, the seen ones without outliers; N in all."""
+    target: Tensor
+    """(B, L, D) activations where the splice goes: a transcoder's target, otherwise x."""
+
+    @property
+    def n_tokens(self) -> int:
+        """N"""
+        return int(self.kept.sum())
+
+    @property
+    def n_outliers(self) -> int:
+        """Seen tokens that are left out."""
+        return int(self.seen.sum()) - self.n_tokens
 
 
 class CleanPass(NamedTuple):
@@ -33,14 +63,19 @@ class CleanPass(NamedTuple):
     """(B, L, D) activations where the splice goes: a transcoder's target, otherwise x."""
 
     @property
+    def read(self) -> ReadWindows:
+        """What the SAE gets."""
+        return ReadWindows(self.x, self.seen, self.kept, self.target)
+
+    @property
     def n_tokens(self) -> int:
         """N"""
-        return int(self.kept.sum())
+        return self.read.n_tokens
 
     @property
     def n_outliers(self) -> int:
         """Seen tokens that are left out."""
-        return int(self.seen.sum()) - self.n_tokens
+        return self.read.n_outliers
 
     def at(self, windows: slice) -> "CleanPass":
         """Some of the windows."""
@@ -63,7 +98,7 @@ def clean_pass(
     target: Hook,
     later: Sequence[Hook],
     max_norms: Mapping[Hook, float],
-    shared: Hidden | None = None,
+    shared: Reader | None = None,
     excluded: Sequence[int] = (),
 ) -> CleanPass:
     """Run windows (B, L) through the model.
@@ -77,10 +112,38 @@ def clean_pass(
         excluded: tokens that train no SAE.
     """
     start, tokens = resume_point(hook), tokens.to(model.device)
-    hidden, found = (shared or model.hidden)(tokens, [hook, target, start, *later])
+    hidden, found = (shared or model).hidden(tokens, [hook, target, start, *later])
+    x, seen, kept, at_target = _read(tokens, found, hook, target, max_norms, excluded)
+    after = {point: found[point] for point in later}
+    return CleanPass(tokens, x, seen, kept, found[start], hidden, after, at_target)
+
+
+def read_windows(
+    model: LanguageModel,
+    tokens: Tensor,
+    hook: Hook,
+    target: Hook,
+    max_norms: Mapping[Hook, float],
+    shared: Reader | None = None,
+    excluded: Sequence[int] = (),
+) -> ReadWindows:
+    """What the SAE gets of windows (B, L), without the layers after it. Arguments as those of
+    `clean_pass`."""
+    tokens = tokens.to(model.device)
+    found = (shared or model).activations(tokens, [hook, target])
+    return _read(tokens, found, hook, target, max_norms, excluded)
+
+
+def _read(
+    tokens: Tensor,
+    found: Mapping[Hook, Tensor],
+    hook: Hook,
+    target: Hook,
+    max_norms: Mapping[Hook, float],
+    excluded: Sequence[int],
+) -> ReadWindows:
     seen = seen_tokens(tokens, excluded)
     kept = seen.clone()
     for at in {hook, target}:
         kept &= found[at].float().norm(dim=-1) <= max_norms[at]
-    after = {point: found[point] for point in later}
-    return CleanPass(tokens, found[hook], seen, kept, found[start], hidden, after, found[target])
+    return ReadWindows(found[hook], seen, kept, found[target])

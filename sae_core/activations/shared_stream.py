@@ -9,7 +9,8 @@ many. In the end-to-end phase, whose windows all SAEs read as well, the pass thr
 is is shared in the same way; the spliced passes are each SAE's own.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -53,6 +54,37 @@ class Reading:
         ) and all(map(torch.equal, self.indices, other.indices))
 
 
+Result = TypeVar("Result")
+
+
+class Once(Generic[Result]):
+    """Runs windows through the model once for all SAEs that read the same.
+
+    Args:
+        run: of windows and the hooks that are wanted.
+    """
+
+    def __init__(self, run: Callable[[Tensor, Sequence[Hook]], Result]) -> None:
+        self.run = run
+        self._kept: dict[bytes, tuple[set[Hook], Result]] = {}
+        self._asked: set[Hook] = set()
+        self._asked_before: set[Hook] = set()
+
+    def begin(self) -> None:
+        """Other windows follow."""
+        self._kept = {}
+        self._asked_before, self._asked = self._asked, set()
+
+    def __call__(self, tokens: Tensor, hooks: Sequence[Hook]) -> Result:
+        """With the hooks that were asked for before the last `begin`, too."""
+        key = tokens.cpu().numpy().tobytes()
+        self._asked |= set(hooks)
+        if key not in self._kept or not set(hooks) <= self._kept[key][0]:
+            wanted = self._asked_before | set(hooks)
+            self._kept[key] = wanted, self.run(tokens, sorted(wanted))
+        return self._kept[key][1]
+
+
 class SharedStream:
     """The passes of one model, for sources at several hooks.
 
@@ -66,26 +98,24 @@ class SharedStream:
         self._wanted: set[Site] = set()
         self._reading: Reading | None = None
         self._kept: dict[Site, list[Tensor]] = {}
-        self._passes: dict[bytes, Pass] = {}
-        self._asked: set[Hook] = set()
-        self._asked_before: set[Hook] = set()
+        self._hidden, self._activations = Once(model.hidden), Once(model.activations)
 
     def expect(self, sources: Iterable["SharedSource"]) -> None:
         """Say which sources read the same next. The hooks of no others are read with them."""
         self._wanted = {source.site for source in sources}
-        self._passes = {}
-        self._asked_before, self._asked = self._asked, set()
+        self._hidden.begin()
+        self._activations.begin()
 
     def hidden(self, tokens: Tensor, hooks: Sequence[Hook]) -> Pass:
         """`LanguageModel.hidden`, once for all that read the same windows until the next `expect`:
         with the hooks that were asked for before the last one."""
         self._reading, self._kept = None, {}  # the phase needs the memory
-        key = tokens.cpu().numpy().tobytes()
-        self._asked |= set(hooks)
-        if key not in self._passes or not set(hooks) <= set(self._passes[key][1]):
-            wanted = sorted(self._asked_before | set(hooks))
-            self._passes[key] = self.model.hidden(tokens, wanted)
-        return self._passes[key]
+        return self._hidden(tokens, hooks)
+
+    def activations(self, tokens: Tensor, hooks: Sequence[Hook]) -> dict[Hook, Tensor]:
+        """`LanguageModel.activations`, in the same way."""
+        self._reading, self._kept = None, {}
+        return self._activations(tokens, hooks)
 
     def rows(self, reading: Reading, site: Site) -> list[Tensor]:
         """(W * positions, D) the activations of each batch at the hooks of a site, which lie side

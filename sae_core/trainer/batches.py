@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sae_core.activations.clean_pass import CleanPass
+from sae_core.activations.clean_pass import CleanPass, ReadWindows
 from sae_core.activations.store import ActivationSource
 from sae_core.distributed.process_group import ProcessGroup
 from sae_core.sae.config import SAESpec
@@ -25,8 +25,10 @@ class Batch(NamedTuple):
     x: Tensor
     """(N, D) activations as they enter the SAE, outliers left out."""
     n_outliers: int = 0
-    passes: Sequence[CleanPass] = ()
-    """The windows whose tokens this process has; only in the end-to-end phase."""
+    passes: Sequence[CleanPass] | None = None
+    """In the end-to-end phase, the windows of this process that are spliced; before it, None."""
+    spliced: Tensor | None = None
+    """(n,) bool: which of this process's tokens are those of `passes`; None: all."""
     finite: bool = True
     """No activation is infinite or NaN."""
     target: Tensor | None = None
@@ -40,6 +42,10 @@ class Batch(NamedTuple):
         return self._replace(
             x=self.x[self.shard], target=None if target is None else target[self.shard]
         )
+
+    def of_spliced(self, rows: Tensor) -> Tensor:
+        """Those of this process's rows (n, D) that are of spliced tokens."""
+        return rows if self.spliced is None else rows[self.spliced]
 
     @property
     def wanted(self) -> Tensor:
@@ -140,25 +146,33 @@ class Batches:
         into the batch that all have, of which a process's tokens are those of its own windows.
         """
         normalise, group = self.normalise, self.group
-        passes = self.phase.clean(
-            tokens[group.shard(len(tokens))], normalise.max_norm, normalise.output.max_norm
-        )
-        parts = group.all_gather(torch.cat([part.x[part.kept].float() for part in passes]))
+        own = group.shard(len(tokens))
+        spliced = self.phase.spliced(len(tokens))[own]
+        norms = normalise.max_norm, normalise.output.max_norm
+        read, passes = self.phase.read(tokens[own], spliced, *norms)
+        parts = group.all_gather(torch.cat([part.x[part.kept].float() for part in read]))
         first, end = (sum(map(len, parts[:r])) for r in (group.rank, group.rank + 1))
         target = None
         if normalise.target:
-            raw = torch.cat([part.target[part.kept].float() for part in passes])
+            raw = torch.cat([part.target[part.kept].float() for part in read])
             target = normalise.target.scaled(torch.cat(group.all_gather(raw)))
-        seen = [at[:, 1:] for part in passes for at in (part.x, part.target)]
+        seen = [at[:, 1:] for part in read for at in (part.x, part.target)]
         n_infinite = group.total(sum(not bool(at.isfinite().all()) for at in seen))
         return Batch(
             normalise.scaled(torch.cat(parts)),
-            group.total(sum(part.n_outliers for part in passes)),
+            group.total(sum(part.n_outliers for part in read)),
             passes,
+            None if spliced.all() else _tokens_of(spliced, read),
             finite=n_infinite == 0,
             target=target,
             shard=slice(first, end),
         )
+
+
+def _tokens_of(windows: Tensor, read: Sequence[ReadWindows]) -> Tensor:
+    """(n,) bool: which of the tokens that train the SAE are those of some windows (W,)."""
+    kept = torch.cat([part.kept for part in read])
+    return windows.to(kept.device)[:, None].expand_as(kept)[kept]
 
 
 def not_finite(spec: SAESpec, what: str, n_batches: int) -> SAEError:

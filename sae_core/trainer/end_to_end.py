@@ -17,6 +17,10 @@ Run for the last steps of a training only, the two terms are balanced when this 
 arXiv 2503.17272): at its default weight a term's gradient at the reconstruction is as long as that
 of the reconstruction error.
 
+With `end_to_end_stride` k, one window in k of a batch is spliced, and the means above are over
+these windows. The windows of a batch come in a random order, so this is a random sample: in
+expectation, losses and gradients are those of all windows. The others only run up to the hook.
+
 A transcoder's output is spliced in at its target, and what is said of the activation at the hook
 then holds for that at the target.
 
@@ -30,7 +34,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from sae_core.activations.clean_pass import CleanPass, Hidden, clean_pass
+from sae_core.activations.clean_pass import (
+    CleanPass,
+    Reader,
+    ReadWindows,
+    clean_pass,
+    read_windows,
+)
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.models.language_model import Hook, LanguageModel
@@ -75,7 +85,7 @@ class EndToEnd:
         batch_size: BatchSize,
         target: Hook | None = None,
         group: ProcessGroup = SINGLE_PROCESS,
-        shared: Hidden | None = None,
+        shared: Reader | None = None,
     ) -> None:
         self.shared = shared
         self._given, self.windows, self.hook, self.config = model, windows, hook, config
@@ -115,42 +125,107 @@ class EndToEnd:
 
         return list(self.microbatch.parts(len(tokens), run))
 
+    def read(
+        self,
+        tokens: Tensor,
+        spliced: Tensor,
+        max_norm: float,
+        target_max_norm: float = math.inf,
+    ) -> tuple[list[ReadWindows], list[CleanPass]]:
+        """Run windows (W, L) up to the hook, and the `spliced` ones, (W,) bool, through the whole
+        model. The norms as in `clean`."""
+        if spliced.all():
+            passes = self.clean(tokens, max_norm, target_max_norm)
+            return [part.read for part in passes], passes
+        max_norms = {self.target: target_max_norm} | {self.hook: max_norm}
+
+        def run(at: slice) -> ReadWindows:
+            excluded = self.windows.excluded
+            hooks = self.hook, self.target
+            return read_windows(self.model, tokens[at], *hooks, max_norms, self.shared, excluded)
+
+        read = list(self.microbatch.parts(len(tokens), run))
+        passes = self.clean(tokens[spliced], max_norm, target_max_norm)
+        # Rounding depends on the pass: near the limit only one of the two might keep a token.
+        kept = torch.cat([part.kept for part in read])[spliced.to(read[0].kept.device)]
+        parts = kept.split([len(part.tokens) for part in passes])
+        return read, [p._replace(kept=k) for p, k in zip(passes, parts, strict=True)]
+
+    def spliced(self, n_windows: int) -> Tensor:
+        """(n_windows,) bool: the windows of a batch that have the end-to-end losses."""
+        return torch.arange(n_windows) % self.config.end_to_end_stride == 0
+
+    @cached_property
+    def _names(self) -> list[str]:
+        """The figures of `loss`."""
+        errors = [f"{point.layer}_mse" for point in self.later]
+        terms = ["logit_kl"] * self.config.use_logit_kl
+        terms += [*errors, "total_post_layer_mse"] * self.config.use_block_mse
+        return terms + [CONTRIBUTIONS[name] for name in self.weights]
+
     def n_steps(self, of: int) -> int:
         """Steps with end-to-end losses, when there are `of` steps in all."""
         return max(1, round(self.config.end_to_end_fraction * of))
 
-    def loss(self, passes: Sequence[CleanPass], x_hat: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, passes: Sequence[CleanPass], x_hat: Tensor, n_batch: int | None = None
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss for raw reconstructions (N, D) of the tokens of `passes`, a scalar with a
-        gradient to `x_hat`, and its parts by name, scalars for the record."""
-        return self._loss(passes, x_hat, self.weights)
+        gradient to `x_hat`, and its parts by name, scalars for the record.
 
-    def balance(self, passes: Sequence[CleanPass], x_hat: Tensor, pull: float) -> None:
+        Args:
+            n_batch: this process's tokens in the batch, also those that are not spliced; by
+                default N.
+        """
+        n = len(x_hat) if n_batch is None else n_batch
+        return self._loss(passes, x_hat, n / self.group.total(n), self.weights)
+
+    def balance(
+        self,
+        passes: Sequence[CleanPass],
+        x_hat: Tensor,
+        pull: float,
+        n_batch: int | None = None,
+    ) -> None:
         """Scale the weights so that at its default a term has a gradient of length `pull` at the
-        raw reconstructions `x_hat` (N, D), those of all processes together."""
-        share = len(x_hat) / self.group.total(len(x_hat))
+        raw reconstructions `x_hat` (N, D), those of all processes together.
+
+        The gradient of a mean over some of a batch's tokens is longer than that of the mean over
+        all, since each counts for more: by the square root of the ratio of their numbers. The
+        weights are those that balance the mean over all. `n_batch` as in `loss`.
+        """
+        n = len(x_hat) if n_batch is None else n_batch
+        n_all = self.group.total(n)
+        share, spliced = n / n_all, self.group.total(len(x_hat)) / n_all
         for name, weight in _weights(self.config).items():
             at = x_hat.detach().requires_grad_()
             alone = {other: float(other == name) for other in self.weights}
-            [gradient] = torch.autograd.grad(self._loss(passes, at, alone)[0], at)
+            [gradient] = torch.autograd.grad(self._loss(passes, at, share, alone)[0], at)
             length = float(self.group.all_reduce((share * gradient).pow(2).sum()).sqrt())
+            length *= math.sqrt(spliced)
             balanced = pull / length if length else 0.0  # a splice that changes nothing
             self.weights[name] = weight / DEFAULT_WEIGHTS[name] * balanced
 
     def _loss(
-        self, passes: Sequence[CleanPass], x_hat: Tensor, weights: dict[str, float]
+        self,
+        passes: Sequence[CleanPass],
+        x_hat: Tensor,
+        share: float,
+        weights: dict[str, float],
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Value and gradient, a forward pass's windows at a time."""
         wanted = x_hat.requires_grad and torch.is_grad_enabled()
-        # A process's share of the loss is its share of the tokens, so its positions have that too.
-        share = len(x_hat) / self.group.total(len(x_hat))
+        # The processes' losses are added by their share of the tokens, so that the positions and
+        # tokens that a mean is over have that share, too.
         own_positions = sum(part.tokens[:, 1:].numel() for part in passes)
         n_positions = self.group.total(own_positions) * share
-        figures: dict[str, Tensor] = {}
-        gradients: list[Tensor] = []
+        n_tokens = self.group.total(len(x_hat)) * share
+        figures = dict.fromkeys(self._names, x_hat.new_zeros(()))
+        gradients: list[Tensor] = [x_hat.new_zeros(0, x_hat.shape[1])]
 
         def splice(part: CleanPass, rows: Tensor) -> tuple[dict[str, Tensor], Sequence[Tensor]]:
             rows = rows.detach().requires_grad_(wanted)
-            sums = self._splice(part, rows, n_positions, len(x_hat))
+            sums = self._splice(part, rows, n_positions, n_tokens)
             for name, weight in weights.items():
                 sums[CONTRIBUTIONS[name]] = weight * sums[name]
             loss = torch.stack([sums[CONTRIBUTIONS[name]] for name in weights]).sum()
@@ -159,7 +234,7 @@ class EndToEnd:
         for sums, gradient in self._in_parts(passes, x_hat, splice):
             gradients.extend(gradient)
             for name, value in sums.items():
-                figures[name] = figures.get(name, 0.0) + value.detach()
+                figures[name] = figures[name] + value.detach()
         loss = torch.stack([figures[CONTRIBUTIONS[name]] for name in weights]).sum()
         return KnownGradient.apply(x_hat, loss, torch.cat(gradients)) if wanted else loss, figures
 
@@ -186,7 +261,7 @@ class EndToEnd:
             yield from self.microbatch.parts(len(part.tokens), on_some)
 
     def _splice(
-        self, part: CleanPass, rows: Tensor, n_positions: float, n_tokens: int
+        self, part: CleanPass, rows: Tensor, n_positions: float, n_tokens: float
     ) -> dict[str, Tensor]:
         """What some windows with the reconstructions `rows` (n, D) add to the terms, each a mean
         over all the `n_positions` or `n_tokens` of a batch."""

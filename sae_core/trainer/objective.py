@@ -54,10 +54,9 @@ class Objective:
         l1_part = spec.l1_coefficient * made.l1
         loss = recon_part + l1_part + spec.aux_penalty * aux.loss + made.kind_loss
         figures: dict[str, Tensor] = {}
-        if self.end_to_end is not None and part.passes:
-            added, figures = self.end_to_end.loss(
-                part.passes, self.batches.normalise.raw(made.x_hat)
-            )
+        if self.end_to_end is not None and part.passes is not None:
+            x_hat = self.batches.normalise.raw(part.of_spliced(made.x_hat))
+            added, figures = self.end_to_end.loss(part.passes, x_hat, len(part.x))
             loss = loss + added
         return Terms(loss, recon, made.l1, recon_part, l1_part, aux.loss, made.kind_loss, figures)
 

@@ -110,7 +110,7 @@ def end_to_end_phase(
         settings.runtime.batch_size,
         activations.target,
         group,
-        source.stream.hidden if isinstance(source, SharedSource) else None,
+        source.stream if isinstance(source, SharedSource) else None,
     )
 
 
@@ -132,6 +132,8 @@ def resolved_spec(activations: Activations, settings: Settings, device: torch.de
         metadata["init_from"] = activations.origin.as_metadata()
     if settings.end_to_end.use_end_to_end:
         metadata["end_to_end"] = asdict(settings.end_to_end)
+        if settings.end_to_end.end_to_end_stride == 1:  # as before there was a choice
+            del metadata["end_to_end"]["end_to_end_stride"]
     if sae.n_tokens_to_dead:
         n_batches = max(1, sae.n_tokens_to_dead // int(training.tokens_per_step))
         sae = replace(sae, n_batches_to_dead=n_batches)

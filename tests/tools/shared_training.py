@@ -2,8 +2,9 @@
 
 Each kind of SAE from made-up activations, many features dead from the start, goes to FOLDER/<kind>;
 one of activations that are not all finite, which stores a state whenever it can, to
-FOLDER/not_finite; one with end-to-end losses in half of the steps, streamed from a tiny model, to
-FOLDER/end_to_end.
+FOLDER/not_finite; two with end-to-end losses in half of the steps, streamed from a tiny model, to
+FOLDER/end_to_end and, where only some windows and so not every process's have these losses, to
+FOLDER/end_to_end_sample.
 """
 
 import atexit
@@ -92,7 +93,10 @@ def train(
     kind = name if name in KINDS else "batch_topk"
     sparsity = 0.01 if kind in ("standard", "gated") else 0.0
     end_to_end = EndToEndConfig(
-        use_end_to_end="model" in options, end_to_end_fraction=0.5, use_block_mse=True
+        use_end_to_end="model" in options,
+        end_to_end_fraction=0.5,
+        end_to_end_stride=4 if name == "end_to_end_sample" else 1,
+        use_block_mse=True,
     )
     settings = Settings(
         sae=SAEConfig(
@@ -172,7 +176,8 @@ def train_others(trainings: Trainings, group: ProcessGroup) -> None:
     source = StreamingSource(
         model, windows, HOOK, batch_size=4, tokens_per_step=100, seed=5, group=group
     )
-    train(trainings, "end_to_end", source, group, d_in=WIDTH, model=model, windows=windows)
+    for name in ("end_to_end", "end_to_end_sample"):
+        train(trainings, name, source, group, d_in=WIDTH, model=model, windows=windows)
 
 
 if __name__ == "__main__":

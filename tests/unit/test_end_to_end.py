@@ -279,6 +279,48 @@ def test_a_splice_that_changes_nothing_gets_no_weight() -> None:
     assert ours.weights == {"logit_kl": 0.0}
 
 
+# A sample of the windows
+
+
+@pytest.mark.parametrize("hook_name", ["hook_mlp_out", "hook_resid_post"])
+def test_the_mean_of_all_samples_is_that_of_all_windows(hook_name: str) -> None:
+    """Losses and gradients, of two samples of two windows each."""
+    case = make_case(hook=Hook(1, hook_name))
+    case = case._replace(windows=case.windows[:4], max_norm=math.inf)
+    every, half = (case.losses(use_block_mse=True, end_to_end_stride=k) for k in (1, 2))
+    passes, x_hat = reconstructions(case, every)
+    loss, figures = every.loss(passes, x_hat)
+    [gradient] = torch.autograd.grad(loss, x_hat)
+    sampled, of_samples = torch.zeros_like(x_hat).view(4, LENGTH - 1, -1), []
+    for first in (0, 1):
+        order, spliced = torch.arange(4).roll(-first), half.spliced(4)
+        read, some = half.read(case.windows[order], spliced, math.inf)
+        assert sum(part.n_tokens for part in read) == len(x_hat)
+        rows = x_hat.detach().view_as(sampled)[order[spliced]].flatten(0, 1).requires_grad_()
+        value, parts = half.loss(some, rows, n_batch=len(x_hat))
+        [g] = torch.autograd.grad(value, rows)
+        sampled[order[spliced]] += g.view(2, LENGTH - 1, -1) / 2
+        of_samples.append(parts | {"loss": value.detach()})
+    for name, expected in (figures | {"loss": loss.detach()}).items():
+        found = sum(float(of_sample[name]) for of_sample in of_samples) / 2
+        assert found == pytest.approx(float(expected), rel=1e-5), name
+    assert of_samples[0]["logit_kl"] != of_samples[1]["logit_kl"]
+    torch.testing.assert_close(sampled.flatten(0, 1), gradient, **CLOSE)
+
+
+def test_a_sample_is_balanced_as_all_windows_are() -> None:
+    """Of four equal windows."""
+    case = make_case()
+    case = case._replace(windows=case.windows[:1].expand(4, -1), max_norm=math.inf)
+    every, half = (case.losses(use_block_mse=True, end_to_end_stride=k) for k in (1, 2))
+    passes, x_hat = reconstructions(case, every)
+    x_hat = x_hat.detach()[: LENGTH - 1].repeat(4, 1)
+    every.balance(passes, x_hat, pull=0.25)
+    _, some = half.read(case.windows, half.spliced(4), math.inf)
+    half.balance(some, x_hat[: 2 * (LENGTH - 1)], pull=0.25, n_batch=len(x_hat))
+    assert half.weights == pytest.approx(every.weights)
+
+
 # Settings
 
 

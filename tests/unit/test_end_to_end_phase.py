@@ -20,6 +20,7 @@ from sae_core.pretrained import Origin
 from sae_core.sae.kinds import build
 from sae_core.train_config import EndToEndConfig, TrainingConfig
 from sae_core.trainer.ahead import Stepping
+from sae_core.trainer.batches import Batch
 from sae_core.trainer.end_to_end import EndToEnd
 from sae_core.trainer.resume import SavedStates
 from sae_core.training import Observer, Trainer
@@ -97,10 +98,10 @@ def test_phase_is_the_last_share_of_the_steps(
     phase, with_terms = setting.phase(end_to_end_fraction=fraction), 0
     loss = phase.loss
 
-    def counted(passes: Any, x_hat: Tensor) -> Any:
+    def counted(passes: Any, x_hat: Tensor, *batch: int) -> Any:
         nonlocal with_terms
         with_terms += x_hat.requires_grad
-        return loss(passes, x_hat)
+        return loss(passes, x_hat, *batch)
 
     phase.loss = counted  # type: ignore[method-assign]
     recorder = Recorder()
@@ -231,8 +232,8 @@ def test_phase_begins_with_terms_that_pull_as_hard_as_the_reconstruction(setting
     phase, pulls = setting.phase(end_to_end_fraction=0.25), []
     loss = phase.loss
 
-    def watched(passes: Any, x_hat: Tensor) -> Any:
-        value, figures = loss(passes, x_hat)
+    def watched(passes: Any, x_hat: Tensor, *batch: int) -> Any:
+        value, figures = loss(passes, x_hat, *batch)
         if x_hat.requires_grad:
             [gradient] = torch.autograd.grad(value, x_hat, retain_graph=True)
             x = torch.cat([part.x[part.kept] for part in passes])
@@ -246,6 +247,21 @@ def test_phase_begins_with_terms_that_pull_as_hard_as_the_reconstruction(setting
     for _ in trainer.train():
         pass
     assert pulls[0][0] == pytest.approx(pulls[0][1], rel=1e-3)
+
+
+def test_one_window_in_three_is_spliced_and_all_train(setting: Setting) -> None:
+    every, third = (
+        setting.trainer(setting.phase(end_to_end_fraction=1.0, end_to_end_stride=stride)).batches
+        for stride in (1, 3)
+    )
+    for whole, batch in zip(every.train(0, 0), third.train(0, 0), strict=True):
+        assert isinstance(whole, Batch) and whole.passes and whole.spliced is None
+        assert isinstance(batch, Batch) and batch.passes and batch.spliced is not None
+        torch.testing.assert_close(batch.x, whole.x)
+        windows = torch.cat([part.tokens for part in whole.passes])
+        assert torch.equal(torch.cat([part.tokens for part in batch.passes]), windows[::3])
+        x = torch.cat([part.x[part.kept] for part in batch.passes])
+        torch.testing.assert_close(batch.of_spliced(batch.x), third.normalise.scaled(x.float()))
 
 
 def test_outliers_are_left_out_and_counted(setting: Setting, monkeypatch: Any) -> None:
@@ -277,15 +293,19 @@ def test_batch_size_changes_nothing(setting: Setting) -> None:
                 assert other[name][-1] == pytest.approx(column[-1], rel=1e-3), name
 
 
-@pytest.mark.parametrize("passes", [1, 4])
+@pytest.mark.parametrize(("passes", "stride"), [(1, 2), (4, 1)])
 def test_cached_and_streaming_give_the_same(
-    passes: int, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    passes: int, stride: int, setting: Setting, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     harvest(setting.model, setting.windows, [HOOK], tmp_path, batch_size=4, passes=passes)
     cached = CachedSource([tmp_path], HOOK, tokens_per_step=STEP, seed=5)
     stream = setting.stream()
     monkeypatch.setattr(type(stream), "pass_of", lambda _, epoch: epoch % passes)
-    options = {"use_block_mse": True, "end_to_end_fraction": 0.4}
+    options = {
+        "use_block_mse": True,
+        "end_to_end_fraction": 0.4,
+        "end_to_end_stride": stride,
+    }
     one, other = (setting.train(setting.phase(**options), source=s) for s in (cached, stream))
     for name, column in one.history.items():
         assert is_there(other.history[name]) == is_there(column)
@@ -328,9 +348,9 @@ def test_a_validation_loss_that_is_not_finite(
         number = 0
         return validate()
 
-    def spoil(passes: Any, x_hat: Tensor) -> Any:
+    def spoil(passes: Any, x_hat: Tensor, *batch: int) -> Any:
         nonlocal number
-        total, figures = loss(passes, x_hat)
+        total, figures = loss(passes, x_hat, *batch)
         number += 1
         if (
             not x_hat.requires_grad
@@ -416,14 +436,14 @@ class StopsAt(Recorder):
             raise InterruptedError
 
 
-@pytest.mark.parametrize("beyond", [-1, 1, 2])
+@pytest.mark.parametrize(("beyond", "stride"), [(-1, 1), (1, 3), (2, 1)])
 def test_an_interrupted_phase_goes_on_as_if_nothing_had_been(
-    beyond: int, setting: Setting, tmp_path: Path
+    beyond: int, stride: int, setting: Setting, tmp_path: Path
 ) -> None:
     """From the step before the phase, and from its first two, which have been balanced."""
 
     def trainer(observer: Observer | None = None) -> Trainer:
-        phase = setting.phase(end_to_end_fraction=0.4, use_block_mse=True)
+        phase = setting.phase(end_to_end_fraction=0.4, use_block_mse=True, end_to_end_stride=stride)
         return setting.trainer(phase, observer=observer, num_epochs=2)
 
     whole = trainer()

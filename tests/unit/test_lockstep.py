@@ -95,8 +95,13 @@ def test_each_is_the_one_that_it_is_alone(three: dict[str, bytes], tmp_path: Pat
 
 def test_transcoders_and_the_end_to_end_phase(tmp_path: Path) -> None:
     end = EndToEndConfig(end_to_end_fraction=0.3, use_block_mse=True)
+    some = replace(end, end_to_end_stride=2)
     others = {"hook_name": "mlp.hook_in", "target": "hook_mlp_out"}
-    saes = (wanted(1, end_to_end=end), wanted(2, "jumprelu", end_to_end=end), wanted(1, **others))
+    saes = (
+        wanted(1, end_to_end=end),
+        wanted(2, "jumprelu", end_to_end=some),
+        wanted(1, **others, end_to_end=some),
+    )
     train_several(tmp_path / "together", saes)
     assert_same(tmp_path / "together", alone(tmp_path / "alone", saes))
 

@@ -155,7 +155,10 @@ EFFECTS: dict[str, Callable[[Result, Result], Any]] = {
         and not any("kl" in name or "mse" in name for name in p.history)
         and not any("mse" in name for name in r.history)
     ),
-    ALL: lambda r, p: None not in r.history["logit_kl"],
+    ALL: lambda r, p: (
+        None not in r.history["logit_kl"]
+        and "end_to_end_stride" not in r.sae.spec.metadata["end_to_end"]
+    ),
     f"{ALL} --use-block-mse --no-use-logit-kl": lambda r, p: (
         {"2_mse", "3_mse", "val_3_mse", "total_post_layer_mse", "block_mse_contribution"}
         <= set(r.history)
@@ -168,6 +171,11 @@ EFFECTS: dict[str, Callable[[Result, Result], Any]] = {
     f"{ALL} --use-block-mse --block-mse-weight 0.25": lambda r, p: (
         r.history["block_mse_contribution"][0]
         == pytest.approx(0.25 * r.history["total_post_layer_mse"][0])
+    ),
+    f"{ALL} --end-to-end-stride 2": lambda r, p: (
+        None not in r.history["logit_kl"]
+        and r.sae.spec.metadata["end_to_end"]["end_to_end_stride"] == 2
+        and weights_differ(r, p)
     ),
     f"{ALL} --logit-kl-weight 0.25": lambda r, p: (
         r.history["kl_contribution"][0] == pytest.approx(0.25 * r.history["logit_kl"][0])
@@ -288,6 +296,7 @@ def test_trust_remote_code_is_off_unless_asked_for(
         ("--use-end-to-end --no-use-logit-kl", "--use-logit-kl or --use-block-mse"),
         ("--end-to-end-fraction 0", "--end-to-end-fraction 0"),
         ("--end-to-end-fraction 1.5", "--end-to-end-fraction 1.5"),
+        ("--end-to-end-stride 0", "--end-to-end-stride 0"),
         ("--block-mse-layers 3", "--block-mse-layers needs --use-block-mse"),
         ("--use-block-mse --block-mse-layers -1", "--block-mse-layers -1"),
         ("--logit-kl-weight -1", "--logit-kl-weight -1"),

@@ -37,7 +37,7 @@ IMPORTS = (
     *("sae_core.sae_train", "sae_core.distributed.torchrun", "synthetic", OF_OPTIMIZERS),
     *("transformers.models.qwen3.modeling_qwen3", "torch.distributed.launcher.api"),
 )
-OTHERS = ["not_finite", "transcoder", "end_to_end"]
+OTHERS = ["not_finite", "transcoder", "end_to_end", "end_to_end_sample"]
 NAMES = [*KINDS, *OTHERS]
 
 

@@ -171,6 +171,18 @@ def test_every_epoch_that_ends_in_the_end_to_end_phase_is_validated_in_it() -> N
     assert flops[2] - flops[1] > 1.1 * one_percent
 
 
+def test_a_phase_in_which_fewer_windows_are_spliced_costs_less() -> None:
+    """By their number, beside the pass of all windows up to the hook."""
+
+    def flops(stride: int) -> float:
+        plan = demo_planner(end_to_end={"end_to_end_stride": stride})
+        return plan.training(next(plan.model.runs(30))).flops
+
+    spliced = 4 * (flops(2) - flops(4))
+    assert flops(4) - flops(8) == pytest.approx(spliced / 8)
+    assert 0 < flops(1) - flops(2) < spliced / 2
+
+
 def test_logits_take_more_than_their_product() -> None:
     small = demo_planner()
     run = next(small.model.runs(30))

@@ -1,0 +1,201 @@
+"""What an end-to-end phase costs and brings, by its length and by the share of windows that are
+spliced.
+
+One SAE is trained with local losses until the longest phase begins. From there the training goes on
+once for each phase, the first of which is compared with. Prints a Markdown table: the cross-entropy
+that the SAE costs on held-out windows when attention sinks (outliers, and a window's first token)
+keep their activation, the KL on the validation windows that have one, the processor time of the
+whole training, and the gap and the time as multiples of the first row's. Activations are read from
+the model, not from a store. One thread (`OMP_NUM_THREADS=1`) makes the times comparable.
+"""
+
+import copy
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from demo_model import demo_record, read_chapters
+from end_to_end import gap_beside_sinks
+from machine import describe
+from torch import Tensor
+
+from sae_core.activations.store import StreamingSource
+from sae_core.activations.token_windows import TokenWindows, read_windows
+from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae.config import SAEConfig
+from sae_core.sae.kinds import build
+from sae_core.train_config import DataConfig, EndToEndConfig, ModelConfig, TrainingConfig
+from sae_core.trainer.end_to_end import EndToEnd
+from sae_core.trainer.events import Observer
+from sae_core.trainer.training_inputs import sae_spec
+from sae_core.trainer.training_state import TrainingState
+from sae_core.training import Trainer
+from sae_core.utils import cli
+from sae_core.utils.seeding import generator
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to train on, and which phases."""
+
+    chapters: Path = Path("sae_core/data/raw_data")
+    """A folder that holds a folder of Markdown chapters a subject."""
+
+    num_epochs: int = 4
+    """Passes over the training windows."""
+
+    layer: int = 9
+    """0-based layer; the hook is hook_resid_post."""
+
+    topk: int = 32
+    """Mean number of active features a token."""
+
+    expansion: int = 8
+    """Number of features, as a multiple of the activation's width."""
+
+    lr: float = 2e-3
+    """Peak learning rate."""
+
+    tokens_per_step: int = 1024
+    """Tokens in an optimizer step."""
+
+    length: int = 128
+    """Tokens in a window."""
+
+    val_fraction: float = 0.15
+    """Share of the texts that is held out."""
+
+    fractions: tuple[float, ...] = (0.0, 0.1, 0.1, 0.025)
+    """Shares of the steps with end-to-end losses, a phase each; 0 is none."""
+
+    strides: tuple[int, ...] = (1, 1, 4, 1)
+    """One window in so many is spliced, of each phase."""
+
+    seed: int = 420
+    """Seed of everything random."""
+
+
+class Reached(Exception):
+    """The step at which the phases begin is done."""
+
+
+class StopsAt(Observer):
+    """Stops a training after so many steps."""
+
+    def __init__(self, n_steps: int) -> None:
+        self.left = n_steps
+
+    def on_step(self, epoch: int, step: int, loss: Tensor, l0: float) -> None:
+        self.left -= 1
+        if self.left == 0:
+            raise Reached
+
+
+class Row(NamedTuple):
+    """Of a phase."""
+
+    name: str
+    gap: float
+    kl: float | None
+    seconds: float
+
+
+class Trainings:
+    """Trainings with the same texts and settings, but for the phase."""
+
+    def __init__(self, options: Options, model: LanguageModel, windows: TokenWindows) -> None:
+        self.options, self.model, self.windows = options, model, windows
+        self.hook = Hook(options.layer, "hook_resid_post")
+
+    def phase(self, fraction: float, stride: int) -> EndToEnd:
+        config = EndToEndConfig(end_to_end_fraction=fraction, end_to_end_stride=stride)
+        return EndToEnd(self.model, self.windows, self.hook, config, 8)
+
+    def trainer(self, phase: EndToEnd | None, observer: Observer | None = None) -> Trainer:
+        options, device = self.options, torch.device("cpu")
+        config = SAEConfig(topk=options.topk, sae_expansion=options.expansion)
+        sae = build(sae_spec(config, self.hook, self.model.d_model, device, {}))
+        sae.initialise(generator(options.seed, "weights"))
+        source = StreamingSource(
+            self.model,
+            self.windows,
+            self.hook,
+            batch_size=8,
+            tokens_per_step=options.tokens_per_step,
+            seed=options.seed,
+        )
+        training = TrainingConfig(
+            num_epochs=options.num_epochs,
+            tokens_per_step=options.tokens_per_step,
+            lr=options.lr,
+            early_stopping_patience=0,
+        )
+        return Trainer(sae, source, training, observer or Observer(), end_to_end=phase)
+
+    def before(self, fraction: float) -> tuple[TrainingState, float]:
+        """The state in which a phase of that length begins, and the seconds until then."""
+        n_steps = self.trainer(self.phase(fraction, 1)).batches.n_local_steps
+        trainer, started = self.trainer(None, StopsAt(n_steps)), time.process_time()
+        try:
+            for _ in trainer.train():
+                pass
+        except Reached:
+            pass
+        return trainer.state(), time.process_time() - started
+
+    def row(self, fraction: float, stride: int, state: TrainingState, seconds: float) -> Row:
+        """Go on from a state that took so long."""
+        phase = self.phase(fraction, stride) if fraction else None
+        trainer, values = self.trainer(phase), copy.deepcopy(state.values)
+        values["end_to_end"] = phase and phase.weights
+        trainer.restore(TrainingState({n: t.clone() for n, t in state.tensors.items()}, values))
+        started = time.process_time()
+        for _ in trainer.train():
+            pass
+        seconds += time.process_time() - started
+        normalise = trainer.normalise
+        sae = trainer.sae.folded(normalise.mean, normalise.scale, torch.float32)
+        losses, held_out = self.phase(1.0, 1), self.windows.evaluation()
+        gap = gap_beside_sinks(losses, sae, held_out, normalise.max_norm)
+        name = f"last {fraction:g}" if fraction else "none"
+        name += f", one window in {stride}" if stride > 1 else ""
+        row = Row(name, gap, trainer.history.get("val_logit_kl", [None])[-1], seconds)
+        print(row, flush=True)
+        return row
+
+
+def table(rows: list[Row]) -> str:
+    """Compared with the first."""
+    lines = [
+        "| end-to-end | CE gap, sinks kept | KL | seconds | gap, × | time, × |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    first = rows[0]
+    for row in rows:
+        kl = "" if row.kl is None else f"{row.kl:.4f}"
+        lines.append(
+            f"| {row.name} | {row.gap:.4f} | {kl} | {row.seconds:.0f} | {row.gap / first.gap:.2f} "
+            f"| {row.seconds / first.seconds:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def run(options: Options) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = read_chapters(options.chapters, Path(scratch))
+    model = LanguageModel.load(ModelConfig(model_name=demo_record().path), torch.device("cpu"))
+    data = DataConfig(
+        max_text_length=options.length, seed=options.seed, val_fraction=options.val_fraction
+    )
+    trainings = Trainings(options, model, read_windows(model.tokenizer, texts, data))
+    print(f"End-to-end phases ({describe('transformers')}, {model.dtype})\n", flush=True)
+    before = trainings.before(max(options.fractions))
+    phases = zip(options.fractions, options.strides, strict=True)
+    print(table([trainings.row(*phase, *before) for phase in phases]))
+
+
+if __name__ == "__main__":
+    cli.run(run, Options, __doc__)
