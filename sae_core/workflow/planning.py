@@ -249,18 +249,16 @@ class Planner:
         if e2e.use_end_to_end:
             behind = self.shape.n_layers - run.layer - 1
             trained = (e2e.end_to_end_fraction * steps + 1) * per_step
-            checked = math.ceil(e2e.end_to_end_fraction * training.num_epochs) * validated
+            checked: float = math.ceil(e2e.end_to_end_fraction * training.num_epochs) * validated
             n_layers, length = self.shape.n_layers, self.length
-            spliced = 1 / e2e.end_to_end_stride
-            model_flops = (
-                spliced
-                * trained
-                * self.shape.flops(n_layers + (1 + BACKWARD) * behind, length, logits=3)
-            )
-            model_flops += spliced * checked * self.shape.flops(n_layers + behind, length, logits=2)
-            if spliced < 1:  # all windows up to the hook
+            if e2e.end_to_end_stride > 1:  # all windows up to the hook, and some further
                 model_flops += (trained + checked) * self.shape.flops(run.layer + 1, length)
-            n_logits = 2 * spliced * (trained + checked) * self.shape.vocab_size
+                trained, checked = (n / e2e.end_to_end_stride for n in (trained, checked))
+            model_flops += trained * self.shape.flops(
+                n_layers + (1 + BACKWARD) * behind, length, logits=3
+            )
+            model_flops += checked * self.shape.flops(n_layers + behind, length, logits=2)
+            n_logits = 2 * (trained + checked) * self.shape.vocab_size
             memory = max(
                 self.loading_bytes,
                 self.loaded_bytes + self._trained_logits() + self._graph(length, behind),

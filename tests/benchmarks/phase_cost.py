@@ -18,11 +18,11 @@ from typing import NamedTuple
 
 import torch
 from demo_model import demo_record, read_chapters
-from end_to_end import gap_beside_sinks
+from end_to_end import Options as EndToEndOptions
+from end_to_end import gap_beside_sinks, training_source
 from machine import describe
 from torch import Tensor
 
-from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.config import SAEConfig
@@ -38,44 +38,29 @@ from sae_core.utils.seeding import generator
 
 
 @dataclass(frozen=True)
-class Options:
+class Options(EndToEndOptions):
     """What to train on, and which phases."""
 
-    chapters: Path = Path("sae_core/data/raw_data")
-    """A folder that holds a folder of Markdown chapters a subject."""
-
-    num_epochs: int = 4
-    """Passes over the training windows."""
+    tokens: int = 96_520
+    """Training tokens, about; of the sample chapters, four passes over all windows."""
 
     layer: int = 9
     """0-based layer; the hook is hook_resid_post."""
 
-    topk: int = 32
-    """Mean number of active features a token."""
-
-    expansion: int = 8
-    """Number of features, as a multiple of the activation's width."""
-
-    lr: float = 2e-3
-    """Peak learning rate."""
-
     tokens_per_step: int = 1024
     """Tokens in an optimizer step."""
 
-    length: int = 128
-    """Tokens in a window."""
-
     val_fraction: float = 0.15
     """Share of the texts that is held out."""
+
+    max_validation: int = 64
+    """Windows that the training validates on after an epoch, at most."""
 
     fractions: tuple[float, ...] = (0.0, 0.1, 0.1, 0.1, 0.025)
     """Shares of the steps with end-to-end losses, a phase each; 0 is none."""
 
     strides: tuple[int, ...] = (1, 1, 4, 8, 1)
     """One window in so many is spliced, of each phase."""
-
-    seed: int = 420
-    """Seed of everything random."""
 
 
 class Reached(Exception):
@@ -111,23 +96,17 @@ class Trainings:
 
     def phase(self, fraction: float, stride: int) -> EndToEnd:
         config = EndToEndConfig(end_to_end_fraction=fraction, end_to_end_stride=stride)
-        return EndToEnd(self.model, self.windows, self.hook, config, 8)
+        return EndToEnd(self.model, self.windows, self.hook, config, self.options.batch_size)
 
     def trainer(self, phase: EndToEnd | None, observer: Observer | None = None) -> Trainer:
         options, device = self.options, torch.device("cpu")
         config = SAEConfig(topk=options.topk, sae_expansion=options.expansion)
         sae = build(sae_spec(config, self.hook, self.model.d_model, device, {}))
         sae.initialise(generator(options.seed, "weights"))
-        source = StreamingSource(
-            self.model,
-            self.windows,
-            self.hook,
-            batch_size=8,
-            tokens_per_step=options.tokens_per_step,
-            seed=options.seed,
-        )
+        source, epochs = training_source(options, self.model, self.windows, self.hook)
+        source.n_validation = min(source.n_validation, options.max_validation)
         training = TrainingConfig(
-            num_epochs=options.num_epochs,
+            num_epochs=epochs,
             tokens_per_step=options.tokens_per_step,
             lr=options.lr,
             early_stopping_patience=0,
@@ -157,8 +136,8 @@ class Trainings:
         seconds += time.process_time() - started
         normalise = trainer.normalise
         sae = trainer.sae.folded(normalise.mean, normalise.scale, torch.float32)
-        losses, held_out = self.phase(1.0, 1), self.windows.evaluation()
-        gap = gap_beside_sinks(losses, sae, held_out, normalise.max_norm)
+        held_out = self.windows.evaluation()[: self.options.max_windows]
+        gap = gap_beside_sinks(self.phase(1.0, 1), sae, held_out, normalise.max_norm)
         name = f"last {fraction:g}" if fraction else "none"
         name += f", one window in {stride}" if stride > 1 else ""
         row = Row(name, gap, seconds)
@@ -184,7 +163,8 @@ def table(rows: list[Row]) -> str:
 def run(options: Options) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         texts = read_chapters(options.chapters, Path(scratch))
-    model = LanguageModel.load(ModelConfig(model_name=demo_record().path), torch.device("cpu"))
+    path = demo_record().path if options.model is None else str(options.model)
+    model = LanguageModel.load(ModelConfig(model_name=path), torch.device("cpu"))
     data = DataConfig(
         max_text_length=options.length, seed=options.seed, val_fraction=options.val_fraction
     )
