@@ -139,10 +139,16 @@ def _order(key: Tensor, place: Tensor) -> Tensor:
 
 def _greatest(key: Tensor, place: Tensor, n: int) -> Tensor:
     """(A, M) bool: the first `n` entries of each row in `_order`."""
-    kept = key >= key.topk(n, dim=1).values[:, -1:]
-    tied = (kept.sum(1) > n).nonzero().squeeze(1)  # only these have to be sorted
-    first = _order(key[tied], place[tied])[:, :n]
-    kept[tied] = torch.zeros_like(kept[tied]).scatter_(1, first, True)
+    least = key.topk(n, dim=1).values[:, -1:]
+    above, equal = key > least, key == least
+    left = n - above.sum(1, keepdim=True)
+    kept = above | (equal & (equal.cumsum(1) <= left))
+    # Of records that are equal the earlier ones: only these rows have to be sorted. Missing ones
+    # (-inf) are all alike.
+    choice = (equal.sum(1, keepdim=True) > left) & (least > -torch.inf)
+    rows = choice.squeeze(1).nonzero().squeeze(1)
+    first = _order(key[rows], place[rows])[:, :n]
+    kept[rows] = torch.zeros_like(kept[rows]).scatter_(1, first, True)
     return kept
 
 
