@@ -172,8 +172,9 @@ class TrainingConfig:
 
     tokens_per_step: PositiveInt | Literal["auto"] = 4096
     """Tokens per optimizer step. The batch top-k selects among all of them together. `auto` grows
-    with the root of the tokens of the training, over all its epochs: 256 for up to 450,000, 512 for
-    900,000, and 4,096 for 29 million or more. It is meant to go with an --lr of `auto`."""
+    with the root of the tokens of the training, over all its epochs: 256 for up to 1.8 million,
+    1,024 for 14 million, and 4,096 for 115 million or more. It is meant to go with an --lr of
+    `auto`."""
 
     lr: PositiveFloat | Literal["auto"] = 1e-3
     """Peak learning rate of Adam; `auto` takes 0.004 for 4,608 features, 4,096 tokens per step and

@@ -16,7 +16,7 @@ AUTO_LR, AUTO_LR_WIDTH, AUTO_LR_SIZE = 4e-3, 4608, 4096
 """The learning rate `auto` of a training on `AUTO_TOKENS`, and the features and the tokens per step
 that it is for; with so many features it is never larger."""
 
-AUTO_TOKENS, AUTO_SIZE = 220 * 4096, 512
+AUTO_TOKENS, AUTO_SIZE = 220 * 4096, 256
 """Tokens of a training, over all epochs, and the tokens per step `auto` for it."""
 
 LEAST_AUTO_SIZE, MOST_AUTO_SIZE = 256, 4096

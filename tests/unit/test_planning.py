@@ -127,7 +127,7 @@ def test_steps_whose_size_is_automatic() -> None:
         plan = demo_planner(training={"num_epochs": 34, "tokens_per_step": tokens_per_step})
         return plan.training(next(plan.model.runs(30)))
 
-    assert cost("auto") == cost(512) != cost(4096)
+    assert cost("auto") == cost(256) != cost(4096)
 
 
 def test_a_harvest_takes_what_was_measured() -> None:

@@ -30,10 +30,10 @@ MEASURED = 220 * 4096
     [
         (1, 256),
         (MEASURED // 16, 256),
-        (MEASURED // 4, 256),
-        (MEASURED, 512),
-        (4 * MEASURED, 1024),
-        (64 * MEASURED, 4096),
+        (MEASURED, 256),
+        (4 * MEASURED, 512),
+        (16 * MEASURED, 1024),
+        (256 * MEASURED, 4096),
         (10**12, 4096),
     ],
 )
