@@ -1,12 +1,11 @@
 """What an end-to-end phase costs and brings, by its length and by the share of windows that are
 spliced.
 
-One SAE is trained with local losses until the longest phase begins. From there the training goes on
-once for each phase, the first of which is compared with. Prints a Markdown table: the cross-entropy
-that the SAE costs on held-out windows when attention sinks (outliers, and a window's first token)
-keep their activation, the processor time of the whole training, and the gap and the time as
-multiples of the first row's. Activations are read from the model, not from a store. One thread
-(`OMP_NUM_THREADS=1`) makes the times comparable.
+The steps before a phase are taken once for all phases of its length, and their time counts for
+each. Prints a Markdown table: the cross-entropy that the SAE costs on held-out windows when
+attention sinks (outliers, and a window's first token) keep their activation, the processor time of
+the whole training, and the gap and the time as multiples of the first row's. Activations are read
+from the model, not from a store. One thread (`OMP_NUM_THREADS=1`) makes the times comparable.
 """
 
 import copy
@@ -93,6 +92,7 @@ class Trainings:
     def __init__(self, options: Options, model: LanguageModel, windows: TokenWindows) -> None:
         self.options, self.model, self.windows = options, model, windows
         self.hook = Hook(options.layer, "hook_resid_post")
+        self._starts: dict[float, tuple[TrainingState, float]] = {}
 
     def phase(self, fraction: float, stride: int) -> EndToEnd:
         config = EndToEndConfig(end_to_end_fraction=fraction, end_to_end_stride=stride)
@@ -113,23 +113,27 @@ class Trainings:
         )
         return Trainer(sae, source, training, observer or Observer(), end_to_end=phase)
 
-    def before(self, fraction: float) -> tuple[TrainingState, float]:
+    def start(self, fraction: float) -> tuple[TrainingState, float]:
         """The state in which a phase of that length begins, and the seconds until then."""
-        n_steps = self.trainer(self.phase(fraction, 1)).batches.n_local_steps
-        trainer, started = self.trainer(None, StopsAt(n_steps)), time.process_time()
-        try:
-            for _ in trainer.train():
+        if fraction not in self._starts:
+            phase = self.phase(fraction, 1)
+            observer = StopsAt(self.trainer(phase).batches.n_local_steps)
+            trainer, started = self.trainer(phase, observer), time.process_time()
+            try:
+                for _ in trainer.train():
+                    pass
+            except Reached:
                 pass
-        except Reached:
-            pass
-        return trainer.state(), time.process_time() - started
+            self._starts[fraction] = trainer.state(), time.process_time() - started
+        return self._starts[fraction]
 
-    def row(self, fraction: float, stride: int, state: TrainingState, seconds: float) -> Row:
-        """Go on from a state that took so long."""
-        phase = self.phase(fraction, stride) if fraction else None
-        trainer, values = self.trainer(phase), copy.deepcopy(state.values)
-        values["end_to_end"] = phase and phase.weights
-        trainer.restore(TrainingState({n: t.clone() for n, t in state.tensors.items()}, values))
+    def row(self, fraction: float, stride: int) -> Row:
+        """Train to the end, from where the phase begins."""
+        trainer, seconds = self.trainer(self.phase(fraction, stride) if fraction else None), 0.0
+        if fraction:
+            state, seconds = self.start(fraction)
+            tensors = {name: tensor.clone() for name, tensor in state.tensors.items()}
+            trainer.restore(TrainingState(tensors, copy.deepcopy(state.values)))
         started = time.process_time()
         for _ in trainer.train():
             pass
@@ -170,9 +174,8 @@ def run(options: Options) -> None:
     )
     trainings = Trainings(options, model, read_windows(model.tokenizer, texts, data))
     print(f"End-to-end phases ({describe('transformers')}, {model.dtype})\n", flush=True)
-    before = trainings.before(max(options.fractions))
     phases = zip(options.fractions, options.strides, strict=True)
-    print(table([trainings.row(*phase, *before) for phase in phases]))
+    print(table([trainings.row(*phase) for phase in phases]))
 
 
 if __name__ == "__main__":
