@@ -55,10 +55,10 @@ class Options(EndToEndOptions):
     max_validation: int = 64
     """Windows that the training validates on after an epoch, at most."""
 
-    fractions: tuple[float, ...] = (0.0, 0.1, 0.1, 0.1, 0.025)
+    fractions: tuple[float, ...] = (0.0, 0.1, 0.1)
     """Shares of the steps with end-to-end losses, a phase each; 0 is none."""
 
-    strides: tuple[int, ...] = (1, 1, 4, 8, 1)
+    strides: tuple[int, ...] = (1, 1, 4)
     """One window in so many is spliced, of each phase."""
 
 
