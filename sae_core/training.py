@@ -13,13 +13,11 @@ The validation loss is that of the SAE as it is used, and leaves out the auxilia
 make it rise when the first features count as dead. The epoch where it is least is exported.
 
 In the end-to-end phase, the last steps, a batch is whole windows, and the loss gains the terms of
-`trainer/end_to_end.py`. The validation loss changes its meaning there: the best epoch is chosen
-anew among those that end in the phase, and if patience runs out before it, training goes on with
-the phase.
+`trainer/end_to_end.py`. The validation loss changes its meaning, so the best epoch is chosen among
+those that end in the phase. If patience runs out earlier, training goes on with the phase.
 
-Several processes can share the work of a step (`distributed/process_group.py`): each gets the
-gradients for its own tokens, and everything else, from the batches to the history, is the same in
-all of them.
+Several processes can share a step (`distributed/process_group.py`): each gets the gradients for its
+own tokens, and everything else, from the batches to the history, is the same in all of them.
 
 On an NVIDIA GPU a step of an SAE with a top-k has fixed sizes, and is a CUDA graph if one process
 takes it (`trainer/static_step.py`); the host reads its figures at log points (`trainer/ahead.py`).

@@ -1,4 +1,4 @@
-"""How many tokens a step has, and the learning rate of each step.
+"""The number of tokens per step, and the learning rate of each step.
 
 `auto` stands for rules that were fitted to trainings of BatchTopK SAEs with the default optimizer
 and `lr_decay`: docs/recipe.md has the trials.

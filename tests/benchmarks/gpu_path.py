@@ -66,7 +66,7 @@ def random_model(folder: Path, shape: ModelShape, n_layers: int | None = None) -
 
 
 def tokens_per_second(batches: Iterator[Tensor], work: Callable[[Tensor], object]) -> float:
-    """Of all batches behind the first chunk, from when those of it are done."""
+    """Over all batches after the first chunk; the clock starts when the first chunk is done."""
     start, n = 0.0, -store.SHUFFLE_TOKENS
     for batch in batches:
         if n < 0 <= n + len(batch):
