@@ -27,7 +27,8 @@ class Job:
     output: Path
     """JSON file to write."""
     checkpoints: Path
-    """Folder of the SAE's checkpoints, which has the note of its W&B run."""
+    """Folder of the SAE's checkpoints, which has the note of its W&B run. The last state of its
+    training is deleted: the training's job has ended, and will not need it again."""
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     load: LoadConfig = field(default_factory=LoadConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -43,8 +44,10 @@ def run(job: Job) -> None:
     from sae_core.model_training.wandb_session import add_to_summary, evaluation_summary
     from sae_core.models.language_model import LanguageModel
     from sae_core.models.model_sources import ModelRecord
+    from sae_core.trainer.resume import forget_states
     from sae_core.utils.devices import pick_device
 
+    forget_states(job.checkpoints)
     sae, file = load_sae(job.sae), TokenFile.open(job.tokens)
     assert file.manifest is not None
     record = ModelRecord.load(job.record)

@@ -1,7 +1,6 @@
 """One pass of a language model -> several SAE directories, with no activations on disk."""
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -96,11 +95,10 @@ class Wanted(NamedTuple):
 
 def run(job: Job) -> None:
     from sae_core.model_training.tracked_run import Plan, tracked_runs
-    from sae_core.trainer.resume import forget_states
     from sae_core.trainer.training_inputs import Settings, warn_of_density
     from sae_core.utils.files import write_file
 
-    login, parent = log_in(job.tracking), os.getppid()
+    login = log_in(job.tracking)
     wanted = [Wanted.parse(text) for text in job.saes]
     for each in wanted:
         warn_of_density(each.sae)
@@ -118,10 +116,6 @@ def run(job: Job) -> None:
         note = {"stream": job.stream, "settings": sha256}
         write_file(job.notes / f"{each.name}.json", json.dumps(note, indent=1) + "\n")
     print(f"{len(wanted)} SAEs: {job.output}")
-    # If its parent has died, that was Snakemake, which deletes the SAEs when it is back.
-    if os.getppid() == parent:
-        for each in wanted:
-            forget_states(job.checkpoints / each.name)
 
 
 def stream_of(job: Job, wanted: Sequence[Wanted]) -> "tuple[SharedStream, list[Activations]]":

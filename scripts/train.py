@@ -1,6 +1,5 @@
 """Stored activations -> one SAE directory; the end-to-end phase also runs the language model."""
 
-import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -25,7 +24,6 @@ from sae_core.train_config import (
 )
 from sae_core.utils import cli
 from sae_core.utils.errors import SAEError
-from sae_core.utils.ranks import local_rank
 
 if TYPE_CHECKING:
     from sae_core.activations.store import CachedSource
@@ -62,15 +60,11 @@ class Job:
 
 
 def run(job: Job) -> None:
-    login, parent = log_in(job.tracking), os.getppid()
+    # The last state stays until the evaluation deletes it: for Snakemake, a job that is killed as
+    # it ends has failed. It deletes the SAE and begins the job again.
+    login = log_in(job.tracking)
     if not launched(job.runtime.gpus):
         train(job, login)
-
-    from sae_core.trainer.resume import forget_states
-
-    # If its parent has died, that was Snakemake, which deletes the SAE when it is back.
-    if local_rank() is None and os.getppid() == parent:
-        forget_states(job.checkpoints)
 
 
 def train(job: Job, login: TrackingConfig) -> None:

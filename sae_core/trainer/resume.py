@@ -103,8 +103,8 @@ class SavedStates:
         self.folder.rename(stale)
         sync(stale.parent)
         print(
-            f"{self.folder}: the state of an interrupted training {reason}; it is now in {stale}, "
-            "and the training starts over",
+            f"{self.folder}: the saved state {reason}; it is now in {stale}, and the training "
+            "starts over",
             flush=True,
         )
 

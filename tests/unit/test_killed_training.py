@@ -142,7 +142,7 @@ def test_a_state_without_its_best_checkpoint_is_set_aside(
     (tmp_path / "points/best_model.pt").rename(tmp_path / "elsewhere")
     done = train(tmp_path, *OFTEN)
     assert done.returncode == 0, done.stderr
-    assert "the state of an interrupted training lacks its best_model.pt" in done.stdout
+    assert "the saved state lacks its best_model.pt" in done.stdout
     assert sae(tmp_path) == {k: v for k, v in undisturbed.items() if k.startswith("sae/")}
 
 
@@ -191,7 +191,7 @@ def test_a_damaged_state_is_set_aside(
     damage(states.folder / "1")
     assert states.newest() is None
     out = capsys.readouterr().out
-    assert "resume: the state of an interrupted training cannot be read" in out
+    assert "resume: the saved state cannot be read" in out
     assert out.count("\n") == 1 and (tmp_path / "resume.stale/1").is_dir()
     assert states.newest() is None
 

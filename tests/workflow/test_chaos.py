@@ -27,6 +27,12 @@ def often(project: Project) -> Project:
     return project
 
 
+def epochs(project: Project) -> list[int]:
+    """The epochs that were trained, as they were recorded."""
+    metrics = (project.folder / f"results/checkpoints/{RUN}/metrics.jsonl").read_text()
+    return [json.loads(line)["epoch"] for line in metrics.splitlines() if '"epoch", ' in line]
+
+
 def test_chaos(completed: Project, project: Project) -> None:
     kills, _ = disturb(often(project), 4, 0, *TARGETS)
     assert kills > 0
@@ -35,6 +41,41 @@ def test_chaos(completed: Project, project: Project) -> None:
     assert not differences({name: expected.get(name, "") for name in found}, found)
     assert not list((project.folder / "results").rglob("*.lock"))
     assert not list((project.folder / "results/checkpoints").glob("*/resume*"))
+
+
+@pytest.mark.parametrize(("script", "stores"), [("train.py", True), ("stream.py", False)])
+def test_a_training_that_is_killed_as_it_ends_is_not_repeated(
+    script: str, stores: bool, project: Project, tmp_path: Path
+) -> None:
+    """The last that the process does, when its SAE is there, is to kill itself, once."""
+    killed = tmp_path / "killed"
+    (tmp_path / "sitecustomize.py").write_text(f"""
+import atexit, os, pathlib, sys
+
+def kill():
+    killed = pathlib.Path({str(killed)!r})
+    if not killed.exists():
+        killed.touch()
+        os.kill(os.getpid(), 9)
+
+if any(word.endswith("/{script}") for word in sys.orig_argv):
+    atexit.register(kill)
+""")
+    project.environment["PYTHONPATH"] = str(tmp_path)
+    project.python = None  # a process that starts reads the file above
+    config = project.config
+    config["harvest"] = {"store": stores}
+    project.configure(config)
+    project.snakemake(TARGETS[0], "--retries", "1")
+    assert killed.exists()
+    log = project.folder / "results/logs" / script.removesuffix(".py")
+    [log] = [path for path in log.glob("*.log")]
+    assert "continues after step" in log.read_text()
+    assert epochs(project) == list(range(1, len(epochs(project)) + 1))
+    states = project.folder / f"results/checkpoints/{RUN}/resume"
+    assert states.is_dir(), "until the training is known to have ended well"
+    project.snakemake(TARGETS[1])
+    assert not states.exists()
 
 
 def wait_for(pattern: str, project: Project, session: int) -> None:
@@ -92,6 +133,4 @@ def test_the_workflow_goes_on_with_a_training_that_was_stopped(project: Project)
             os.kill(pid, signal.SIGKILL)
     log = (project.folder / "chaos.log").read_text()
     assert "interrupted by SIGUSR1" in log and "run it again to continue" in log
-    metrics = (project.folder / f"results/checkpoints/{RUN}/metrics.jsonl").read_text()
-    epochs = [json.loads(line) for line in metrics.splitlines() if '"epoch", ' in line]
-    assert [event["epoch"] for event in epochs] == list(range(1, 13))
+    assert epochs(project) == list(range(1, 13))

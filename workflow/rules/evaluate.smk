@@ -13,6 +13,7 @@ rule evaluate:
         "results/logs/evaluate/{run}.log",
     benchmark:
         "results/benchmarks/evaluate/{run}.tsv"
+    priority: 1  # before further trainings: it deletes the last state of its own
     conda:
         with_torch("evaluate")
     threads: 8
