@@ -2,30 +2,94 @@
 
     python tests/benchmarks/ground_truth.py
 
-The penalties of the kinds without a k are such that about as many features are active.
+The penalties of the kinds without a k are such that about as many features are active. An
+lr_decay of 0.9 goes with `active_adam`. `--peers` adds their BatchTopK SAEs, where the peers are.
+L0, FVU and dead features are those of held-out tokens, at each SAE's own threshold.
 """
 
+import argparse
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from itertools import product
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/tools")]
 
+import peer_training  # noqa: E402
 import torch  # noqa: E402
 from ground_truth import RECOVERED, KnownFeatures, learn, recovery  # noqa: E402
+from machine import DEVICE, describe  # noqa: E402
+from our_training import ACTIVE_ADAM  # noqa: E402
+from sae_figures import Data, Trained, at_threshold  # noqa: E402
+from torch import Tensor  # noqa: E402
 
 from sae_core.sae.config import SAEConfig  # noqa: E402
 from sae_core.sae.kinds import KINDS  # noqa: E402
+from sae_core.sae.normalisation import Normalisation  # noqa: E402
 from sae_core.train_config import TrainingConfig  # noqa: E402
 
 D_IN, N_FEATURES, N_ACTIVE, EXPANSION = 128, 512, 6, 8
 N_TOKENS, TOKENS_PER_STEP, EPOCHS = 2**19, 1024, 2
-RATES = (3e-3, 1e-2)
 PENALTIES = {"standard": 0.3, "gated": 0.3}
+OPTIMIZERS = {"adam": TrainingConfig(), "active_adam": ACTIVE_ADAM}
+PEERS: dict[str, Callable[[Data, int, int, float, int], Trained]] = {
+    "sae-lens": peer_training.sae_lens,
+    "dictionary-learning": peer_training.dictionary_learning,
+}
 
 
-def row(kind: str, lr: float) -> str:
+class Learnt(NamedTuple):
+    """What has been trained, in any way."""
+
+    sae: Trained
+    """Of normalised activations."""
+    held_out: Tensor
+    """(N, D), normalised."""
+    seconds: float
+    """CPU time of the training."""
+
+
+def ours(kind: str, optimizer: str, source: KnownFeatures, lr: float) -> Learnt:
+    """One of our SAEs."""
+    config = SAEConfig(
+        sae_type=kind,
+        sae_expansion=EXPANSION,
+        topk=N_ACTIVE,
+        sparsity_penalty=PENALTIES.get(kind, 0.0),
+    )
+    start = time.process_time()
+    trainer = learn(config, source, replace(OPTIMIZERS[optimizer], num_epochs=EPOCHS, lr=lr))
+    seconds = time.process_time() - start
+    sae = trainer.sae.eval()
+    return Learnt(
+        Trained(sae.encode, sae.decode, 0.0), held_out(source, trainer.normalise), seconds
+    )
+
+
+def peers(peer: str, source: KnownFeatures, lr: float) -> Learnt:
+    """A peer's BatchTopK SAE."""
+    drawn = [x for epoch in range(EPOCHS) for x in source.train_batches(epoch)]
+    normalise = Normalisation.measure(torch.cat(drawn[:8]).to(DEVICE))
+    held = held_out(source, normalise)
+    data = Data([normalise(x.to(DEVICE)) for x in drawn], held, held)
+    start = time.process_time()
+    sae = PEERS[peer](data, D_IN * EXPANSION, N_ACTIVE, lr, 0)
+    return Learnt(sae, held, time.process_time() - start)
+
+
+def held_out(source: KnownFeatures, normalise: Normalisation) -> Tensor:
+    """(N, D) the tokens that validate, normalised."""
+    windows = source.read("validation", 0, torch.arange(source.n_validation))
+    return normalise(windows.flatten(0, 1).to(DEVICE))
+
+
+@torch.no_grad()
+def row(name: str, train: Callable[[KnownFeatures, float], Learnt], lr: float) -> str:
     """One line of the table: a training from scratch."""
     source = KnownFeatures(
         d_in=D_IN,
@@ -34,37 +98,40 @@ def row(kind: str, lr: float) -> str:
         n_tokens=N_TOKENS,
         tokens_per_step=TOKENS_PER_STEP,
     )
-    config = SAEConfig(
-        sae_type=kind,
-        sae_expansion=EXPANSION,
-        topk=N_ACTIVE,
-        sparsity_penalty=PENALTIES.get(kind, 0.0),
+    with torch.enable_grad():
+        sae, held, seconds = train(source, lr)
+    one_each = torch.eye(D_IN * EXPANSION, device=DEVICE)
+    found = recovery(
+        sae.decode(one_each) - sae.decode(torch.zeros_like(one_each)), source.directions
     )
-    start = time.perf_counter()
-    trainer = learn(config, source, TrainingConfig(num_epochs=EPOCHS, lr=lr))
-    seconds = time.perf_counter() - start
-    found = recovery(trainer.sae.W_dec.detach(), source.directions)
-    last = {name: column[-1] for name, column in trainer.history.items()}
+    own = at_threshold(sae, held, sae.threshold)
     return (
-        f"| `{kind}` | {lr:g} | {found.share:.1%} | {found.mean_cosine:.3f} "
-        f"| {last['val_sparsity']:.1f} | {last['val_recon_loss']:.4f} "
-        f"| {last['dead_feature_percentage']:.1f}% | {seconds:.0f} s |"
+        f"| {name} | {lr:g} | {found.share:.1%} | {found.mean_cosine:.3f} "
+        f"| {own.l0:.1f} | {own.fvu:.4f} | {own.dead:.1%} | {seconds:.0f} |"
     )
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
+    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[], help="where they are")
+    parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2])
+    options = parser.parse_args()
     print(
         f"{N_FEATURES} known features in {D_IN} dimensions, {N_ACTIVE} active a token, "
         f"{D_IN * EXPANSION} features to find them with, {EPOCHS * N_TOKENS:,} tokens; "
-        f"torch {torch.__version__}\n"
+        f"{describe()}\n"
     )
-    print(
-        f"| kind | lr | recovered (cosine > {RECOVERED}) | mean cosine | L0 | FVU | dead | time |"
-    )
-    print("|---|---|---|---|---|---|---|---|")
-    for kind in KINDS:
-        for lr in RATES:
-            print(row(kind, lr), flush=True)
+    print(f"| SAE | lr | recovered (cosine > {RECOVERED}) | mean cosine | L0 | FVU | dead | s |")
+    print("|---" + "|--:" * 7 + "|")
+    contenders = {
+        f"`{k}`, {o}": partial(ours, k, o) for k, o in product(options.kinds, options.optimizers)
+    }
+    contenders |= {peer: partial(peers, peer) for peer in options.peers}
+    for name, train in contenders.items():
+        for lr in options.rates:
+            print(row(name, train, lr), flush=True)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import our_training
 import peer_training
+import peer_windows
 from machine import DEVICE, describe
 from our_training import Harvest, in_steps
 from recipe_tables import contenders_table
@@ -28,13 +29,14 @@ from sae_core.utils.code_hash import code_hash
 from sae_core.utils.devices import keep_freed_memory
 
 BENCHMARKS = "tests/benchmarks"
+WINDOWS = f"{BENCHMARKS}/peer_windows.py"
 
 Train = Callable[[Data, int, int, float, int], Trained]
 """From data, features, k, learning rate and seed."""
 
 
-def _peer(package: str) -> str:
-    files = (f"{BENCHMARKS}/peer_training.py", f"{BENCHMARKS}/sae_figures.py")
+def _peer(package: str, *more: str) -> str:
+    files = (f"{BENCHMARKS}/peer_training.py", f"{BENCHMARKS}/sae_figures.py", *more)
     return f"{describe(package).split(', ')[-1]}, {code_hash(*files)}"
 
 
@@ -64,9 +66,21 @@ CONTENDERS: dict[str, Contender] = {
         partial(our_training.train, sae_type="matryoshka_batch_topk"),
         partial(_own, "matryoshka_batch_topk"),
     ),
+    "ours, matryoshka_batch_topk, active_adam": Contender(
+        partial(
+            our_training.train,
+            sae_type="matryoshka_batch_topk",
+            settings=our_training.ACTIVE_ADAM,
+        ),
+        partial(_own, "matryoshka_batch_topk"),
+    ),
     "sae-lens": Contender(peer_training.sae_lens, partial(_peer, "sae-lens")),
     "dictionary-learning": Contender(
         peer_training.dictionary_learning, partial(_peer, "dictionary-learning")
+    ),
+    "sae-lens, dead as ours": Contender(peer_windows.sae_lens, partial(_peer, "sae-lens", WINDOWS)),
+    "dictionary-learning, dead as ours": Contender(
+        peer_windows.dictionary_learning, partial(_peer, "dictionary-learning", WINDOWS)
     ),
 }
 
@@ -133,8 +147,8 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--features", type=int, nargs="+", default=[4608, 9216])
     parser.add_argument("--topks", type=int, nargs="+", default=[16, 32, 64])
-    sizes = [256, 512, 1024, 2048, 4096]
-    parser.add_argument("--tokens-per-step", type=int, nargs="*", choices=sizes, default=sizes[1:])
+    sizes = [128, 256, 512, 1024, 2048, 4096]
+    parser.add_argument("--tokens-per-step", type=int, nargs="*", choices=sizes, default=sizes[2:])
     parser.add_argument("--rates", type=float, nargs="*", default=[1.5e-3, 3e-3, 6e-3, 1.2e-2])
     parser.add_argument("--auto", action="store_true", help="also both as `auto` has them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
