@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
-from sae_core.reporting.feature_page import read_labels
+from sae_core.labelling.label_files import read_labels
 from sae_core.reporting.neuronpedia import (
     CORPUS_KEYS,
     Export,

@@ -40,12 +40,12 @@ def read_labels(path: Path) -> dict[int, Label]:
     hints = get_type_hints(Label) | {"status": str}
     found = {}
     for values in read_json_lines(path):
-        if not (
-            isinstance(values, dict)
-            and set(hints) <= set(values)
-            and all(fits(values[name], kind) for name, kind in hints.items())
-        ):
-            raise SAEError(f"{path}: not a readable label; create the labels again")
+        given = values if isinstance(values, dict) else {}
+        wrong = [name for name, k in hints.items() if name not in given or not fits(given[name], k)]
+        if wrong:
+            raise SAEError(
+                f"{path}: not a whole label ({', '.join(wrong)}); create the labels again"
+            )
         label = Label(**{name: values[name] for name in Label._fields})
         found[label.feature] = label
     return found

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_core.labelling.labels import Label
 from sae_core.utils.files import new_folder, writing
 
 Entry = dict[str, Any]
@@ -39,7 +40,7 @@ def write_data(
     folder: Path,
     entries: Iterable[Entry],
     subjects: Iterable[str],
-    labels: dict[int, Entry],
+    labels: Mapping[int, Label],
     pages: Mapping[str, bytes],
 ) -> int:
     """Write all files, one chunk in memory at a time; gives the number of features.
@@ -86,7 +87,7 @@ def script(name: str, value: Any) -> bytes:
 class Index:
     """Columns with an entry for each feature."""
 
-    def __init__(self, subjects: Iterable[str], labels: dict[int, Entry]) -> None:
+    def __init__(self, subjects: Iterable[str], labels: Mapping[int, Label]) -> None:
         self.subjects, self.labels = list(subjects), labels
         self.columns: dict[str, list[Any]] = {
             name: [] for name in ("feature", "label", "peaks", "density", "max", "shares")
@@ -99,19 +100,18 @@ class Index:
 
     def add(self, entry: Entry) -> None:
         """Add a row; an LLM's label takes the place of the default one."""
-        explained = self.labels.get(entry["feature"])
-        if explained is not None:
-            entry["explained"] = explained
-        said = (explained or {}).get("label")
+        said = self.labels.get(entry["feature"])
+        if said is not None:
+            entry["explained"] = said._asdict()
         row = {
             "feature": entry["feature"],
-            "label": said or entry["label"],
+            "label": (said and said.label) or entry["label"],
             "peaks": " ".join(f"{word} {n}" for word, n in entry["peaks"]),
             "density": entry["density"],
             "max": entry["max"],
             "shares": [round(entry["subjects"].get(subject, 0), 3) for subject in self.subjects],
         }
-        row |= {score: (explained or {}).get(score) for score in SCORES}
+        row |= {score: said and getattr(said, score) for score in SCORES}
         for name, column in self.columns.items():
             column.append(row[name])
 

@@ -5,10 +5,12 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from sae_core.labelling.label_files import read_labels
+from sae_core.labelling.labels import Label
 from sae_core.reporting.feature_data import Entry, data_folder, write_data
 from sae_core.reporting.html import embedded, render
 from sae_core.reporting.map_page import map_page
-from sae_core.reporting.summary import check_keys, read_object
+from sae_core.reporting.summary import read_object
 from sae_core.utils.files import write_file
 from sae_core.utils.records import read_json_lines
 
@@ -17,8 +19,6 @@ CORPUS_KEYS = (
     "density_histogram", "position", "similarity", "co_occurrence", "subjects", "end_of_text",
     "n_outlier_tokens", "map", "probes", "absorption",
 )  # fmt: skip
-
-LABEL_KEYS = ("feature", "label", "description", "confidence", "detection", "fuzzing", "status")
 
 MAP = "map.html"
 """The page with the map, in the folder of the data."""
@@ -34,19 +34,6 @@ def read_corpus(path: Path) -> dict[str, Any]:
         SAEError: the file is missing, not JSON, or lacks a key.
     """
     return read_object(path, "analysis of features", CORPUS_KEYS)
-
-
-def read_labels(path: Path) -> dict[int, Entry]:
-    """Read what an LLM says of features, by feature.
-
-    Raises:
-        SAEError: the file is missing, a line is not JSON, or lacks a key.
-    """
-    found = {}
-    for label in read_json_lines(path):
-        check_keys(path, label, "label", LABEL_KEYS)
-        found[label["feature"]] = label
-    return found
 
 
 def write_page(
@@ -73,10 +60,11 @@ def write_page(
     return n
 
 
-def _labelled(entries: Iterable[Entry], by_llm: Mapping[int, Entry]) -> Iterator[Entry]:
+def _labelled(entries: Iterable[Entry], by_llm: Mapping[int, Label]) -> Iterator[Entry]:
     """The entries, with the label that an LLM gave, if it gave one."""
     for entry in entries:
-        yield entry | {"label": by_llm.get(entry["feature"], entry)["label"] or entry["label"]}
+        said = by_llm.get(entry["feature"])
+        yield entry | {"label": (said and said.label) or entry["label"]}
 
 
 def feature_page(corpus: dict[str, Any], folder: str, report: str, labelled: bool = False) -> str:

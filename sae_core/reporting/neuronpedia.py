@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
+from sae_core.labelling.labels import Label
 from sae_core.reporting.feature_data import SCORES, Entry, chunks
 from sae_core.utils.errors import SAEError
 from sae_core.utils.files import new_folder, writing
@@ -78,7 +79,7 @@ class Export:
         self,
         corpus: Corpus,
         record: Mapping[str, Any],
-        labels: Mapping[int, Entry],
+        labels: Mapping[int, Label],
         config: NeuronpediaConfig,
     ) -> None:
         self.corpus, self.record, self.labels, self.config = corpus, record, labels, config
@@ -164,15 +165,16 @@ class Export:
 
     def explanation(self, entry: Entry) -> Row:
         """The row of a feature's label: an LLM's if it gave one, else the default one."""
-        said = self.labels.get(entry["feature"], {})
-        notes = "found without a language model"
-        if said.get("label"):
-            scores = [f"{n} {said[n]:.2f}" for n in SCORES if said[n] is not None]
-            notes = ", ".join(["by a language model", *scores])
+        said = self.labels.get(entry["feature"])
+        label, notes = entry["label"], "found without a language model"
+        if said and said.label:
+            found = {name: getattr(said, name) for name in SCORES}
+            scores = [f"{name} {score:.2f}" for name, score in found.items() if score is not None]
+            label, notes = said.label, ", ".join(["by a language model", *scores])
         return self._of(entry) | {
             "id": self._id(entry, "label"),
             "authorId": self.config.creator_id,
-            "description": said.get("label") or entry["label"],
+            "description": label,
             "notes": notes,
         }
 

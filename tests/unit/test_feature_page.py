@@ -20,7 +20,6 @@ from sae_core.reporting.feature_data import CHUNK
 from sae_core.reporting.feature_page import (
     feature_page,
     read_corpus,
-    read_labels,
 )
 from sae_core.reporting.map_page import map_page
 from sae_core.utils.errors import SAEError
@@ -107,12 +106,6 @@ def test_a_new_page_leaves_nothing_of_the_old_data(tmp_path):
     assert "features-2" in data_of(page)
     assert set(data_of(write_features(tmp_path, [an_entry(4)]))) >= {"features-0", "index"}
     assert "features-2" not in data_of(page) and "features-1" not in data_of(page)
-
-
-def test_a_label_without_its_keys_is_named(tmp_path):
-    path = write_lines(tmp_path / "labels.jsonl", [{"feature": 3, "label": "a"}])
-    with pytest.raises(SAEError, match="labels.jsonl: not a complete label, it lacks description"):
-        read_labels(path)
 
 
 def test_chapters_cannot_put_markup_into_the_features_page(tmp_path):

@@ -328,3 +328,6 @@ def test_the_file_of_labels(tmp_path: Path) -> None:
         path.write_text(damage)
         with pytest.raises(SAEError, match="run.jsonl"):
             read_labels(path)
+    path.write_text(json.dumps(Label(3)._asdict() | {"confidence": "high", "fuzzing": []}))
+    with pytest.raises(SAEError, match=r"not a whole label \(confidence, fuzzing\)"):
+        read_labels(path)

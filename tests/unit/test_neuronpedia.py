@@ -11,6 +11,7 @@ import pytest
 from reported import a_corpus, a_label, entries, write_lines
 from running import run_here
 
+from sae_core.labelling.labels import Label
 from sae_core.reporting import neuronpedia
 from sae_core.reporting.neuronpedia import Export, NeuronpediaConfig, of_figures, write_export
 from sae_core.utils.errors import SAEError
@@ -76,7 +77,7 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def export(folder: Path, labels: dict[int, Any] | None = None, **changes: Any) -> Path:
+def export(folder: Path, labels: dict[int, Label] | None = None, **changes: Any) -> Path:
     config = NeuronpediaConfig(creator="Alice", **changes)
     made = Export(a_corpus(), RECORD, labels or {}, config)
     return write_export(folder, iter(entries()), made)
@@ -125,8 +126,8 @@ def test_an_sae_of_any_name_has_a_folder(tmp_path: Path) -> None:
 
 def test_labels_have_their_scores(tmp_path: Path) -> None:
     labels = {
-        7: a_label(7, fuzzing=None),
-        12: a_label(12, label="", status="refused", detection=None, fuzzing=None),
+        7: Label(**a_label(7, fuzzing=None)),
+        12: Label(**a_label(12, label="", status="refused", detection=None, fuzzing=None)),
     }
     rows = {row["index"]: row for row in read(export(tmp_path, labels))["explanations"]}
     assert rows["7"]["description"] == "what 7 is about"
@@ -176,5 +177,5 @@ def test_neuronpedia_script(tmp_path: Path) -> None:
     done = run_here("scripts/neuronpedia.py", *given, "--creator", "Alice")
     assert done.returncode == 0, done.stderr
     assert done.stdout == f"{tmp_path / 'out' / SOURCE}\n"
-    export(tmp_path / "direct", {7: a_label(7)})
+    export(tmp_path / "direct", {7: Label(**a_label(7))})
     assert read(tmp_path / "out" / SOURCE) == read(tmp_path / "direct" / SOURCE)
