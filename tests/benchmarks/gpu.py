@@ -1,372 +1,110 @@
-"""What a machine with an NVIDIA GPU does: its ceilings, a step's waits, operations and time, and
-whether results are the same every time. `make gpu` runs it; it takes a few minutes.
+"""What a machine with an NVIDIA GPU does, and whether results are the same every time, in at most
+five minutes. `make gpu` runs it.
 
-Prints tables as it goes, the most telling rows first, writes them to build/gpu/*.json, and fails if
-results differ or something of ours does not run, when all else has been measured. Times are of the
-GPU, means over steps in a row; `ordinary` is the code of a CPU.
+It runs some programs, the most telling first. Their tables are printed, and written to
+build/gpu/*.json, row by row. A program that takes too long is stopped, and one whose turn comes too
+late is left out; the last table names both, and the tables that are missing or not whole. It fails
+if a program does, because results differ, the host waits or something does not run.
 """
 
 import argparse
-import gc
 import json
+import os
+import shutil
+import signal
+import subprocess
 import sys
+import tempfile
 import time
-import traceback
-import warnings
-from collections.abc import Callable, Iterator
-from functools import cache
-from itertools import cycle
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
-
-import step as peers  # noqa: E402
-from machine import DEVICE, describe  # noqa: E402
-from operations import Operations  # noqa: E402
-from step import LR, Shape, dead_features, our_sae  # noqa: E402
-
-from sae_core.sae.normalisation import Normalisation  # noqa: E402
-from sae_core.sae.precision import pick_precision  # noqa: E402
-from sae_core.sae.reconstruction import Compute  # noqa: E402
-from sae_core.sae.static.backend import TWIN, has_kernels, kernels  # noqa: E402
-from sae_core.train_config import TrainingConfig  # noqa: E402
-from sae_core.trainer.ahead import capture  # noqa: E402
-from sae_core.trainer.batches import Batch  # noqa: E402
-from sae_core.trainer.events import Observer  # noqa: E402
-from sae_core.trainer.optimizer import adam  # noqa: E402
-from sae_core.trainer.static_step import StaticStep  # noqa: E402
-from sae_core.training import Trainer  # noqa: E402
-from sae_core.utils.seeding import generator  # noqa: E402
-
+FOLDER = Path(__file__).parent
 OUTPUT = Path("build/gpu")
-ON_GPU = DEVICE.type == "cuda" and torch.version.cuda is not None
-SHAPES = {
-    "A": Shape(576, 9216, 64, 4096),
-    "A'": Shape(576, 9216, 64, 1024),
-    "B": Shape(1024, 4096, 128, 4096),
-    "C": Shape(512, 8192, 32, 4096),
-    "D": Shape(2560, 40960, 128, 8192),
-    "E": Shape(1024, 65536, 64, 8192),
-}
-TINY = Shape(64, 256, 4, 256)
-VARIANTS = [(False, False), (False, True), (True, False), (True, True)]
-"""Skewed frequencies, and dead features."""
-N_STEPS = 50
-MOST_STEPS = 10_000
-"""That one static step of a benchmark takes; it has room for their figures."""
-STEPS_SECONDS = 75
-"""No row of a table of steps begins later."""
-OURS = "graph", "eager", "ordinary"
-DENSEST = 5
-"""Direction r (from 1) is drawn with weight 1 / (r + this): the first is on half of the tokens."""
-
-Step = Callable[[Tensor], object]
+SECONDS = 300
 
 
-def milliseconds(work: Callable[[], object], repeats: int) -> float:
-    """Of the GPU, a call; three calls come before."""
-    for _ in range(3):
-        work()
-    if not ON_GPU:
-        began = time.perf_counter()
-        for _ in range(repeats):
-            work()
-        return 1e3 * (time.perf_counter() - began) / repeats
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    start.record()
-    for _ in range(repeats):
-        work()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / repeats
+class Program(NamedTuple):
+    """What is run, and for how long at most."""
+
+    name: str
+    command: Sequence[str]
+    seconds: float
+    tables: Sequence[str] = ()
+    """That it writes."""
 
 
-def ceilings() -> dict[str, float]:
-    """(a) TFLOP/s of a large product, and GB/s of a copy (read and written)."""
-    n, found = 8192 if ON_GPU else 256, {}
-    torch.backends.cuda.matmul.allow_tf32 = False
-    for dtype in (torch.bfloat16, torch.float32):
-        a, b = (torch.randn(n, n, device=DEVICE, dtype=dtype) for _ in range(2))
-        found[f"{dtype} product, TFLOP/s"] = 2 * n**3 / milliseconds(lambda: a @ b, 5) / 1e9  # noqa: B023
-    source = torch.empty(2**28 if ON_GPU else 2**20, device=DEVICE)
-    target = torch.empty_like(source)
-    ms = milliseconds(lambda: target.copy_(source), 10)
-    return found | {"copy, GB/s": 2 * source.nbytes / ms / 1e6}
+class Outcome(NamedTuple):
+    """Of a program."""
+
+    name: str
+    state: str
+    seconds: float
+    unfinished: list[str]
+    """Tables that are missing or not whole."""
 
 
-@cache
-def directions(shape: Shape) -> Tensor:
-    draw = generator(0, "directions", shape)
-    return F.normalize(torch.randn(2 * shape.width, shape.d, generator=draw), dim=1)
+def programs(peers: str, options: Sequence[str]) -> list[Program]:
+    """All of them; `peers` is the Python of the environment with the peers' libraries."""
+    steps, path = (str(FOLDER / name) for name in ("gpu_steps.py", "gpu_path.py"))
+    tests = [sys.executable, "-m", "pytest", "--numprocesses=0", "tests/gpu"]
+    own = "ceilings", "bytes", "ordinary", "waits", "steps"
+    return [
+        Program("steps", [sys.executable, steps, *options], 120, own),
+        Program("tests", tests, 75),
+        Program("peers", [peers, steps, "--only", "peers", *options], 60, ["peers"]),
+        Program("path", [sys.executable, path, *options], SECONDS, ["harvests", "loaders", "run"]),
+    ]
 
 
-@cache
-def batches(shape: Shape, skewed: bool) -> list[Tensor]:
-    """As those of step.py; if `skewed`, of directions whose frequencies fall as in a real SAE."""
-    if not skewed:
-        return peers.batches(shape)
-    draw, table = generator(0, "skewed", shape), directions(shape)
-    weight = 1 / (torch.arange(len(table)) + 1 + DENSEST)
-    found = []
-    for _ in range(peers.N_BATCHES):
-        which = torch.multinomial(weight, shape.tokens * 32, True, generator=draw).view(-1, 32)
-        strength = torch.rand(which.shape, generator=draw)
-        x = F.embedding_bag(which, table, per_sample_weights=strength, mode="sum")
-        found.append((x / x.pow(2).sum(1).mean().sqrt()).to(DEVICE))
-    return found
+def outcomes(programs: Sequence[Program], seconds: float) -> Iterator[Outcome]:
+    """Run programs one after the other, so many seconds in all."""
+    end = time.monotonic() + seconds
+    shutil.rmtree(OUTPUT, ignore_errors=True)
+    # A program that is stopped cannot tidy up, and its models and activations are large.
+    with tempfile.TemporaryDirectory() as scratch:
+        for program in programs:
+            began = time.monotonic()
+            most = min(program.seconds, end - began)
+            state = _run(program.command, most, {"TMPDIR": scratch}) if most > 0 else "left out"
+            unfinished = [name for name in program.tables if not is_whole(name)]
+            yield Outcome(program.name, state, time.monotonic() - began, unfinished)
 
 
-def static_step(shape: Shape, dead: bool, skewed: bool, dtype: str = "auto") -> StaticStep:
-    """Of an SAE as training begins; if `skewed`, its features are the directions."""
-    sae = our_sae(shape)
-    if skewed:
-        sae.W_dec.data.copy_(directions(shape)[: shape.width])
-        sae.W_enc.data.copy_(sae.encoder_scale * sae.W_dec.data.T)
-    if dead:
-        sae.num_batches_not_active[dead_features(shape)] = 10**6
-        sae.W_enc.data[:, dead_features(shape)] *= 0.1
-    normalise = Normalisation(torch.zeros(shape.d, device=DEVICE), 1.0, 10.0)
-    like = torch.empty(shape.tokens, shape.d, device=DEVICE)
-    precision = pick_precision(dtype, DEVICE)
-    ops = kernels() if has_kernels(DEVICE) else TWIN
-    return StaticStep(sae, adam(sae, LR), normalise, 1.0, precision, like, MOST_STEPS, ops)
-
-
-def fed(step: StaticStep, run: Callable[[], None]) -> Step:
-    def take(x: Tensor) -> None:
-        step.feed(x, LR)
-        run()
-
-    return take
-
-
-def graph(shape: Shape, dead: bool, skewed: bool) -> Step:
-    step = static_step(shape, dead, skewed)
-    run = captured(step)
-    step.begin()
-    return fed(step, run)
-
-
-def captured(step: StaticStep) -> Callable[[], None]:
-    return capture(step) if ON_GPU else step.run
-
-
-def eager(shape: Shape, dead: bool, skewed: bool) -> Step:
-    step = static_step(shape, dead, skewed)
-    step.begin()
-    return fed(step, step.run)
-
-
-Contenders = Callable[[Shape, bool, bool], dict[str, Callable[[], Step]]]
-"""What is timed at a shape, with dead features and with skewed frequencies or without. Each is made
-when it is its turn, as not all of them fit into memory together."""
-
-
-def ours(shape: Shape, dead: bool, skewed: bool) -> dict[str, Callable[[], Step]]:
-    return {
-        "bf16 product": lambda: product(shape),
-        "graph": lambda: graph(shape, dead, skewed),
-        "eager": lambda: eager(shape, dead, skewed),
-    }
-
-
-def others(shape: Shape, dead: bool, skewed: bool) -> dict[str, Callable[[], Step]]:
-    return {
-        "sae-lens": lambda: peers.sae_lens(shape, dead),
-        "dictionary-learning": lambda: peers.dictionary_learning(shape, dead),
-        "ordinary": lambda: peers.ours(shape, "auto", dead),
-    }
-
-
-def product(shape: Shape) -> Step:
-    W = torch.randn(shape.d, shape.width, device=DEVICE, dtype=torch.bfloat16)
-    return lambda x: x.bfloat16() @ W
-
-
-def steps(contenders: Contenders, on_large: int) -> Iterator[dict[str, Any]]:
-    """(c) Milliseconds of a step at each shape; None where a library or memory is missing.
-
-    Args:
-        on_large: steps that are timed at the two large shapes.
-    """
-    began = time.perf_counter()
-    for skewed, dead in VARIANTS:
-        for name, shape in SHAPES.items():
-            if time.perf_counter() - began > STEPS_SECONDS:
-                print(f"no more steps: {STEPS_SECONDS} s are over", flush=True)
-                return
-            data = batches(shape, skewed)
-            row: dict[str, Any] = {"shape": name, "skewed": skewed, "dead": dead}
-            for who, make in contenders(shape, dead, skewed).items():
-                row[who] = timed(make, data, on_large if name in "DE" else N_STEPS)
-            yield row
-
-
-def timed(make: Callable[[], Step], data: list[Tensor], repeats: int) -> float | str | None:
-    """Milliseconds; "failed" where it does not run, which is printed."""
+def _run(command: Sequence[str], seconds: float, variables: Mapping[str, str]) -> str:
+    """What becomes of a program within so many seconds."""
+    process = subprocess.Popen(command, env=os.environ | variables, start_new_session=True)
     try:
-        return _steps_of(make, data, repeats)
-    except (ImportError, torch.OutOfMemoryError):
-        return None
-    except Exception:
-        traceback.print_exc()
-        return "failed"
+        return "failed" if process.wait(seconds) else "done"
+    except subprocess.TimeoutExpired:
+        return f"stopped after {seconds:.0f} s"
     finally:
-        gc.collect()  # a trainer refers to itself
-        torch.cuda.empty_cache()
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with all that it has started
+            process.wait()
 
 
-def _steps_of(make: Callable[[], Step], data: list[Tensor], repeats: int) -> float:
-    step, given = make(), cycle(data)
-    return milliseconds(lambda: step(next(given)), repeats)
-
-
-def waits_and_operations() -> dict[str, int]:
-    """(b) Of 20 steps with and without dead features: questions to the device; and of one step:
-    operations."""
-    found, shape = {}, SHAPES["A"]
-    for dtype in ("auto", "float32"):
-        step = static_step(shape, True, False, dtype)
-        x = batches(shape, False)[0].cpu()
-        step.begin()
-        with Operations() as counted:
-            step.run()
-        found[f"operations, {dtype}"] = len(counted.names)
-        if not ON_GPU:
-            continue
-        run = captured(step)
-        step.begin()
-        take = fed(step, run)
-        torch.cuda.set_sync_debug_mode("warn")
-        with warnings.catch_warnings(record=True) as asked:
-            warnings.simplefilter("always")
-            for _ in range(20):
-                take(x)
-        torch.cuda.set_sync_debug_mode("default")
-        found[f"waits in 20 steps, {dtype}"] = sum("synchroniz" in str(w.message) for w in asked)
-    return found
-
-
-def final_bytes(as_graph: bool, dtype: str, skewed: bool) -> list[Tensor]:
-    """The weights, moments and figures after 50 steps."""
-    step = static_step(SHAPES["A"], True, skewed, dtype)
-    run = captured(step) if as_graph else step.run
-    step.begin()
-    for x, _ in zip(cycle(batches(SHAPES["A"], skewed)), range(N_STEPS), strict=False):
-        step.feed(x, LR)
-        run()
-    moments = [tensor for pair in step.moments for tensor in pair]
-    return [step.W_enc, step.b_enc, step.W_dec, step.b_dec, *moments, step.record[:N_STEPS]]
-
-
-def same_bytes() -> Iterator[dict[str, Any]]:
-    """(d) 50 steps, eager and twice as a graph."""
-    for dtype in ("auto", "float32"):
-        for skewed in (False, True):
-            eager_run, *graphs = (final_bytes(c, dtype, skewed) for c in (False, True, True))
-            same = [
-                all(
-                    torch.equal(a.nan_to_num(), b.nan_to_num())
-                    for a, b in zip(eager_run, other, strict=True)
-                )
-                for other in graphs
-            ]
-            taken = int(eager_run[-1][:, -1].sum())
-            yield {
-                "values": dtype, "skewed": skewed, "graph as eager": same[0],
-                "graph again": same[1], "steps taken": taken, "some taken": taken > 0,
-            }  # fmt: skip
-
-
-def against_ordinary() -> Iterator[dict[str, Any]]:
-    """The loss of the ordinary code's steps and of ours after 50 steps, float32 values."""
-    for dead in (False, True):
-        shape, data = SHAPES["A'"], batches(SHAPES["A'"], False)
-        ours = static_step(shape, dead, False, "float32")
-        sae = static_step(shape, dead, False).sae
-        compute = Compute(precision=pick_precision("float32", DEVICE))
-        trainer = Trainer(
-            sae, peers.NoSource(1, 0, 1, 1, 0), TrainingConfig(), Observer(), compute,
-            stepping="ordinary",
-        )  # fmt: skip
-        ours.begin()
-        for x, _ in zip(cycle(data), range(N_STEPS), strict=False):
-            ours.feed(x, LR)
-            ours.run()
-            terms, _ = trainer.step(Batch(x), LR)
-        figures, right = ours.figures(N_STEPS)[-1], float(terms.loss)
-        taken, loss = bool(figures.taken), float(figures.loss)
-        alike = taken and abs(loss - right) < 1e-3 * right
-        yield {"dead": dead, "static": loss, "ordinary": right, "taken": taken, "alike": alike}
-
-
-def show(name: str, rows: list[dict[str, Any]]) -> None:
-    """Store a table, and print those of its rows that have not been."""
-    OUTPUT.mkdir(parents=True, exist_ok=True)
-    text = json.dumps({"machine": describe(), "rows": rows}, indent=1)
-    (OUTPUT / f"{name}.json").write_text(text + "\n")
-    if len(rows) == 1:
-        print(f"\n{name}\n\n| {' | '.join(rows[0])} |\n|---" + "|---" * (len(rows[0]) - 1) + "|")
-    cells = (f"{v:.3g}" if isinstance(v, float) else str(v) for v in rows[-1].values())
-    print(f"| {' | '.join(cells)} |", flush=True)
-
-
-def table(name: str, rows: Iterator[dict[str, Any]]) -> list[dict[str, Any]]:
-    shown: list[dict[str, Any]] = []
-    for row in rows:
-        shown.append(row)
-        show(name, shown)
-    return shown
-
-
-def tables(name: str, rows: Iterator[dict[str, Any]], wrong: list[str]) -> list[dict[str, Any]]:
-    """`table`; what stops it is printed and noted, and the next part goes on."""
-    try:
-        return table(name, rows)
-    except Exception as error:
-        traceback.print_exc()
-        wrong.append(f"{name}: {error!r}")
-        return []
-
-
-def measure(only: str | None) -> list[str]:
-    """All parts, or one; gives what is wrong."""
-    wrong: list[str] = []
-    if only in (None, "ceilings"):
-        tables("ceilings", (work() for work in [ceilings]), wrong)
-    if only in (None, "waits"):
-        for found in tables("waits", (work() for work in [waits_and_operations]), wrong):
-            wrong += [name for name, number in found.items() if "waits" in name and number]
-    if only in (None, "bytes"):
-        rows = tables("bytes", same_bytes(), wrong) + tables("ordinary", against_ordinary(), wrong)
-        checks = "graph as eager", "graph again", "some taken", "alike"
-        wrong += [str(row) for row in rows if not all(row.get(name, True) for name in checks)]
-    if only in (None, "steps"):
-        rows = tables("steps", steps(ours, 20), wrong) + tables("peers", steps(others, 4), wrong)
-        wrong += [str(row) for row in rows if any(row.get(name) == "failed" for name in OURS)]
-    return wrong
+def is_whole(table: str) -> bool:
+    """Whether a table has all its rows."""
+    path = OUTPUT / f"{table}.json"
+    return path.is_file() and json.loads(path.read_text(encoding="utf-8"))["whole"]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", choices=["ceilings", "waits", "bytes", "steps"], help="one part")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything")
+    parser.add_argument("--peers", default=sys.executable, help="Python with the peers' libraries")
     parser.add_argument("--tiny", action="store_true", help="small shapes, on any machine: a trial")
-    options = parser.parse_args()
-    if not (options.tiny or ON_GPU):
-        print("gpu.py: this machine has no NVIDIA GPU, so there is nothing to measure")
-        return
-    if options.tiny:
-        used = "A", "A'"
-        SHAPES.clear()
-        SHAPES.update(dict.fromkeys(used, TINY))
-    print(describe("triton", "sae-lens", "dictionary-learning"))
-    if wrong := measure(options.only):
-        sys.exit("results differ, the host waits, or a part fails: " + "; ".join(wrong))
+    given = parser.parse_args()
+    found = []
+    for outcome in outcomes(programs(given.peers, ["--tiny"] * given.tiny), given.seconds):
+        found.append(outcome)
+    print("\n| program | outcome | seconds | tables missing or not whole |\n|---|---|--:|---|")
+    for name, state, seconds, unfinished in found:
+        print(f"| {name} | {state} | {seconds:.0f} | {', '.join(unfinished) or 'none'} |")
+    if failed := [outcome.name for outcome in found if outcome.state == "failed"]:
+        sys.exit(f"failed: {', '.join(failed)}; see above")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,7 @@
 """What feeds a training on a GPU: the loader beside the step, a harvest beside the plain forward
-pass, and the rules of the workflow from chapters to features. `make gpu` runs it after gpu.py.
+pass, and the rules of the workflow from chapters to features. `make gpu` runs it (gpu.py).
 
-Language models have random weights and the shapes of real ones, so nothing is downloaded. Tables
-are printed as they are made, and written to build/gpu/*.json.
+Language models have random weights and the shapes of real ones, so nothing is downloaded.
 """
 
 import argparse
@@ -13,16 +12,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from itertools import repeat
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tools"))
 
-from gpu import ON_GPU, SHAPES, Shape, eager, graph, tables  # noqa: E402
+from gpu_steps import ON_GPU, SHAPES, Shape, eager, graph  # noqa: E402
+from gpu_tables import Row, table  # noqa: E402
 from harvest import rates  # noqa: E402
 from machine import DEVICE, describe, wait  # noqa: E402
 from project import make_project  # noqa: E402
@@ -39,8 +39,10 @@ from sae_core.utils.code_hash import ROOT  # noqa: E402
 from sae_core.workflow.plan_tables import ModelShape, Tables  # noqa: E402
 
 LENGTH = 512
+CHUNK = 2**17
+"""Activations that are shuffled together here: half as many as otherwise."""
 LOADER_CHUNKS = 5
-"""Of activations that are shuffled together: the next one is loaded beside the steps on one."""
+"""The next one is loaded beside the steps on one."""
 REPEATS = 2
 TEXT = ROOT / "sae_core/data/raw_data/physics_chapters/chapter_01.md"
 NARROW = {"n_heads": 4, "n_kv_heads": 4, "head_dim": 16, "d_mlp": 64, "vocab_size": VOCABULARY}
@@ -78,7 +80,7 @@ def tokens_per_second(batches: Iterator[Tensor], work: Callable[[Tensor], object
     return n / (time.perf_counter() - start)
 
 
-def loaders(shapes: dict[str, Shape], scratch: Path) -> Iterator[dict[str, Any]]:
+def loaders(shapes: dict[str, Shape], scratch: Path) -> Iterator[Row]:
     """(e) The loader by itself, the step on one batch again and again, and the two together, from
     files that the system has just written and so keeps in memory."""
     for name, shape in shapes.items():
@@ -110,13 +112,13 @@ def stored_batches(scratch: Path, shape: Shape) -> Callable[[], Iterator[Tensor]
     return batches
 
 
-def harvests(
-    shapes: dict[str, ModelShape], n_windows: int, scratch: Path
-) -> Iterator[dict[str, Any]]:
+def harvests(shapes: dict[str, ModelShape], n_windows: int, scratch: Path) -> Iterator[Row]:
     """(f) Tokens a second of the blocks up to the middle one, and of harvests with all written."""
     for name, shape in shapes.items():
         middle = shape.n_layers // 2
-        model = random_model(scratch / f"harvest {name.replace('/', ' ')}", shape, middle + 1)
+        folder = scratch / f"harvest {name.replace('/', ' ')}"
+        few_words = replace(shape, vocab_size=VOCABULARY)  # no logits here
+        model = random_model(folder, few_words, middle + 1)
         windows = random_windows(n_windows * LENGTH, LENGTH)
         layers = (middle,), (0, middle // 2, middle)
         size = windows_per_pass(LENGTH, "auto")
@@ -129,7 +131,7 @@ def harvests(
         torch.cuda.empty_cache()
 
 
-def whole_run(name: str, shape: ModelShape, scratch: Path) -> Iterator[dict[str, Any]]:
+def whole_run(name: str, shape: ModelShape, scratch: Path) -> Iterator[Row]:
     """(g) Seconds and memory of each job of a small configuration, with the end-to-end phase."""
     folder = make_random_model(
         scratch / "model", shape, tokenizer(TEXT.read_text()), None, str(DEVICE)
@@ -173,19 +175,18 @@ def main() -> None:
     known = Tables.load(ROOT / "config/planning.yaml").shapes
     names = ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-4B"]
     shapes = {"tiny": TINY} if options.tiny else {name: known[name] for name in names}
-    if options.tiny:
-        store.SHUFFLE_TOKENS = TINY_CHUNK
+    store.SHUFFLE_TOKENS = TINY_CHUNK if options.tiny else CHUNK
     wrong: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if options.only in (None, "harvests"):
-            tables("harvests", harvests(shapes, 4 if options.tiny else 128, scratch), wrong)
+            table("harvests", harvests(shapes, 4 if options.tiny else 64, scratch), wrong)
         if options.only in (None, "loaders"):
             steps = {"tiny": TINY_STEP} if options.tiny else {name: SHAPES[name] for name in "AD"}
-            tables("loaders", loaders(steps, scratch), wrong)
+            table("loaders", loaders(steps, scratch), wrong)
         if options.only in (None, "run"):
             name, shape = next(iter(shapes.items()))
-            tables("run", whole_run(name, shape, scratch), wrong)
+            table("run", whole_run(name, shape, scratch), wrong)
     if wrong:
         sys.exit("a part fails: " + "; ".join(wrong))
 

@@ -82,7 +82,7 @@ class NoSource(ActivationSource):
 
 def our_sae(shape: Shape) -> SparseAutoencoder:
     """A BatchTopK SAE as the trainer begins with."""
-    return copy.deepcopy(_initial(shape)).to(DEVICE)
+    return copy.deepcopy(_initial(shape))
 
 
 @cache
@@ -92,7 +92,7 @@ def _initial(shape: Shape) -> SparseAutoencoder:
     spec.d_sae = shape.width
     sae = build(spec)
     sae.initialise(generator(0, "weights"))
-    return sae
+    return sae.to(DEVICE)
 
 
 def dead_features(shape: Shape) -> Tensor:

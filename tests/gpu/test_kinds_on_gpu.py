@@ -28,7 +28,7 @@ def trained(kind: str, precision: Precision | None) -> Trainer:
     training = Trainer(
         make_sae(kind, n_dead=9, aux_penalty=0.5).to(GPU),
         SparseDirections(),
-        TrainingConfig(num_epochs=3, early_stopping_patience=0, lr=0.01),
+        TrainingConfig(num_epochs=2, early_stopping_patience=0, lr=0.01),
         Observer(),
         Compute(precision=precision),
         stepping="ordinary",

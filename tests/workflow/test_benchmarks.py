@@ -41,11 +41,11 @@ def test_streams(run: Run, root: Path, tiny_model: Path) -> None:
     assert [row.split(" | ")[:2] for row in rows] == [["| 1", "2"], ["| 3", "2"], ["| 6", "1, 2"]]
 
 
-@pytest.mark.parametrize(("part", "n_rows"), [("bytes", 6), ("steps", 16)])
+@pytest.mark.parametrize(("part", "n_rows"), [("bytes", 5), ("steps", 6)])
 def test_gpu(part: str, n_rows: int, run: Run, root: Path) -> None:
     """Small shapes on a CPU, so that it does not fail where it is run for the first time."""
     printed = run(
-        *("tests/benchmarks/gpu.py", "--tiny", "--only", part), env={"PYTHONPATH": str(root)}
+        *("tests/benchmarks/gpu_steps.py", "--tiny", "--only", part), env={"PYTHONPATH": str(root)}
     ).stdout
     tables = [text for text in printed.split("\n\n") if text.startswith("| ")]
     assert sum(len(text.splitlines()) - 2 for text in tables) == n_rows
