@@ -51,8 +51,10 @@ chaos: setup
 lint: setup
 	@$(MAKE) --no-print-directory --jobs=2 --output-sync lint-types lint-code
 
+# What only a GPU runs is checked at least for its types.
 lint-types:
 	mypy sae_core scripts
+	MYPYPATH=tests/tools:tests/benchmarks mypy tests/gpu/*.py tests/benchmarks/gpu*.py
 
 lint-code:
 	ruff check .

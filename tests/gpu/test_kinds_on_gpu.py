@@ -65,13 +65,13 @@ def test_the_kl_of_logits() -> None:
 
 def test_the_gradient_of_attention() -> None:
     """Grouped and causal, as Qwen3's; fused attention gives it too, but not the same bytes."""
-    given = [
+    given = query, key, value = [
         normal(2, heads, 512, 64, seed=heads).to(GPU, torch.bfloat16).requires_grad_()
         for heads in (16, 8, 8)
     ]
 
     def results() -> list[Tensor]:
-        out = scaled_dot_product_attention(*given, is_causal=True, enable_gqa=True)
+        out = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
         return [out, *torch.autograd.grad(out.float().pow(2).sum(), given)]
 
     right = results()

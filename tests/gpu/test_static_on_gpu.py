@@ -68,7 +68,7 @@ def test_a_graph_gives_the_bytes_of_its_operations_every_time(
 
 
 def test_a_graph_trains_as_the_ordinary_code() -> None:
-    graph, ordinary = (trained(how, PRECISIONS[1]) for how in ("graph", "ordinary"))  # type: ignore[arg-type]
+    graph, ordinary = trained("graph", PRECISIONS[1]), trained("ordinary", PRECISIONS[1])
     for name in ("loss", "aux_loss", "val_loss"):
         assert graph.history[name] == pytest.approx(ordinary.history[name], rel=1e-3), name
 

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
+import triton
 from running import run_python
 from synthetic import normal
 from torch import Tensor
@@ -250,6 +251,28 @@ def test_dense_products_are_sums_over_pairs() -> None:
     for found, right in zip(dense, pairs, strict=True):
         assert found.dtype == torch.float32
         assert 0 < (found - right).norm() < 2**-7 * right.norm()
+
+
+@pytest.mark.parametrize("compiles", [True, False])
+def test_without_a_c_compiler_there_are_no_kernels(
+    compiles: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Driver:
+        @staticmethod
+        def get_current_target() -> str:
+            if compiles:
+                return "sm_90"
+            raise RuntimeError("Failed to find C compiler. Please specify")
+
+    monkeypatch.setattr(type(triton.runtime.driver), "active", Driver)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    backend._can_launch.cache_clear()
+    for _ in range(2):
+        assert backend.has_kernels(torch.device("cuda")) == compiles
+    backend._can_launch.cache_clear()
+    told = capsys.readouterr().out
+    assert told.count("install gcc") == (not compiles) and told.count("\n") == (not compiles)
 
 
 def test_the_kernels_compile_for_a_gpu() -> None:

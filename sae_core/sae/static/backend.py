@@ -1,7 +1,9 @@
 """Which code computes a static step: Triton's kernels on an NVIDIA GPU, PyTorch elsewhere."""
 
 import importlib.util
+import subprocess
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor
 
 from sae_core.sae.static import dense, twin
 from sae_core.sae.static.pairs import Gradients, Prepared, Slots
+from sae_core.utils.errors import one_line
 
 
 class Backend(NamedTuple):
@@ -64,13 +67,32 @@ def kernels() -> Backend:
 
 
 def has_kernels(device: torch.device) -> bool:
-    """Whether the kernels can run there: Triton needs an Ampere GPU for bfloat16."""
+    """Whether the kernels can run there: Triton needs an Ampere GPU for bfloat16, and a C compiler
+    for what launches them."""
     return (
         device.type == "cuda"
         and torch.version.cuda is not None
         and importlib.util.find_spec("triton") is not None
         and torch.cuda.get_device_capability(device)[0] >= 8
+        and _can_launch()
     )
+
+
+@cache
+def _can_launch() -> bool:
+    """Whether Triton can build what launches kernels; says so if not. It builds it once."""
+    from triton.runtime import driver
+
+    try:
+        driver.active.get_current_target()
+    except (RuntimeError, OSError, AssertionError, subprocess.CalledProcessError) as error:
+        print(
+            f"GPU: Triton cannot launch kernels here ({one_line(error)}), so steps take slower "
+            "code; install gcc and Python's headers (Debian: gcc libc6-dev python3-dev)",
+            flush=True,
+        )
+        return False
+    return True
 
 
 def backend_for(device: torch.device) -> Backend:
