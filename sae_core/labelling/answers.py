@@ -1,18 +1,14 @@
 """Answers of a language model, checked against their schema."""
 
 import json
-import re
 from typing import Any
 
 from jsonschema import Draft202012Validator
 
 from sae_core.labelling.prompts import Schema
 
-FENCED = re.compile(r"\{.*\}", re.DOTALL)
-"""The object in an answer with something around it, such as a fence of Markdown."""
-
-THOUGHT = re.compile(r"<think>.*?</think>", re.DOTALL)
-"""What some local models write before they answer."""
+THOUGHT_ENDS = "</think>"
+"""What some local models write before they answer ends with this."""
 
 LIMITS = ("pattern", "maxLength", "minimum", "maximum", "minItems", "maxItems")
 """Keywords that endpoints do not all accept."""
@@ -20,11 +16,10 @@ LIMITS = ("pattern", "maxLength", "minimum", "maximum", "minItems", "maxItems")
 
 def parse_answer(text: str, schema: Schema) -> dict[str, Any] | None:
     """The JSON object in an answer, or None if there is none that fits the schema."""
-    found = FENCED.search(THOUGHT.sub("", text))
-    if found is None:
-        return None
+    answer = text.rpartition(THOUGHT_ENDS)[2]
+    begin, end = answer.find("{"), answer.rfind("}")  # a fence of Markdown may be around it
     try:
-        value = json.loads(found[0], parse_constant=_refuse)
+        value = json.loads(answer[max(0, begin) : end + 1], parse_constant=_refuse)
     except (ValueError, RecursionError):
         return None
     return value if Draft202012Validator(schema).is_valid(value) else None

@@ -143,7 +143,8 @@ def test_an_answer_is_read(text: str) -> None:
      json.dumps(GOOD | {"confidence": 1.5}), json.dumps(GOOD | {"confidence": True}),
      json.dumps(GOOD | {"label": "  "}), json.dumps(GOOD | {"label": 7}),
      json.dumps(GOOD | {"more": 1}), json.dumps(GOOD).replace("0.5", "NaN"),
-     json.dumps(GOOD).replace("0.5", "1e999"), "[" * 100_000 + "{}"],
+     json.dumps(GOOD).replace("0.5", "1e999"), "[" * 100_000 + "{}",
+     "{" * 3_000_000, "<think>" * 1_000_000],
 )  # fmt: skip
 def test_an_answer_that_is_not_in_the_schema(text: str) -> None:
     assert parse_answer(text, LABEL_SCHEMA) is None
