@@ -7,13 +7,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # run as a file
 
 from sae_core.labelling.label_files import read_labels
-from sae_core.reporting.neuronpedia import (
-    CORPUS_KEYS,
-    Export,
-    NeuronpediaConfig,
-    of_figures,
-    write_export,
-)
+from sae_core.reporting.feature_data import of_figures
+from sae_core.reporting.neuronpedia import CORPUS_KEYS, Export, NeuronpediaConfig, write_export
 from sae_core.reporting.summary import read_object
 from sae_core.utils import cli
 from sae_core.utils.records import read_json_lines

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_core.labelling.labels import Label
+from sae_core.utils.errors import SAEError
 from sae_core.utils.files import new_folder, writing
 
 Entry = dict[str, Any]
@@ -29,6 +30,27 @@ WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 
 SCORES = ("detection", "fuzzing", "confidence")
 """Of a label by an LLM."""
+
+
+def of_figures(
+    entries: Iterable[Entry], path: Path, corpus: Mapping[str, Any], corpus_path: Path
+) -> Iterator[Entry]:
+    """The entries of a file; at its end it is known whether they are of the SAE of the figures.
+
+    Raises:
+        SAEError: there are more or fewer of them, or they are active on more or fewer tokens.
+    """
+    n = tokens = 0
+    for entry in entries:
+        n, tokens = n + 1, tokens + entry["tokens"]
+        yield entry
+    l0 = float(f"{tokens / max(1, corpus['n_tokens']):.4g}")  # as the figures are rounded
+    if (n, l0) != (corpus["active"], corpus["l0"]):
+        raise SAEError(
+            f"{path} has {n} features and an L0 of {l0}, but {corpus_path}, of "
+            f"{corpus['run_name']}, has {corpus['active']} and {corpus['l0']}: these are different "
+            "analyses; give both files of one"
+        )
 
 
 def data_folder(page: Path) -> Path:

@@ -7,7 +7,7 @@ from urllib.parse import quote
 
 from sae_core.labelling.label_files import read_labels
 from sae_core.labelling.labels import Label
-from sae_core.reporting.feature_data import Entry, data_folder, write_data
+from sae_core.reporting.feature_data import Entry, data_folder, of_figures, write_data
 from sae_core.reporting.html import embedded, render
 from sae_core.reporting.map_page import map_page
 from sae_core.reporting.summary import read_object
@@ -49,12 +49,12 @@ def write_page(
         labels: what an LLM says of features, JSON lines.
 
     Raises:
-        SAEError: a file cannot be read or written.
+        SAEError: a file cannot be read or written, or the figures are those of another SAE.
     """
     figures, by_llm = read_corpus(corpus), read_labels(labels) if labels else {}
     folder = data_folder(page)
-    entry_list = _labelled(read_json_lines(entries), by_llm)
-    pages = {MAP: map_page(figures, entry_list, f"../{quote(page.name)}").encode()}
+    lines = of_figures(read_json_lines(entries), entries, figures, corpus)
+    pages = {MAP: map_page(figures, _labelled(lines, by_llm), f"../{quote(page.name)}").encode()}
     n = write_data(folder, read_json_lines(entries), figures["subjects"], by_llm, pages)
     write_file(page, feature_page(figures, folder.name, report, labelled=bool(by_llm)))
     return n

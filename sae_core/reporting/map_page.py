@@ -58,4 +58,4 @@ def map_page(corpus: Mapping[str, Any], entries: Iterable[Mapping[str, Any]], br
 def _subject(shares: Mapping[str, float], subjects: list[str]) -> int:
     """The index of the subject with at least half of the activation, -1 if none has."""
     best = max(shares, key=lambda subject: shares[subject], default=None)
-    return subjects.index(best) if best is not None and shares[best] >= HALF else -1
+    return subjects.index(best) if best in subjects and shares[best] >= HALF else -1

@@ -21,7 +21,6 @@ from typing import Annotated, Any
 
 from sae_core.labelling.labels import Label
 from sae_core.reporting.feature_data import SCORES, Entry, chunks
-from sae_core.utils.errors import SAEError
 from sae_core.utils.files import new_folder, writing
 from sae_core.utils.limits import Pattern, Text, check_limits
 from sae_core.utils.naming import REPO_ID
@@ -190,27 +189,6 @@ class Export:
 def slug(name: str) -> str:
     """A name with what Neuronpedia takes in an id."""
     return re.sub("[^A-Za-z0-9_-]+", "-", name)
-
-
-def of_figures(
-    entries: Iterable[Entry], path: Path, corpus: Corpus, corpus_path: Path
-) -> Iterator[Entry]:
-    """The entries of a file; at its end it is known whether they are of the SAE of the figures.
-
-    Raises:
-        SAEError: there are more or fewer of them, or they are active on more or fewer tokens.
-    """
-    n = tokens = 0
-    for entry in entries:
-        n, tokens = n + 1, tokens + entry["tokens"]
-        yield entry
-    l0 = float(f"{tokens / max(1, corpus['n_tokens']):.4g}")  # as the figures are rounded
-    if (n, l0) != (corpus["active"], corpus["l0"]):
-        raise SAEError(
-            f"{path} has {n} features and an L0 of {l0}, but {corpus_path}, of "
-            f"{corpus['run_name']}, has {corpus['active']} and {corpus['l0']}: these are different "
-            "analyses; give both files of one"
-        )
 
 
 def write_export(folder: Path, entries: Iterable[Entry], export: Export) -> Path:

@@ -216,6 +216,11 @@ def entries():
     ]
 
 
+def figures_of(tokens, of=12000):
+    """The part of the figures that follows from the number of `tokens` on which each is active."""
+    return {"n_tokens": of, "active": len(tokens), "l0": float(f"{sum(tokens) / of:.4g}")}
+
+
 def a_label(feature, **changes):
     return {
         "feature": feature,
@@ -239,9 +244,11 @@ def write_features(
 ) -> Path:
     """A page about features with its data; gives the page."""
     corpus = corpus or a_corpus()
-    lines = write_lines(folder / f"{corpus['run_name']}.jsonl", entries)
+    n_tokens = []
+    counted = (entry for entry in entries if n_tokens.append(entry["tokens"]) is None)
+    lines = write_lines(folder / f"{corpus['run_name']}.jsonl", counted)
     figures = folder / f"{corpus['run_name']}.json"
-    figures.write_text(json.dumps(corpus))
+    figures.write_text(json.dumps(corpus | figures_of(n_tokens)))
     by_llm = write_lines(folder / "labels.jsonl", labels) if labels else None
     page = folder / f"{corpus['run_name']}.html"
     write_page(page, lines, figures, "../report.html", by_llm)

@@ -11,6 +11,7 @@ from reported import (
     a_label,
     an_entry,
     entries,
+    figures_of,
     write_features,
     write_lines,
 )
@@ -20,6 +21,7 @@ from sae_core.reporting.feature_data import CHUNK
 from sae_core.reporting.feature_page import (
     feature_page,
     read_corpus,
+    write_page,
 )
 from sae_core.reporting.map_page import map_page
 from sae_core.utils.errors import SAEError
@@ -146,12 +148,13 @@ def test_damaged_features_are_named(tmp_path):
 def test_browse_script(tmp_path):
     lines, corpus, page, labels = (tmp_path / f"run.{k}" for k in ("jsonl", "json", "html", "llm"))
     write_lines(lines, entries())
-    corpus.write_text(json.dumps(a_corpus()))
+    figures = a_corpus() | figures_of([entry["tokens"] for entry in entries()])
+    corpus.write_text(json.dumps(figures))
     write_lines(labels, [a_label(7)])
     given = ("--entries", lines, "--corpus", corpus, "--page", page)
     done = run_script("browse.py", *given)
     assert done.returncode == 0, done.stderr
-    assert page.read_text() == feature_page(a_corpus(), "run.files", "../report.html")
+    assert page.read_text() == feature_page(figures, "run.files", "../report.html")
     assert data_of(page)["features-0"] == entries()
     assert (tmp_path / "run.files/map.html").read_text() == map_page(
         a_corpus(), entries(), "../run.html"
@@ -159,3 +162,14 @@ def test_browse_script(tmp_path):
     done = run_script("browse.py", *given, "--labels", labels)
     assert done.returncode == 0, done.stderr
     assert data_of(page)["index"]["columns"]["label"][0] == "what 7 is about"
+
+
+@pytest.mark.parametrize("subject", ["physics", "poetry"])
+def test_the_figures_of_another_sae_are_refused(tmp_path, subject):
+    entry = an_entry(7) | {"subjects": {subject: 1.0}}
+    lines, figures = write_lines(tmp_path / "a.jsonl", [entry]), tmp_path / "b.json"
+    figures.write_text(json.dumps(a_corpus() | figures_of([entry["tokens"] + 90])))
+    said = f"{lines} has 1 features and an L0 of 0.01, but {figures}, of {a_corpus()['run_name']}, "
+    with pytest.raises(SAEError, match=re.escape(said)):
+        write_page(tmp_path / "page.html", lines, figures, "../report.html")
+    assert not list(tmp_path.glob("page*"))

@@ -13,7 +13,8 @@ from running import run_here
 
 from sae_core.labelling.labels import Label
 from sae_core.reporting import neuronpedia
-from sae_core.reporting.neuronpedia import Export, NeuronpediaConfig, of_figures, write_export
+from sae_core.reporting.feature_data import of_figures
+from sae_core.reporting.neuronpedia import Export, NeuronpediaConfig, write_export
 from sae_core.utils.errors import SAEError
 
 RECORD = {"n_layers": 30, "d_model": 64}
