@@ -5,16 +5,21 @@ from collections.abc import Sequence
 from sae_core.reporting.html import render
 from sae_core.reporting.known_features import KnownFeatures
 
-SIGNS = {" ": "␣", "\n": "↵", "\t": "⇥"}
+SIGNS = str.maketrans({" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍"})
 """What stands for characters that cannot be seen."""
+
+PART = "◌"
+"""Stands for a token that is a part of a character; the last part shows the character."""
 
 Reading = tuple[str, Sequence[tuple[int, float]], int]
 """A token, its strongest features with their activations, and how many are active."""
 
 
 def visible(token: str) -> str:
-    """A token with signs for its spaces and line breaks."""
-    return "".join(SIGNS.get(character, character) for character in token)
+    """A token with signs for spaces and line breaks, and codes such as `‹U+200D›` for characters
+    that cannot be seen or that rule a terminal."""
+    shown = (c if c.isprintable() else f"‹U+{ord(c):04X}›" for c in token.translate(SIGNS))
+    return "".join(shown) or PART
 
 
 def text_page(name: str, readings: Sequence[Reading], known: KnownFeatures) -> str:

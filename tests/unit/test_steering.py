@@ -18,6 +18,7 @@ from sae_core.formats.checkpoint import save_sae
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.models.model_sources import model_sha256
 from sae_core.reporting.known_features import read_labels
+from sae_core.reporting.text_page import visible
 from sae_core.steering.continuation import Sampling, continuation, steered_continuations
 from sae_core.steering.loading import load_pair
 from sae_core.steering.reading import read_text
@@ -299,6 +300,21 @@ def test_each_token_has_its_strongest_features(language_model: LanguageModel) ->
         assert reading.n_active == (row > 0).sum()
     with pytest.raises(SAEError, match="empty"):
         read_text(language_model, sae, "", 3)
+
+
+@pytest.mark.parametrize(
+    ("token", "shown"),
+    [
+        (" the\n", "␣the↵"),
+        ("", "◌"),
+        ("\u202e", "‹U+202E›"),
+        ("\x1b[31m", "‹U+001B›[31m"),
+        ("\ud83d", "‹U+D83D›"),
+        ("👧é猫", "👧é猫"),
+    ],
+)
+def test_nothing_of_a_token_is_invisible(token: str, shown: str) -> None:
+    assert visible(token) == shown
 
 
 def test_the_later_label_of_a_feature(tmp_path: Path) -> None:
