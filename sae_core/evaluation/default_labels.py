@@ -54,6 +54,9 @@ YEAR = re.compile("1[0-9]{3}s?|20[0-9]{2}s?")
 RAISED, LOWERED = re.compile("[²³¹⁰-ⁿ]"), re.compile("[₀-ₜ]")
 """Superscripts and subscripts."""
 
+UNQUOTED = {*SIGNS.values(), "◌"}
+"""What stands for something else: white space, a part of a character."""
+
 AT_START = 4
 """Tokens at the start of a text or a window."""
 
@@ -189,7 +192,7 @@ class DefaultLabels:
         if cover < CLASS_SHARED - ROUNDING or self._by_chance(base(words[0]), cover, n) > CHANCE:
             return None
         share = _share(map(keys, peaks.sample), peaks.weights, words)
-        text = f"{relation} “{self._named_words(words)}”"
+        text = f"{relation} {_quoted(self.words.names[words[0]])}"
         return _Pattern(text, cover, share, base(words[0])) if share >= SHARED else None
 
     def _shared(
@@ -368,4 +371,10 @@ def _rare(_: Hashable) -> float:
 
 
 def _said(word: str) -> str:
-    return "end of a text" if word == END_SIGN else word
+    """A word as a label names it, other signs than those for white space between quotes."""
+    plain = any(map(str.isalnum, word)) or word[0] in UNQUOTED
+    return word if plain else _quoted(word)
+
+
+def _quoted(word: str) -> str:
+    return "end of a text" if word == END_SIGN else f"“{word}”"

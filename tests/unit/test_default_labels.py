@@ -172,6 +172,12 @@ def test_years_are_told_from_other_numbers() -> None:
     ]  # fmt: skip
 
 
+def test_signs_stand_between_quotes() -> None:
+    """So that a comma is told from those between the names."""
+    [label] = READ.label(READ.once("acid", "acid", "acid", ",", ",", ";", ";"))
+    assert label.text.startswith("acid, “,”, “;” (100%)")
+
+
 def test_the_word_before() -> None:
     before = [READ.words.names[i] if i >= 0 else "" for i in READ.words.before.tolist()]
     [label] = READ.label(
