@@ -222,5 +222,5 @@ def test_subject_and_silence() -> None:
 def test_a_word_says_more_than_a_sign_and_a_sharp_feature_more_than_a_blunt_one() -> None:
     blunt = [1.0 * (len(name) > 3) * (1 + i % 11) for i, name in enumerate(READ.names)]
     word, sign, many = READ.label(READ.on("enzyme"), READ.on(";"), blunt)
-    assert word.text.startswith("enzyme (100%)") and sign.text.startswith("; (100%)")
+    assert word.text.startswith("enzyme (100%)") and sign.text.startswith("“;” (100%)")
     assert word.score > max(sign.score, many.score)
