@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from reported import (
     write_features,
 )
 from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webdriver import WebDriver
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -326,6 +328,33 @@ def test_features_of_many_files_are_loaded_when_they_are_opened(
     assert page.scripts() == ["features-2.js"]
     assert listed(page)[-1] == n - 1, "the list has moved there"
     assert page.complaints() == []
+
+
+def test_the_list_is_one_stop_of_tab_and_arrows_lead_through_it(
+    driver: WebDriver, tmp_path: Path
+) -> None:
+    look(driver)
+    n = 3 * CHUNK
+    page = Page(driver, write_features(tmp_path, map(an_entry, range(n))))
+
+    def focus(*keys: str) -> str | None:
+        """The feature whose row has the focus after these keys."""
+        for key in keys:
+            driver.switch_to.active_element.send_keys(key)
+            time.sleep(0.1)  # for what follows a scroll
+        return driver.switch_to.active_element.get_attribute("data-feature")
+
+    page.find("#filter").click()
+    assert focus(Keys.ESCAPE, Keys.TAB) == "0"
+    assert focus(*[Keys.ARROW_DOWN] * 12) == "12", "beyond what was in sight"
+    assert focus(Keys.ARROW_UP) == "11"
+    assert focus(Keys.END) == focus(Keys.ARROW_DOWN) == str(n - 1)
+    assert focus(Keys.ENTER) == str(n - 1)
+    page.until("#detail h2", f"Feature {n - 1}")
+    assert focus(Keys.TAB) is None
+    assert page.run("return document.querySelector('#detail').contains(document.activeElement)")
+    assert focus(Keys.SHIFT + Keys.TAB) == str(n - 1)
+    assert focus(Keys.HOME) == "0"
 
 
 def test_without_its_data_the_page_says_what_is_missing(driver: WebDriver, tmp_path: Path) -> None:
