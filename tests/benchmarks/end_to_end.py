@@ -87,6 +87,17 @@ class Options:
     """Seed of everything random."""
 
 
+def model_and_windows(
+    options: Options, data: DataConfig, device: torch.device
+) -> tuple[LanguageModel, TokenWindows]:
+    """The language model, and the windows of the chapters."""
+    with tempfile.TemporaryDirectory() as scratch:
+        texts = read_chapters(options.chapters, Path(scratch))
+    path = demo_record().path if options.model is None else str(options.model)
+    model = LanguageModel.load(ModelConfig(model_name=path), device)
+    return model, read_windows(model.tokenizer, texts, data)
+
+
 def training_source(
     options: Options, model: LanguageModel, windows: TokenWindows, hook: Hook
 ) -> tuple[StreamingSource, int]:
@@ -179,12 +190,8 @@ def table(results: dict[float, dict[str, Any]]) -> str:
 
 
 def run(options: Options) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        texts = read_chapters(options.chapters, Path(scratch))
-    path = demo_record().path if options.model is None else str(options.model)
-    model = LanguageModel.load(ModelConfig(model_name=path), pick_device("auto"))
     data = DataConfig(max_text_length=options.length, seed=options.seed)
-    windows = read_windows(model.tokenizer, texts, data)
+    model, windows = model_and_windows(options, data, pick_device("auto"))
     print(f"End-to-end losses ({describe('transformers')}, {model.dtype})\n", flush=True)
     print(table({f: measure(options, f, model, windows, data) for f in options.fractions}))
 

@@ -9,24 +9,21 @@ from the model, not from a store. One thread (`OMP_NUM_THREADS=1`) makes the tim
 """
 
 import copy
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from demo_model import demo_record, read_chapters
 from end_to_end import Options as EndToEndOptions
-from end_to_end import gap_beside_sinks, training_source
+from end_to_end import gap_beside_sinks, model_and_windows, training_source
 from machine import describe
 from torch import Tensor
 
-from sae_core.activations.token_windows import TokenWindows, read_windows
+from sae_core.activations.token_windows import TokenWindows
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.kinds import build
-from sae_core.train_config import DataConfig, EndToEndConfig, ModelConfig, TrainingConfig
+from sae_core.train_config import DataConfig, EndToEndConfig, TrainingConfig
 from sae_core.trainer.end_to_end import EndToEnd
 from sae_core.trainer.events import Observer
 from sae_core.trainer.training_inputs import sae_spec
@@ -165,14 +162,11 @@ def table(rows: list[Row]) -> str:
 
 
 def run(options: Options) -> None:
-    with tempfile.TemporaryDirectory() as scratch:
-        texts = read_chapters(options.chapters, Path(scratch))
-    path = demo_record().path if options.model is None else str(options.model)
-    model = LanguageModel.load(ModelConfig(model_name=path), torch.device("cpu"))
     data = DataConfig(
         max_text_length=options.length, seed=options.seed, val_fraction=options.val_fraction
     )
-    trainings = Trainings(options, model, read_windows(model.tokenizer, texts, data))
+    model, windows = model_and_windows(options, data, torch.device("cpu"))
+    trainings = Trainings(options, model, windows)
     print(f"End-to-end phases ({describe('transformers')}, {model.dtype})\n", flush=True)
     phases = zip(options.fractions, options.strides, strict=True)
     print(table([trainings.row(*phase) for phase in phases]))
