@@ -32,6 +32,9 @@ def pick_device(device: str) -> torch.device:
     if not available[device]:
         there = ", ".join(name for name, has in available.items() if has)
         raise SAEError(f"--device {device}: not available here; this machine has {there}")
+    if device == "cuda":
+        # Sums in float32: the bound of what a product in bfloat16 can miss counts on them.
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False
     rank = local_rank() if device == "cuda" else None
     return torch.device(device) if rank is None else torch.device(device, rank)
 

@@ -43,6 +43,8 @@ CHUNK = 2**17
 """Activations that are shuffled together here: half as many as otherwise."""
 LOADER_CHUNKS = 5
 """The next one is loaded beside the steps on one."""
+WINDOWS = 192
+"""Of a harvest: six forward passes, the last of which no other one follows."""
 REPEATS = 2
 TEXT = ROOT / "sae_core/data/raw_data/physics_chapters/chapter_01.md"
 NARROW = {"n_heads": 4, "n_kv_heads": 4, "head_dim": 16, "d_mlp": 64, "vocab_size": VOCABULARY}
@@ -137,6 +139,7 @@ def whole_run(name: str, shape: ModelShape, scratch: Path) -> Iterator[Row]:
         scratch / "model", shape, tokenizer(TEXT.read_text()), None, str(DEVICE)
     )
     project = make_project(scratch / "project", ROOT, folder)
+    project.options = ("--cores", "all", "--retries", "0")
     config = project.config
     config["runtime"] = {"device": "cuda" if ON_GPU else "cpu", "batch_size": "auto"}
     config["windows"] = {"max_text_length": 128, "val_fraction": 0.2}
@@ -180,7 +183,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         if options.only in (None, "harvests"):
-            table("harvests", harvests(shapes, 4 if options.tiny else 64, scratch), wrong)
+            table("harvests", harvests(shapes, 4 if options.tiny else WINDOWS, scratch), wrong)
         if options.only in (None, "loaders"):
             steps = {"tiny": TINY_STEP} if options.tiny else {name: SHAPES[name] for name in "AD"}
             table("loaders", loaders(steps, scratch), wrong)

@@ -31,7 +31,7 @@ from step import LR, Shape, dead_features, our_sae  # noqa: E402
 from sae_core.sae.normalisation import Normalisation  # noqa: E402
 from sae_core.sae.precision import pick_precision  # noqa: E402
 from sae_core.sae.reconstruction import Compute  # noqa: E402
-from sae_core.sae.static.backend import TWIN, has_kernels, kernels  # noqa: E402
+from sae_core.sae.static.backend import backend_for  # noqa: E402
 from sae_core.train_config import TrainingConfig  # noqa: E402
 from sae_core.trainer.ahead import capture  # noqa: E402
 from sae_core.trainer.batches import Batch  # noqa: E402
@@ -128,8 +128,8 @@ def static_step(shape: Shape, dead: bool, skewed: bool, dtype: str = "auto") -> 
     normalise = Normalisation(torch.zeros(shape.d, device=DEVICE), 1.0, 10.0)
     like = torch.empty(shape.tokens, shape.d, device=DEVICE)
     precision = pick_precision(dtype, DEVICE)
-    ops = kernels() if has_kernels(DEVICE) else TWIN
-    return StaticStep(sae, adam(sae, LR), normalise, 1.0, precision, like, MOST_STEPS, ops)
+    given = adam(sae, LR), normalise, 1.0, precision, like, MOST_STEPS
+    return StaticStep(sae, *given, backend_for(DEVICE))
 
 
 def fed(step: StaticStep, run: Callable[[], None]) -> Step:

@@ -94,7 +94,10 @@ def machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.
 def test_a_job_sees_the_gpus_that_it_took(machine: pytest.MonkeyPatch, job: Callable) -> None:
     machine.setenv("CUDA_VISIBLE_DEVICES", "2, 3,1")
     _, [other] = job(gpus=["2", "3", "1"])
+    products = torch.backends.cuda.matmul
+    machine.setattr(products, "allow_bf16_reduced_precision_reduction", True)
     assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
+    assert products.allow_bf16_reduced_precision_reduction is False, "sums are in float32"
     assert other == "2" and os.environ["CUDA_VISIBLE_DEVICES"] == "3"
 
 

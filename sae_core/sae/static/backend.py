@@ -87,8 +87,9 @@ def _can_launch() -> bool:
         driver.active.get_current_target()
     except (RuntimeError, OSError, AssertionError, subprocess.CalledProcessError) as error:
         print(
-            f"GPU: Triton cannot launch kernels here ({one_line(error)}), so steps take slower "
-            "code; install gcc and Python's headers (Debian: gcc libc6-dev python3-dev)",
+            f"GPU: Triton cannot launch kernels ({one_line(error)}), so steps take slower code; it "
+            "needs gcc, Python's headers (Debian: gcc libc6-dev python3-dev) and a folder that it "
+            "may write to (TRITON_CACHE_DIR)",
             flush=True,
         )
         return False
