@@ -1,5 +1,6 @@
 """Compile the kernels for sm_90, which needs no GPU, and print as JSON what each uses: registers a
-thread, bytes of stack, bytes of shared memory.
+thread, bytes of stack, bytes of shared memory, and instructions that make it slow: loads of two
+bytes, where a matrix of bfloat16 is not read 16 bytes at a time, and waits for all of its writes.
 
     python tests/tools/compile_kernels.py [WIDTH ...]
 """
@@ -52,6 +53,9 @@ TYPES = {
 }
 """Of arguments by name; all others are pointers to float32."""
 
+MULTIPLES = {"D", "F", "N", "vocabulary"}
+"""Sizes that are usually multiples of 16."""
+
 
 def compiled(kernel: Any, warps: int, constants: dict[str, Any]) -> dict[str, int]:
     """What a kernel uses with these constants."""
@@ -61,7 +65,7 @@ def compiled(kernel: Any, warps: int, constants: dict[str, Any]) -> dict[str, in
     }
     if "record" in names:
         signature["at"] = LONGS  # the line that comes next
-    aligned = [name for name in names if signature[name].startswith("*") or name == "D"]
+    aligned = [name for name in names if signature[name].startswith("*") or name in MULTIPLES]
     source = ASTSource(
         fn=kernel,
         signature=signature,
@@ -76,11 +80,12 @@ def resources(kernel: Any) -> dict[str, int]:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(kernel.asm["cubin"])
         file.flush()
-        command = [tool, "--dump-resource-usage", file.name]
+        command = [tool, "--dump-resource-usage", "--dump-sass", file.name]
         text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = re.search(r"REG:(\d+) STACK:(\d+) SHARED:(\d+)", text)
     assert found, text
-    return dict(zip(("registers", "stack", "shared"), map(int, found.groups()), strict=True))
+    used = dict(zip(("registers", "stack", "shared"), map(int, found.groups()), strict=True))
+    return used | {"narrow loads": text.count("LDG.E.U16"), "fences": text.count("MEMBAR")}
 
 
 def kernels_of(d: int) -> dict[str, tuple[Any, int, dict[str, Any]]]:

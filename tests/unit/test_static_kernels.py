@@ -276,13 +276,15 @@ def test_without_a_c_compiler_there_are_no_kernels(
 
 
 def test_the_kernels_compile_for_a_gpu() -> None:
-    """For the width of Qwen3-32B, without a GPU; the threshold's one program may use its stack."""
+    """For the width of Qwen3-32B, without a GPU; the threshold's one program may use its stack.
+    Matrices are read in large pieces, and nothing waits for what it adds to the counts."""
     found = json.loads(run_python("tests/tools/compile_kernels.py", "5120").stdout)
     assert len(found) == 19
     for name, used in found.items():
         assert used["registers"] < 255 and used["stack"] <= (128 if "threshold" in name else 0), (
             name
         )
+        assert used["narrow loads"] == used["fences"] == 0, name
 
 
 FACTS = {

@@ -49,14 +49,14 @@ def _count_patterns(
         needed = needed & (tl.load(seen) < wanted)
     if needed:
         column = tl.program_id(1) * TILE + tl.arange(0, TILE)
+        key = tl.load(pre + row * F + column, mask=column < F, other=0).to(tl.int32)
         inside = tl.load(columns + column, mask=column < F, other=0) != 0
-        key = tl.load(pre + row * F + column, mask=inside, other=0).to(tl.int32)
         bottom = tl.load(floor)
         if ABOVE:
             counted = inside & (key > bottom)
         else:
             counted = inside & (key > 0) & (key <= bottom)
-        tl.atomic_add(count + key, 1, mask=counted)
+        tl.atomic_add(count + key, 1, mask=counted, sem="relaxed")
 
 
 @triton.jit
@@ -83,8 +83,8 @@ def _count_kept(pre, rows, columns, limits, above, at, F, TILE: tl.constexpr):
     n_above, n_at = 0, 0
     if tl.load(rows + row) != 0:
         column = tile * TILE + tl.arange(0, TILE)
+        key = tl.load(pre + row * F + column, mask=column < F, other=0).to(tl.int32)
         inside = tl.load(columns + column, mask=column < F, other=0) != 0
-        key = tl.load(pre + row * F + column, mask=inside, other=0).to(tl.int32)
         least = tl.load(limits)
         n_above = tl.sum((inside & (key > least)).to(tl.int32))
         n_at = tl.sum((inside & (key == least) & (key > 0)).to(tl.int32))
@@ -105,8 +105,8 @@ def _write_kept(
         tl.store(start + tl.num_programs(0), tl.load(limits + 2))
     if tl.load(rows + row) != 0:
         column = tile * TILE + tl.arange(0, TILE)
+        bits = tl.load(pre + row * F + column, mask=column < F, other=0)
         inside = tl.load(columns + column, mask=column < F, other=0) != 0
-        bits = tl.load(pre + row * F + column, mask=inside, other=0)
         key, least = bits.to(tl.int32), tl.load(limits)
         is_above = (inside & (key > least)).to(tl.int32)
         is_tie = (inside & (key == least) & (key > 0)).to(tl.int32)
