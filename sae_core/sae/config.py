@@ -244,11 +244,11 @@ class SAESpec:
         stored = _as_written_today(stored)
         for f in fields(cls):
             if f.name in stored and not fits(stored[f.name], f.type):
-                raise SAEError(f"{path}: {f.name} is {stored[f.name]!r:.80}, which is not {f.type}")
+                raise SAEError(f"{path}: {f.name} is {stored[f.name]!r:.80}, not {_said(f.type)}")
         for name, kind in METADATA.items():
             value = stored.get("metadata", {}).get(name)
             if value is not None and not fits(value, kind):
-                raise SAEError(f"{path}: metadata: {name} is {value!r:.80}, which is not {kind}")
+                raise SAEError(f"{path}: metadata: {name} is {value!r:.80}, not {_said(kind)}")
         spec = cls(**{key: value for key, value in stored.items() if key in known})
         spec.check(path)
         return spec
@@ -264,6 +264,8 @@ class SAESpec:
         for name in ("hook_layer", "top_k", "top_k_aux", "n_batches_to_dead"):
             if getattr(self, name) < 0:
                 raise SAEError(f"{path}: {name} is {getattr(self, name)}; it must be at least 0")
+        if self.top_k > self.d_sae:
+            raise SAEError(f"{path}: top_k is {self.top_k}, and there are {self.d_sae} features")
         for name in ("l1_coefficient", "aux_penalty"):
             if not math.isfinite(getattr(self, name)):
                 raise SAEError(
@@ -276,6 +278,17 @@ class SAESpec:
         if self.dtype not in DTYPES:
             raise SAEError(f"{path}: dtype is {self.dtype!r:.80}; it has to be {', '.join(DTYPES)}")
         check_sizes(path, "matryoshka_sizes", self.matryoshka_sizes, self.d_sae)
+
+
+def _said(kind: Any) -> str:
+    """What a value of a type is in JSON."""
+    named: dict[Any, str] = {int: "a whole number", float: "a number", str: "text"}
+    named |= {
+        bool: "true or false",
+        list[int]: "a list of whole numbers",
+        list[str]: "a list of texts",
+    }
+    return named.get(kind, "an object")
 
 
 def check_sizes(path: Path, key: str, sizes: list[int], d_sae: int) -> None:

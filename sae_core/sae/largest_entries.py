@@ -139,7 +139,9 @@ class EncoderProduct:
 def kth_largest(value: Tensor, k: int) -> Tensor:
     """(scalar) the `k` largest of (C,) numbers are this or more."""
     if value.device.type == "cpu":  # NumPy's is ten times as fast there
-        return torch.from_numpy(np.partition(value.numpy(), len(value) - k)[len(value) - k, None])
+        exact = value.float() if value.dtype == torch.bfloat16 else value  # NumPy knows no bfloat16
+        kth = np.partition(exact.numpy(), len(value) - k)[len(value) - k, None]
+        return torch.from_numpy(kth).to(value.dtype)
     return torch.topk(value, k, sorted=False).values.amin()  # ten times as fast as `kthvalue`
 
 

@@ -133,6 +133,20 @@ def test_other_kinds_have_no_threshold_to_set(other: str, tmp_path: Path) -> Non
         load_pretrained(tmp_path / "sae", threshold=0.5)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_calibration_in_other_number_formats(dtype: torch.dtype, tmp_path: Path) -> None:
+    tensors = write_older_sae(tmp_path / "older")
+    weights = ("W_enc", "b_enc", "W_dec", "b_dec")
+    config = json.loads((tmp_path / "older/config.json").read_text()) | {"dtype": str(dtype)}
+    (tmp_path / "older/config.json").write_text(json.dumps(config))
+    torch.save(tensors | {n: tensors[n].to(dtype) for n in weights}, tmp_path / "older/weights.pt")
+    sae = load_sae(tmp_path / "older")
+    sae.calibrate(X)
+    assert sae.known_threshold.dtype == sae.W_enc.dtype == dtype
+    n_active = float((sae.encode(X.to(dtype)) > 0).sum()) / len(X)
+    assert n_active == pytest.approx(K, rel=0.02)
+
+
 def test_calibration_takes_one_tensor_or_several_of_any_shape(tmp_path: Path) -> None:
     write_older_sae(tmp_path / "older")
     thresholds = []
@@ -171,7 +185,7 @@ def test_with_a_threshold_of_its_own_the_bias_is_added(tmp_path: Path) -> None:
     [
         ("hook_layer", "nine"), ("hook_layer", "-1"), ("hook_layer", ""), ("hook_layer", 1.5),
         ("hook_layer", "1" * 5000), ("hook_layer", None), ("dtype", "torch.int8"), ("dtype", None),
-        ("top_k", -5), ("top_k", "5"), ("top_k_aux", -1), ("n_batches_to_dead", -1),
+        ("top_k", -5), ("top_k", "5"), ("top_k", 65), ("top_k_aux", -1), ("n_batches_to_dead", -1),
         ("l1_coefficient", float("nan")), ("aux_penalty", float("inf")), ("d_in", 0),
         ("matryoshka_sizes", [3, 2, 64]), ("matryoshka_sizes", [-1, 64]),
         ("metadata", {"outlier_norm": "high"}),
@@ -185,6 +199,7 @@ def test_an_odd_value_is_named(folder: Path, key: str, value: Any) -> None:
     named = next(iter(value)) if isinstance(value, dict) else key
     assert str(error.value).startswith(f"{folder / 'config.json'}: ")
     assert named in str(error.value) and "\n" not in str(error.value)
+    assert "<class" not in str(error.value)
 
 
 # Evaluation and features
