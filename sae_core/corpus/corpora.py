@@ -11,9 +11,9 @@ from sae_core.corpus.records import (
     fields_of,
     json_lines,
     parquet,
+    subject_of,
     text_file,
     text_of,
-    value_of,
 )
 from sae_core.corpus.token_writer import Label, Text
 from sae_core.corpus.tokenise import Corpus
@@ -85,12 +85,13 @@ def json_list(path: Path, option: str = "--data-path") -> Corpus:
 def files_of_records(files: list[Path], config: CorpusConfig) -> Corpus:
     """Files of any form, read one after the other."""
     assert config.data_path is not None
-    name = config.data_path.resolve().name
+    name, is_folder = config.data_path.resolve().name, config.data_path.is_dir()
     labels: list[Label] | None = [] if config.subject_field else None
 
     def texts() -> Iterator[Text]:
         records = chain.from_iterable(_records(file, config) for file in files)
-        return chosen(records, config, name, labels)
+        found = chosen(records, config, name, labels)
+        return _of_folder(found, config) if is_folder else found
 
     if passed := passed_over(config):
         what = "file is" if len(passed) == 1 else "files are"
@@ -101,6 +102,17 @@ def files_of_records(files: list[Path], config: CorpusConfig) -> Corpus:
         for file in files
     ]
     return Corpus(texts, name, f"{hashes} {_choice(config)}", labels=labels)
+
+
+def _of_folder(texts: Iterator[Text], config: CorpusConfig) -> Iterator[Text]:
+    """The texts of a folder's files; an error says how to leave a file out."""
+    try:
+        yield from texts
+    except SAEError as error:
+        raise type(error)(
+            f"{error}; if this is no file of texts, leave it out with --data-pattern, which is "
+            f"{config.data_pattern}"
+        ) from error
 
 
 def hub_dataset(config: CorpusConfig) -> Corpus:
@@ -152,8 +164,7 @@ def chosen(
     numbers: dict[str, int] = {}
     others: dict[str, None] = {}
     for record in records:
-        value = value_of(record, config.subject_field, "--subject-field")
-        subject = "" if value is None else str(value)
+        subject = subject_of(record, config.subject_field)
         if config.subjects and subject not in config.subjects:
             if len(others) < SHOWN:
                 others[subject] = None

@@ -23,7 +23,8 @@ FORMS = (
 )
 CONVERT = (
     "convert a table, such as CSV, with `python -c \"import datasets; datasets.load_dataset('csv', "
-    "data_files='x.csv', split='train').to_parquet('x.parquet')\"`"
+    "data_files='x.csv', split='train').to_parquet('x.parquet')\"`, and a folder that a data set "
+    "was saved to with `datasets.load_from_disk('folder').to_parquet('x.parquet')`"
 )
 
 
@@ -106,4 +107,5 @@ def _why_none(folder: Path, pattern: str) -> str:
             f"matches --data-pattern {pattern}, but its subfolders have some, such as {nested[0]}; "
             f"give --data-pattern '**/*{nested[0].suffix}'"
         )
-    return f"that matches --data-pattern {pattern} has a form that is read, which are {FORMS}"
+    where = f"that matches --data-pattern {pattern}"
+    return f"{where} has a form that is read, which are {FORMS}; {CONVERT}"

@@ -7,6 +7,7 @@ text itself.
 import gzip
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,13 +18,16 @@ from sae_core.settings.texts import CorpusConfig
 from sae_core.utils.errors import SAEError, is_unicode, one_line
 
 LONGEST = 2**20
-"""Characters of a text file that become one text; a longer file is cut where a paragraph ends."""
+"""Characters of a text; a longer one is cut where a paragraph ends. To tokenise a text takes about
+a hundred times its size in memory."""
 
-ROWS = 256
-"""Rows of a Parquet file that are in memory at once."""
+ROWS, ROW_BYTES = 256, 2**24
+"""Rows of a Parquet file that are in memory at once: so many, or rows of about so many bytes."""
 
-GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
-"""How compressed files begin."""
+GZIP, ZSTD = b"\x1f\x8b", re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
+"""How compressed files begin; a zstd file also with a frame that readers skip."""
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 FIELDS_SHOWN = 30
 """Of those that a message lists."""
@@ -42,10 +46,16 @@ def json_lines(path: Path) -> Iterator[Record]:
     """The records of a file with a JSON value on each line, which may be compressed."""
     with reading(str(path)), opened(path) as file:
         for number, line in enumerate(file, 1):
+            if number == 1:
+                line = line.removeprefix(BYTE_ORDER_MARK)
             if not line.strip():
                 continue
             try:
-                content = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+                content = json.loads(line.decode())
+            except UnicodeDecodeError as error:
+                raise SAEError(
+                    f"{path}: line {number}: not UTF-8; save the file as UTF-8"
+                ) from error
             except (ValueError, RecursionError) as error:
                 raise SAEError(
                     f"{path}: line {number}: not JSON ({one_line(error)}); write one JSON value on "
@@ -68,11 +78,23 @@ def parquet(path: Path, fields: Mapping[str, str]) -> Iterator[Record]:
         for field, option in fields.items():
             if field not in every:
                 raise no_field(str(path), field, every, option)
-        number = 0
-        for batch in file.iter_batches(ROWS, columns=sorted(columns), use_threads=False):
+            if every.count(field) > 1:
+                raise SAEError(
+                    f"{path}: {option} {field}: {every.count(field)} columns have this name; "
+                    "rename them, so that one is left"
+                )
+        number, n_rows = 0, _rows_at_once(file.metadata)
+        for batch in file.iter_batches(n_rows, columns=sorted(columns), use_threads=False):
             for row in batch.to_pylist():
                 number += 1
                 yield Record(f"{path}: row {number}", row)
+
+
+def _rows_at_once(metadata: Any) -> int:
+    """Rows of a Parquet file that are read together."""
+    groups = (metadata.row_group(at) for at in range(metadata.num_row_groups))
+    largest = max((group.total_byte_size // (group.num_rows or 1) for group in groups), default=0)
+    return min(ROWS, ROW_BYTES // (largest or 1)) or 1
 
 
 def text_file(path: Path) -> Iterator[Record]:
@@ -90,6 +112,17 @@ def text_file(path: Path) -> Iterator[Record]:
             yield Record(str(path), held)
 
 
+def pieces(text: str) -> Iterator[str]:
+    """A text, or if it is long its stretches of about `LONGEST` characters."""
+    begin = 0
+    while len(text) - begin > LONGEST:
+        block = text[begin : begin + LONGEST]
+        end = _paragraph_end(block)
+        yield block[:end]
+        begin += end
+    yield text[begin:] if begin else text
+
+
 def _paragraph_end(text: str) -> int:
     """Where to cut a text: after its last empty line, line or word."""
     for mark in ("\n\n", "\n", " "):
@@ -101,7 +134,8 @@ def _paragraph_end(text: str) -> int:
 def is_packed(path: Path) -> bool:
     """Whether a file is gzip or zstd, whatever its name is."""
     with path.open("rb") as file:
-        return file.read(4).startswith((GZIP, ZSTD))
+        magic = file.read(4)
+    return magic.startswith(GZIP) or bool(ZSTD.match(magic))
 
 
 @contextmanager
@@ -112,7 +146,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         if magic.startswith(GZIP):
             with gzip.open(file) as unpacked:
                 yield unpacked  # type: ignore[misc]  # it has all that is used here
-        elif magic == ZSTD:
+        elif ZSTD.match(magic):
             from pyarrow import CompressedInputStream, PythonFile
 
             with CompressedInputStream(PythonFile(file), "zstd") as unpacked:
@@ -172,16 +206,13 @@ def text_of(record: Record, field: str) -> str:
     is_bare = isinstance(record.content, str)
     value = record.content if is_bare else value_of(record, field, "--text-field")
     if isinstance(value, bytes):
-        try:
-            value = value.decode()
-        except UnicodeDecodeError as error:
-            raise SAEError(f"{record.where}: the bytes of {field} are not UTF-8") from error
+        value = _decoded(value, record, f"--text-field {field}")
     if value is None:
         return ""
     if not isinstance(value, str):
         raise SAEError(
-            f"{record.where}: --text-field {field}: holds {_some(kind_of(value))}, not a text; "
-            "name the field of the texts"
+            f"{record.where}: --text-field {field}: holds {_some(_kind(value))}, not a text; name "
+            "the field of the texts, or write what it holds as one text"
         )
     if not is_unicode(value):
         raise SAEError(
@@ -189,6 +220,38 @@ def text_of(record: Record, field: str) -> str:
             "file again"
         )
     return value
+
+
+def subject_of(record: Record, field: str) -> str:
+    """What a record's subject is called; empty where it is null.
+
+    Raises:
+        SAEError: it is no name.
+    """
+    option = f"--subject-field {field}"
+    value = value_of(record, field, "--subject-field")
+    if isinstance(value, bytes):
+        value = _decoded(value, record, option)
+    if isinstance(value, (list, dict)):
+        raise SAEError(
+            f"{record.where}: {option}: holds {_some(_kind(value))}, not the name of a subject; "
+            "name another field, or write one name for each text"
+        )
+    return "" if value is None else str(value)
+
+
+def _decoded(value: bytes, record: Record, option: str) -> str:
+    try:
+        return value.decode()
+    except UnicodeDecodeError as error:
+        raise SAEError(
+            f"{record.where}: {option}: holds bytes that are not UTF-8; write it as text"
+        ) from error
+
+
+def _kind(value: Any) -> str:
+    """What JSON calls a value, or Python if JSON has no such thing, such as a date."""
+    return type(value).__name__ if type(value).__module__ != "builtins" else kind_of(value)
 
 
 def _some(kind: str) -> str:

@@ -2,7 +2,8 @@
 processes.
 
 The texts stay in their order, and each is tokenised as a whole, so the number of processes and what
-is tokenised together change nothing, nor does an interruption.
+is tokenised together change nothing, nor does an interruption. A text of more than a million
+characters is cut into several.
 """
 
 import hashlib
@@ -20,6 +21,7 @@ from threading import Thread
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from sae_core.corpus.records import LONGEST, pieces
 from sae_core.corpus.token_file import TEXT_STARTS, TEXTS
 from sae_core.corpus.token_manifest import TokenManifest
 from sae_core.corpus.token_writer import Batch, Label, Text, Writer
@@ -90,7 +92,7 @@ def tokenise(
         with Writer(staging, corpus.labels, made_of) as writer:
             if writer.n_read:
                 print(f"{folder}: goes on after {writer.n_read:,} texts", flush=True)
-            texts = writer.not_blank(islice(corpus.texts(), writer.n_read, None))
+            texts = writer.not_blank(islice(_cut(corpus.texts()), writer.n_read, None))
             stored = time.monotonic()
             for batch in _in_order(tokens, _batches(texts), processes or n_cpus()):
                 writer.add(batch, most)
@@ -103,7 +105,10 @@ def tokenise(
             else:
                 writer.end()
         if not writer.written.n_texts:
-            raise SAEError(f"{corpus.data_file}: has no text that is not empty; give texts")
+            raise SAEError(
+                f"{corpus.data_file}: has no text that is not empty, and {writer.written.n_empty} "
+                "that are empty or null; give texts, or name the field that has them"
+            )
         manifest = _manifest(corpus, tokens, sha256, writer, staging)
         manifest.save(staging)
         writer.forget()
@@ -152,6 +157,15 @@ def sha256_of(text: str) -> str:
 def n_cpus() -> int:
     """CPUs that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _cut(texts: Iterable[Text]) -> Iterator[Text]:
+    """The texts, long ones in pieces."""
+    for text in texts:
+        if len(text.text) > LONGEST:
+            yield from (text._replace(text=piece) for piece in pieces(text.text))
+        else:
+            yield text
 
 
 def _batches(texts: Iterable[Text]) -> Iterator[list[Text]]:

@@ -4,6 +4,7 @@ line."""
 import gzip
 import json
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -168,9 +169,70 @@ def test_columns_of_other_types(texts: list[str], made: Any, tmp_path: Path) -> 
     for kind in kinds:
         path = parquet(tmp_path / "x.parquet", texts, text=kind)
         assert [*read(CorpusConfig(data_path=path), made, tmp_path / "tokens").texts] == texts
+    dates = pyarrow.array([datetime(2026, 1, 1)] * len(texts))
+    path = parquet(tmp_path / "x.parquet", texts, text=dates)
+    message = refused(CorpusConfig(data_path=path), made, tmp_path / "none")
+    assert "row 1: --text-field text: holds a datetime, not a text" in message
     null = parquet(tmp_path / "x.parquet", texts, text=pyarrow.array([None, *texts[1:]]))
     file = read(CorpusConfig(data_path=null), made, tmp_path / "tokens")
     assert [*file.texts] == texts[1:]
+
+
+def test_two_columns_of_one_name_are_refused(made: Any, tmp_path: Path) -> None:
+    columns = [pyarrow.array(["a b"]), pyarrow.array(["c d"])]
+    table = pyarrow.Table.from_arrays(columns, names=["text", "text"])
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
+    message = refused(CorpusConfig(data_path=tmp_path / "x.parquet"), made, tmp_path / "tokens")
+    assert f"{tmp_path}/x.parquet: --text-field text: 2 columns have this name" in message
+
+
+def test_subjects_of_other_types(texts: list[str], made: Any, tmp_path: Path) -> None:
+    path = parquet(tmp_path / "x.parquet", texts, topic=pyarrow.array([b"art"] * len(texts)))
+    config = CorpusConfig(data_path=path, subject_field="topic")
+    sources = read(config, made, tmp_path / "tokens").sources
+    assert sources is not None and sources.subjects == ["art"]
+    parquet(path, texts, topic=pyarrow.array([b"\xff"] * len(texts)))
+    message = refused(config, made, tmp_path / "none")
+    assert "row 1: --subject-field topic: holds bytes that are not UTF-8" in message
+    path = json_lines(tmp_path / "texts.jsonl", texts)
+    config = CorpusConfig(data_path=path, subject_field="meta.tags")
+    message = refused(config, made, tmp_path / "none")
+    assert "line 1: --subject-field meta.tags: holds a list, not the name of a subject" in message
+
+
+def test_a_byte_order_mark_on_an_empty_line(made: Any, tmp_path: Path) -> None:
+    (tmp_path / "texts.jsonl").write_bytes(b'\xef\xbb\xbf\r\n{"text": "a"}\r\n')
+    config = CorpusConfig(data_path=tmp_path / "texts.jsonl")
+    assert [*read(config, made, tmp_path / "tokens").texts] == ["a"]
+
+
+def test_a_zstd_file_that_begins_with_a_frame_to_skip(
+    texts: list[str], made: Any, tmp_path: Path
+) -> None:
+    path = zstd(tmp_path / "texts.jsonl.zst", texts)  # as parallel compressors write it
+    path.write_bytes(b"\x5e\x2a\x4d\x18\x04\0\0\0size" + path.read_bytes())
+    assert [*read(CorpusConfig(data_path=path), made, tmp_path / "tokens").texts] == texts
+
+
+def test_long_rows_of_parquet_are_read_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(records, "ROW_BYTES", 50_000)
+    texts = [f"{n % 10} " * 5000 for n in range(30)]
+    table = pyarrow.table({"text": texts})
+    pyarrow.parquet.write_table(table, tmp_path / "x.parquet", use_dictionary=False)
+    sizes: list[int] = []
+
+    class Watched(pyarrow.parquet.ParquetFile):
+        def iter_batches(self, *words: Any, **options: Any) -> Any:
+            for batch in super().iter_batches(*words, **options):
+                sizes.append(batch.nbytes)
+                yield batch
+
+    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", Watched)
+    found = records.parquet(tmp_path / "x.parquet", {"text": "--text-field"})
+    assert [record.content["text"] for record in found] == texts
+    assert max(sizes) < 60_000 < sum(sizes)
 
 
 @pytest.mark.parametrize("name", ["texts.jsonl.gz", "texts.jsonl.zst", "texts.parquet"])
@@ -187,7 +249,10 @@ def test_a_file_that_is_cut_off(name: str, texts: list[str], made: Any, tmp_path
         (b'{"text": "a"}\n{"text": "b"\n', "line 2: not JSON"),
         (b'{"text": "a"}\n[1]\n', "line 2: a JSON list, neither a text nor an object"),
         (b'{"text": "a"}\n{"text": "\\ud800"}\n', "line 2: holds half a surrogate pair"),
-        (b'{"text": "caf\xe9"}\n', "line 1: not JSON"),
+        (b'{"text": "caf\xe9"}\n', "line 1: not UTF-8; save the file as UTF-8"),
+        ('{"text": "a"}\n'.encode("utf-16"), "line 1: not UTF-8"),
+        (b'{"text": [{"role": "user"}]}\n', "line 1: --text-field text: holds a list, not a text"),
+        (b'{"text": null}\n{"text": ""}\n', "not empty, and 2 that are empty or null"),
         (b"\n", "has no text that is not empty"),
     ],
 )
@@ -292,21 +357,31 @@ def test_a_folder(
         CorpusConfig(data_path=folder / "more", data_pattern="*.md"), made, tmp_path / "none"
     )
     assert "no file in it that matches --data-pattern *.md" in message
+    (folder / "dataset_info.json").write_text('{"features": {}}')
+    message = refused(CorpusConfig(data_path=folder), made, tmp_path / "none")
+    assert "dataset_info.json: line 1: --text-field text: no such field" in message
+    assert message.endswith("leave it out with --data-pattern, which is *")
     for path in folder.glob("*.*"):
         path.unlink()
     message = refused(CorpusConfig(data_path=folder), made, tmp_path / "none")
     assert "more/d.txt; give --data-pattern '**/*.txt'" in message
 
 
-def test_a_long_text_file_is_cut_where_paragraphs_end(
-    made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["book.txt", "book.json", "book.jsonl", "book.parquet"])
+def test_a_long_text_is_cut_where_paragraphs_end(
+    name: str, made: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(records, "LONGEST", 50)
-    paragraphs = [f"paragraph {n} of {'some ' * (n % 4)}words" for n in range(20)]
-    path = tmp_path / "book.txt"
-    path.write_text("\n\n".join(paragraphs))
+    for module in (records, tokenise_module):
+        monkeypatch.setattr(module, "LONGEST", 50)
+    book = "\n\n".join(f"paragraph {n} of {'some ' * (n % 4)}words" for n in range(20))
+    path = tmp_path / name
+    if name == "book.txt":
+        path.write_text(book)
+    else:
+        FORMS[f"texts{path.suffix}"](path, ["paragraph", book, "paragraph"])
     found = [*read(CorpusConfig(data_path=path), made, tmp_path / "tokens").texts]
-    assert "".join(found) == path.read_text() and len(found) > 10
+    whole = book if name == "book.txt" else f"paragraph{book}paragraph"
+    assert "".join(found) == whole and len(found) > 10
     assert all(len(text) <= 50 and text.startswith("paragraph") for text in found)
 
 
