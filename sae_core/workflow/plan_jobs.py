@@ -14,7 +14,7 @@ from sae_core.utils.limits import PositiveFloat, check_limits
 from sae_core.workflow.config_files import read_file
 from sae_core.workflow.costs import both_ways, light, table
 from sae_core.workflow.plan_tables import Tables, corpus_tokens, sufficiency
-from sae_core.workflow.planning import Planner
+from sae_core.workflow.planning import Planner, tokenising
 from sae_core.workflow.workflow_config import load_plan
 
 
@@ -53,6 +53,7 @@ def plan(options: Options) -> None:
             "chapters.folders or corpus.data_path are relative to, or give --corpus-tokens"
         )
     costs = [light("process", "chapters")] if resolved.process else []
+    costs.append(tokenising(machine, tokens))
     stored, streamed = [], []
     for model in resolved.models.values():
         shape = tables.shape(model, options.results / f"models/{model.model_id}.json")

@@ -5,6 +5,7 @@ D the number of features, k the active features per token and L the length of a 
 
 * a block of the model: two per parameter of its matrices, and 4 L per dimension of all heads
   (attention is computed over the whole window); the logits: two per parameter;
+* tokenize: none, but a tokenizer takes time;
 * harvest: the blocks up to the last hooked one; without a store, the same in every epoch;
 * a training step: 2 d D for the encoder product, and 8 k d for decoding and the gradients, which
   work on pairs of token and feature; 10 d D where the code is dense (the `standard` and `gated`
@@ -29,7 +30,7 @@ from typing import NamedTuple
 from sae_core.train_config import windows_per_pass
 from sae_core.trainer.schedule import step_size
 from sae_core.workflow.costs import Cost, light
-from sae_core.workflow.plan_tables import MODEL_BYTES, Machine, ModelShape
+from sae_core.workflow.plan_tables import BYTES_PER_TOKEN, MODEL_BYTES, Machine, ModelShape
 from sae_core.workflow.workflow_config import ModelPlan, Plan, RunPlan
 
 OPTIMIZER_BYTES = 64
@@ -56,6 +57,13 @@ PROGRAM_GB = 0.5
 EVALUATED_ROWS, TRAINED_ROWS, KERNEL_ROWS = 128, 256, 2048
 """Tokens whose logits are in memory at once: `LOGIT_ROWS` of `evaluation/metrics.py` and of
 `losses.py`, and `KERNEL_ROWS` of the latter; both need torch."""
+
+TOKENISED_PER_SECOND, TOKENISING_GB = 1.2e6, 0.9
+"""Tokens of two processes that tokenise, see docs/benchmarks.md, and their memory where texts have
+a million characters."""
+
+TOKEN_BYTES = 4
+"""A token in its file, in which the texts are as well."""
 
 SCORE_BYTES = 16
 """Memory of a query and a key in attention: score, probability and their gradients, in float32."""
@@ -84,6 +92,15 @@ class Work(NamedTuple):
         """All but the memory."""
         found = self._asdict()
         return {name: found[name] for name in found if not name.endswith("_memory")}
+
+
+def tokenising(machine: Machine, tokens: float) -> Cost:
+    """The token files that all models with one tokenizer share. The texts are read twice: first to
+    identify them."""
+    texts, disk = tokens * BYTES_PER_TOKEN, tokens * (BYTES_PER_TOKEN + TOKEN_BYTES)
+    seconds = machine.start_seconds + tokens / TOKENISED_PER_SECOND
+    seconds += (2 * texts + disk) / machine.disk_gb_s / 1e9
+    return Cost("tokenize", "per tokenizer", tokens, 0, disk, TOKENISING_GB * 1e9, seconds)
 
 
 class Planner:

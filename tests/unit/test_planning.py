@@ -229,6 +229,8 @@ def test_a_billion_tokens_both_ways(
     lines = capsys.readouterr().out.splitlines()
     assert sum(line.startswith("stream") for line in lines) == 7 + 1
     assert not any(line.startswith("harvest") for line in lines)
+    tokenized = next(line for line in lines if line.startswith("tokenize")).split()
+    assert float(tokenized[-3]) == 1e9 * (4 + 4.5) / 1e9 and float(tokenized[-1]) > 0.2
     gigabytes = [
         float(line.split("jobs,")[1].split()[0].replace(",", ""))
         for line in lines
