@@ -5,7 +5,10 @@ do, is on one side only. Neither side is copied: a stream knows where its stretc
 file are.
 """
 
+import json
 from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +16,17 @@ from torch import Tensor
 
 from sae_core.corpus.repetition import cuts, repeated_share
 from sae_core.corpus.token_file import TokenFile
+from sae_core.corpus.token_manifest import TokenManifest
+from sae_core.corpus.tokenise import content_sha256, sha256_of
 from sae_core.corpus.tokens import IntArray, Tokens
+from sae_core.models.model_sources import cache_folder
+from sae_core.utils.code_hash import code_hash
 from sae_core.utils.errors import SAEError
+from sae_core.utils.files import write_file
 from sae_core.utils.seeding import generator
+
+KEPT_FROM = 20_000_000
+"""Tokens of texts from which on the share of repeated ones is kept: it takes two seconds."""
 
 
 def held_out_texts(n_texts: int, val_fraction: float, seed: int) -> Tensor:
@@ -78,6 +89,7 @@ class Split:
 
     def __init__(self, file: TokenFile, val_fraction: float, seed: int) -> None:
         self.file = file
+        self._drawn = val_fraction, seed
         self._held_out = held_out_texts(len(file.texts), val_fraction, seed)
         self._left = dict(cuts(file.texts, self._held_out))
         """What is left of the texts that repeat something of the other side."""
@@ -100,8 +112,30 @@ class Split:
         return Stream([self.file.tokens, ids], first, last)
 
     def repeated(self) -> float:
-        """The share of the held-out text that the training texts have too."""
+        """The share of the held-out text that the training texts have too.
+
+        Every evaluation and every start of a training ask for it. For a large corpus, which is read
+        twice, the answer is kept in the cache."""
+        manifest = self.file.manifest
+        if manifest is None or manifest.n_tokens < KEPT_FROM:
+            return self._repeated()
+        path = self._place(manifest)
+        try:
+            return float(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError):  # not there yet, or damaged
+            share = self._repeated()
+        with suppress(SAEError):  # a cache that cannot be written costs time, nothing else
+            write_file(path, json.dumps(share))
+        return share
+
+    def _repeated(self) -> float:
         return repeated_share(self.texts(False), self.texts(True))
+
+    def _place(self, manifest: TokenManifest) -> Path:
+        """Where the share of repeated texts is kept."""
+        texts, code = content_sha256(manifest.files), code_hash("sae_core/corpus/split.py")
+        key = sha256_of(f"{texts} {self._drawn} {code}")
+        return cache_folder() / "repeated" / f"{key[:24]}.json"
 
     def _numbers(self, held_out: bool) -> IntArray:
         return np.flatnonzero(self._held_out.numpy() == held_out)

@@ -2,6 +2,7 @@
 
 import random
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,11 +14,15 @@ from torch import Tensor
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from sae_core.activations.token_windows import TokenWindows, corpus_windows, read_windows
-from sae_core.corpus import repetition
+from sae_core.corpus import repetition, split
+from sae_core.corpus.corpora import json_list
 from sae_core.corpus.repetition import overlap, repeated_share
 from sae_core.corpus.split import Split
+from sae_core.corpus.token_file import TokenFile
+from sae_core.corpus.tokenise import tokenise
 from sae_core.corpus.tokens import Tokens
 from sae_core.data_processing.textbook_process import chunks
+from sae_core.data_processing.texts import write_texts
 from sae_core.train_config import DataConfig
 from sae_core.utils.errors import SAEError
 
@@ -36,8 +41,8 @@ def numbered(
 
 def sides(texts: list[str], val_fraction: float, seed: int) -> tuple[list[str], list[str]]:
     """The texts of both sides of a split."""
-    split = Split(in_memory(ByT5Tokenizer(), texts), val_fraction, seed)
-    return [*split.texts(False)], [*split.texts(True)]
+    both = Split(in_memory(ByT5Tokenizer(), texts), val_fraction, seed)
+    return [*both.texts(False)], [*both.texts(True)]
 
 
 def all_windows(windows: TokenWindows, pass_index: int) -> Tensor:
@@ -137,6 +142,35 @@ def test_share_of_the_held_out_text_that_training_has(monkeypatch: pytest.Monkey
     assert repeated_share(train, [common, own, "short"]) == n / (n + m)
     monkeypatch.setattr(repetition, "MOST_STRETCHES", 1000)
     assert repeated_share(train, [common, own]) == pytest.approx(n / (n + m), abs=0.05)
+
+
+def test_the_share_of_a_large_corpus_is_computed_once(
+    texts: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split, "KEPT_FROM", 1)
+    monkeypatch.setenv("SAE_CORE_CACHE", str(tmp_path / "cache"))
+    calls = []
+
+    def counted(train: Any, held_out: Any) -> float:
+        calls.append(train)
+        return repeated_share(train, held_out)
+
+    monkeypatch.setattr(split, "repeated_share", counted)
+
+    def share(given: list[str], seed: int = 0) -> float:
+        write_texts(tmp_path / "texts.json", given)
+        tokenise(json_list(tmp_path / "texts.json"), ByT5Tokenizer(), tmp_path / "tokens", 1)
+        return Split(TokenFile.open(tmp_path / "tokens"), 0.5, seed).repeated()
+
+    twice = texts[:4] * 2
+    first = share(twice)
+    assert 0 < first == share(twice) and len(calls) == 1
+    assert [share(twice, 1), share(texts)] != [first, first] and len(calls) == 3
+    for path in (tmp_path / "cache").rglob("*.json"):
+        path.write_text("{")
+    assert share(twice) == first == share(twice) and len(calls) == 4
+    monkeypatch.setenv("SAE_CORE_CACHE", str(tmp_path / "texts.json"))  # no folder can be there
+    assert share(twice) == first and len(calls) == 5
 
 
 # Packing
