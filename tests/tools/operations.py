@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from sae_core.sae.static import launching
 
@@ -14,7 +16,8 @@ NO_WORK = set(
 
 
 class Operations(TorchDispatchMode):
-    """Notes the names of what is launched while it is active, kernels among them.
+    """Notes the names of what is launched while it is active, kernels among them, and on which
+    devices the tensors of all operations are.
 
     Args:
         kernels: launch the kernels, too, and not only count them.
@@ -23,6 +26,7 @@ class Operations(TorchDispatchMode):
     def __init__(self, kernels: bool = True) -> None:
         super().__init__()
         self.names: list[str] = []
+        self.devices: set[str] = set()
         self.kernels, self.launch = kernels, launching.launch
 
     def __enter__(self) -> "Operations":
@@ -42,4 +46,7 @@ class Operations(TorchDispatchMode):
         namespace, _, name = func._schema.name.partition("::")
         if namespace == "aten" and name not in NO_WORK:
             self.names.append(name)
-        return func(*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        tensors = [x for x in tree_leaves((args, kwargs, result)) if isinstance(x, Tensor)]
+        self.devices |= {tensor.device.type for tensor in tensors}
+        return result

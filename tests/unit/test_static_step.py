@@ -278,6 +278,25 @@ class OneOfFour(ProcessGroup):
         self.sent += 1
 
 
+def without_data(
+    precision: Precision,
+    shape: dict[str, int],
+    kind: str,
+    group: ProcessGroup = SINGLE_PROCESS,
+) -> StaticStep:
+    """A step of the kernels; for tensors that have no memory."""
+    d, width = shape["d"], shape["width"]
+    wanted = spec(kind, d_in=d, d_sae=width, top_k=shape["k"], top_k_aux=shape["k"])
+    sae = build(wanted)
+    raw = torch.zeros(shape["tokens"], d, dtype=torch.bfloat16)
+    normalise = Normalisation(torch.zeros(d), 1.0, 10.0)
+    optimizer, ops = adam(sae, 1e-3), kernels()
+    step = StaticStep(sae, optimizer, normalise, 1.0, precision, raw, 4, ops, group)
+    step.begin()
+    step.feed(raw, 1e-3)
+    return step
+
+
 def operations(
     precision: Precision,
     shape: dict[str, int],
@@ -286,18 +305,9 @@ def operations(
 ) -> list[str]:
     """What one step launches, in the order: operations and kernels. Its tensors are fake ones, so
     that whatever has to know a number or a size of its data fails."""
-    counting = Operations(kernels=False)
-    d, width = shape["d"], shape["width"]
     with FakeTensorMode():
-        wanted = spec(kind, d_in=d, d_sae=width, top_k=shape["k"], top_k_aux=shape["k"])
-        sae = build(wanted)
-        raw = torch.zeros(shape["tokens"], d, dtype=torch.bfloat16)
-        normalise = Normalisation(torch.zeros(d), 1.0, 10.0)
-        optimizer, ops = adam(sae, 1e-3), kernels()
-        step = StaticStep(sae, optimizer, normalise, 1.0, precision, raw, 4, ops, group)
-        step.begin()
-        step.feed(raw, 1e-3)
-        with counting:
+        step = without_data(precision, shape, kind, group)
+        with Operations(kernels=False) as counting:
             step.run()
     return counting.names
 
@@ -340,6 +350,18 @@ def test_a_shared_step_asks_nothing_either(precision: Precision, kind: str, mess
     group = OneOfFour()
     names = operations(precision, SHAPE, kind, group)
     assert "_write_kept" in names and group.sent == messages
+
+
+@pytest.mark.parametrize("precision", [EXACT, ROUNDED], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ahead.KINDS)
+def test_a_step_takes_nothing_from_the_host(kind: str, precision: Precision) -> None:
+    """A copy from there would end the capture of a graph."""
+    for shape in (SHAPE, DENSE):
+        with torch.device("meta"):
+            step = without_data(precision, shape, kind)
+        with Operations(kernels=False) as counting:
+            step.run()
+        assert counting.devices == {"meta"}
 
 
 def test_the_fake_tensors_notice_a_question() -> None:
