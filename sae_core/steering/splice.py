@@ -10,6 +10,7 @@ Shapes: B texts, L positions, D activation width, F features.
 """
 
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -112,6 +113,14 @@ def spliced(
         yield seen
 
 
+def _is_below(number: Any, end: int) -> bool:
+    """Whether it is a whole number of at least 0 and less than `end`."""
+    try:
+        return 0 <= operator.index(number) < end
+    except TypeError:
+        return False
+
+
 @contextmanager
 def steered(
     sae: SparseAutoencoder, model: Any, strengths: Mapping[int, float], tokenizer: Any = None
@@ -130,7 +139,7 @@ def steered(
         SAEError: no such feature, a strength that is no finite number, or a tokenizer is needed.
     """
     for feature, strength in strengths.items():
-        if not 0 <= feature < sae.spec.d_sae:
+        if not _is_below(feature, sae.spec.d_sae):
             raise SAEError(f"feature {feature}: the SAE's features are 0 to {sae.spec.d_sae - 1}")
         if not math.isfinite(strength):
             raise SAEError(f"strength {strength} of feature {feature}: not a finite number")

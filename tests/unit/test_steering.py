@@ -195,13 +195,15 @@ def test_the_same_seed_gives_the_same_continuations(language_model: LanguageMode
     [
         ({}, {FEATURES: 1.0}, f"0 to {FEATURES - 1}"),
         ({}, {-1: 1.0}, "feature -1"),
+        ({}, {1.5: 1.0}, "feature 1.5"),
+        ({}, {"1": 1.0}, "feature 1"),
         ({}, {1: float("nan")}, "strength nan"),
         ({"hook_layer": 9}, {1: 1.0}, "layers are 0 to 3"),
         ({"hook_name": "hook_nowhere"}, {1: 1.0}, "hook_nowhere"),
     ],
 )
 def test_what_cannot_be_steered(
-    sae: dict[str, Any], strengths: dict[int, float], words: str, language_model: LanguageModel
+    sae: dict[str, Any], strengths: dict[Any, float], words: str, language_model: LanguageModel
 ) -> None:
     with pytest.raises(SAEError, match=words), an_sae(**sae).steer(language_model, strengths):
         pass
