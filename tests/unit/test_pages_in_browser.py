@@ -4,7 +4,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,6 +161,33 @@ def test_colours_follow_the_reader(driver: WebDriver, folder: Path) -> None:
         paper = brightness(".plot", "backgroundColor")
         assert (brightness("body", "backgroundColor") < 128) == dark
         assert (paper < 128) == dark and (text > 128) == dark
+
+
+def luminance(colour: Sequence[float]) -> float:
+    """Relative luminance of WCAG 2.2, of (red, green, blue) from 0 to 255."""
+    linear = [
+        c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4
+        for c in (value / 255 for value in colour)
+    ]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def test_the_strongest_token_can_be_read(
+    scheme: str, driver: WebDriver, features_path: Path
+) -> None:
+    """Contrast of WCAG's level AA, with the shade over the card's colour."""
+    look(driver, dark=scheme == "dark")
+    page = Page(driver, features_path)
+
+    def colour(css: str, what: str) -> list[float]:
+        found = page.run(f"return getComputedStyle(document.querySelector('{css}')).{what}")
+        return list(map(float, re.findall(r"[\d.]+", found)))
+
+    *shade, opacity = colour("#detail .text .peak", "backgroundColor")
+    card = colour("#detail", "backgroundColor")
+    mixed = [opacity * a + (1 - opacity) * b for a, b in zip(shade, card, strict=True)]
+    dark, light = sorted(map(luminance, (mixed, colour("#detail .text .peak", "color"))))
+    assert opacity > 0.8 and (light + 0.05) / (dark + 0.05) >= 4.5
 
 
 # The run page
