@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from sae_core.corpus import forms
 from sae_core.models.model_sources import ModelRecord
 from sae_core.utils.errors import SAEError
 from sae_core.workflow.workflow_config import ModelPlan, Plan
@@ -16,6 +17,10 @@ BYTES_PER_TOKEN = 4.5
 
 MODEL_BYTES = 2
 """A parameter in a model's files, a stored activation: bfloat16 or float16."""
+
+PACKED, PACKING = (*forms.PACKED, ".parquet"), 2.8
+"""Files that are compressed, and how much longer their texts are: chapters with zstd, alone or in
+Parquet."""
 
 ENOUGH_TOKENS = 1e6
 """Tokens of a corpus for SAEs worth studying: about as many as in the table of
@@ -176,9 +181,13 @@ def corpus_tokens(plan: Plan) -> float:
     """The approximate number of tokens of the existing chapters or files. Of a data set of the Hub
     it is the most that is read, or 0 if there is no such limit."""
     files = [*plan.chapters(), *plan.corpus_files()]
-    tokens = sum(path.stat().st_size for path in files) / BYTES_PER_TOKEN
+    tokens = sum(map(_text_bytes, files)) / BYTES_PER_TOKEN
     most = plan.corpus.max_tokens if plan.corpus else None
     return min(tokens or most, most) if most else tokens
+
+
+def _text_bytes(path: Path) -> float:
+    return path.stat().st_size * (PACKING if path.suffix.lower() in PACKED else 1)
 
 
 def downloads(plan: Plan, tables: Tables, records: Path) -> str | None:

@@ -178,63 +178,6 @@ def test_columns_of_other_types(texts: list[str], made: Any, tmp_path: Path) -> 
     assert [*file.texts] == texts[1:]
 
 
-def test_two_columns_of_one_name_are_refused(made: Any, tmp_path: Path) -> None:
-    columns = [pyarrow.array(["a b"]), pyarrow.array(["c d"])]
-    table = pyarrow.Table.from_arrays(columns, names=["text", "text"])
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet")
-    message = refused(CorpusConfig(data_path=tmp_path / "x.parquet"), made, tmp_path / "tokens")
-    assert f"{tmp_path}/x.parquet: --text-field text: 2 columns have this name" in message
-
-
-def test_subjects_of_other_types(texts: list[str], made: Any, tmp_path: Path) -> None:
-    path = parquet(tmp_path / "x.parquet", texts, topic=pyarrow.array([b"art"] * len(texts)))
-    config = CorpusConfig(data_path=path, subject_field="topic")
-    sources = read(config, made, tmp_path / "tokens").sources
-    assert sources is not None and sources.subjects == ["art"]
-    parquet(path, texts, topic=pyarrow.array([b"\xff"] * len(texts)))
-    message = refused(config, made, tmp_path / "none")
-    assert "row 1: --subject-field topic: holds bytes that are not UTF-8" in message
-    path = json_lines(tmp_path / "texts.jsonl", texts)
-    config = CorpusConfig(data_path=path, subject_field="meta.tags")
-    message = refused(config, made, tmp_path / "none")
-    assert "line 1: --subject-field meta.tags: holds a list, not the name of a subject" in message
-
-
-def test_a_byte_order_mark_on_an_empty_line(made: Any, tmp_path: Path) -> None:
-    (tmp_path / "texts.jsonl").write_bytes(b'\xef\xbb\xbf\r\n{"text": "a"}\r\n')
-    config = CorpusConfig(data_path=tmp_path / "texts.jsonl")
-    assert [*read(config, made, tmp_path / "tokens").texts] == ["a"]
-
-
-def test_a_zstd_file_that_begins_with_a_frame_to_skip(
-    texts: list[str], made: Any, tmp_path: Path
-) -> None:
-    path = zstd(tmp_path / "texts.jsonl.zst", texts)  # as parallel compressors write it
-    path.write_bytes(b"\x5e\x2a\x4d\x18\x04\0\0\0size" + path.read_bytes())
-    assert [*read(CorpusConfig(data_path=path), made, tmp_path / "tokens").texts] == texts
-
-
-def test_long_rows_of_parquet_are_read_a_few_at_a_time(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(records, "ROW_BYTES", 50_000)
-    texts = [f"{n % 10} " * 5000 for n in range(30)]
-    table = pyarrow.table({"text": texts})
-    pyarrow.parquet.write_table(table, tmp_path / "x.parquet", use_dictionary=False)
-    sizes: list[int] = []
-
-    class Watched(pyarrow.parquet.ParquetFile):
-        def iter_batches(self, *words: Any, **options: Any) -> Any:
-            for batch in super().iter_batches(*words, **options):
-                sizes.append(batch.nbytes)
-                yield batch
-
-    monkeypatch.setattr(pyarrow.parquet, "ParquetFile", Watched)
-    found = records.parquet(tmp_path / "x.parquet", {"text": "--text-field"})
-    assert [record.content["text"] for record in found] == texts
-    assert max(sizes) < 60_000 < sum(sizes)
-
-
 @pytest.mark.parametrize("name", ["texts.jsonl.gz", "texts.jsonl.zst", "texts.parquet"])
 def test_a_file_that_is_cut_off(name: str, texts: list[str], made: Any, tmp_path: Path) -> None:
     path = FORMS[name](tmp_path / name, texts)

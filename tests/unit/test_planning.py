@@ -285,6 +285,14 @@ SHIPPED = load_plan(
 )
 
 
+def test_compressed_texts_are_longer_than_their_files(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_bytes(b"x" * 450)
+    (tmp_path / "b.jsonl.zst").write_bytes(b"x" * 450)
+    config = {"corpus": {"data_path": str(tmp_path)}, "models": [{"name": "m"}]}
+    plan = load_plan(config, ROOT / "workflow/schemas/config.schema.yaml")
+    assert corpus_tokens(plan) == pytest.approx(100 + 280)
+
+
 def test_what_the_shipped_configuration_downloads_is_said_where_it_is_shown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
