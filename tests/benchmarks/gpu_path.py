@@ -93,6 +93,7 @@ def loaders(shapes: dict[str, Shape], scratch: Path) -> Iterator[Row]:
         loaded = tokens_per_second(batches(), lambda batch: None)
         alone = tokens_per_second(repeat(same, n_steps), step)
         both = tokens_per_second(batches(), step)
+        step.check()
         yield {
             "shape": name, "loader, tokens/s": loaded, "step": alone, "both": both,
             "share of time waiting": max(0.0, 1 - both / alone),

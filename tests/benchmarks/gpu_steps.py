@@ -132,29 +132,35 @@ def static_step(shape: Shape, dead: bool, skewed: bool, dtype: str = "auto") -> 
     return StaticStep(sae, *given, backend_for(DEVICE))
 
 
-def fed(step: StaticStep, run: Callable[[], None]) -> Step:
-    def take(x: Tensor) -> None:
-        step.feed(x, LR)
-        run()
+class Fed:
+    """A static step, begun, that takes the batch it is given."""
 
-    return take
+    def __init__(self, step: StaticStep, run: Callable[[], None]) -> None:
+        self.step, self.run = step, run
+        step.begin()
+
+    def __call__(self, x: Tensor) -> None:
+        self.step.feed(x, LR)
+        self.run()
+
+    def check(self) -> None:
+        """A step that is not taken, and those after it, would be faster."""
+        if self.step.halted:
+            raise RuntimeError("a step was not taken")
 
 
-def graph(shape: Shape, dead: bool, skewed: bool) -> Step:
+def graph(shape: Shape, dead: bool, skewed: bool) -> Fed:
     step = static_step(shape, dead, skewed)
-    run = captured(step)
-    step.begin()
-    return fed(step, run)
+    return Fed(step, captured(step))
 
 
 def captured(step: StaticStep) -> Callable[[], None]:
     return capture(step) if ON_GPU else step.run
 
 
-def eager(shape: Shape, dead: bool, skewed: bool) -> Step:
+def eager(shape: Shape, dead: bool, skewed: bool) -> Fed:
     step = static_step(shape, dead, skewed)
-    step.begin()
-    return fed(step, step.run)
+    return Fed(step, step.run)
 
 
 Contenders = Callable[[Shape, bool, bool], dict[str, Callable[[], Step] | None]]
@@ -164,7 +170,7 @@ when it is its turn, as not all of them fit into memory together."""
 
 def ours(shape: Shape, dead: bool, skewed: bool) -> dict[str, Callable[[], Step] | None]:
     """What is beside the graph is timed without either."""
-    beside = {
+    beside: dict[str, Callable[[], Step]] = {
         "eager": lambda: eager(shape, dead, skewed),
         "ordinary": lambda: peers.ours(shape, "auto", dead),
         "bf16 product": lambda: product(shape),
@@ -231,7 +237,10 @@ def timed(make: Callable[[], Step], data: list[Tensor], repeats: int) -> float |
 
 def _steps_of(make: Callable[[], Step], data: list[Tensor], repeats: int) -> float:
     step, given = make(), cycle(data)
-    return milliseconds(lambda: step(next(given)), repeats)
+    found = milliseconds(lambda: step(next(given)), repeats)
+    if isinstance(step, Fed):
+        step.check()
+    return found
 
 
 def waits_and_operations() -> Row:
@@ -248,9 +257,7 @@ def waits_and_operations() -> Row:
         found[f"operations, {dtype}"] = len(counted.names)
         if not ON_GPU:
             continue
-        run = captured(step)
-        step.begin()
-        take = fed(step, run)
+        take = Fed(step, captured(step))
         torch.cuda.set_sync_debug_mode("warn")
         with warnings.catch_warnings(record=True) as asked:
             warnings.simplefilter("always")
