@@ -19,9 +19,9 @@ those that end in the phase. If patience runs out earlier, training goes on with
 Several processes can share a step (`distributed/process_group.py`): each gets the gradients for its
 own tokens, and everything else, from the batches to the history, is the same in all of them.
 
-On an NVIDIA GPU a step of an SAE with a top-k has fixed sizes, and is a CUDA graph if one process
-takes it (`trainer/static_step.py`); the host reads its figures at log points (`trainer/ahead.py`).
-The ordinary code takes the end-to-end phase, and each batch that the graph does not.
+On an NVIDIA GPU a step of most kinds with a top-k has fixed sizes, and is a CUDA graph if one
+process takes it (`trainer/static_step.py`); the host reads its figures at log points
+(`trainer/ahead.py`). The ordinary code takes the end-to-end phase, and what the graph does not.
 
 The loop knows no progress bar, no W&B and no workflow: it tells an `Observer`. Signals, saved
 states and checkpoints are for whoever runs it: `sae_train.py`.

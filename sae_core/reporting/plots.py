@@ -32,6 +32,7 @@ MARKERS = {
     "batch_topk": "o",
     "topk": "^",
     "matryoshka_batch_topk": "P",
+    "multi_batch_topk": "h",
     "jumprelu": "v",
     "gated": "X",
     "standard": "s",

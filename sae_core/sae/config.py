@@ -24,12 +24,21 @@ from sae_core.utils.records import fits, read_json
 
 FloatType = Literal["float32", "float16", "bfloat16"]
 
-SAEType = Literal["batch_topk", "topk", "matryoshka_batch_topk", "jumprelu", "gated", "standard"]
+SAEType = Literal[
+    "batch_topk",
+    "topk",
+    "matryoshka_batch_topk",
+    "multi_batch_topk",
+    "jumprelu",
+    "gated",
+    "standard",
+]
 
 TAGS: dict[str, str] = {
     "batch_topk": "btop{k}sae",
     "topk": "top{k}sae",
     "matryoshka_batch_topk": "mat{k}sae",
+    "multi_batch_topk": "multi{k}sae",
     "jumprelu": "jump{k}sae",
     "gated": "gatedsae",
     "standard": "sae",
@@ -42,9 +51,9 @@ class SAEConfig:
     """The SAE to train."""
 
     sae_type: SAEType = "batch_topk"
-    """BatchTopK (arXiv 2412.06410), TopK (2406.04093), Matryoshka BatchTopK (2503.17547), JumpReLU
-    (2407.14435), Gated (2404.16014), or the standard ReLU SAE with an L1 penalty. Part of the run
-    name."""
+    """BatchTopK (arXiv 2412.06410), TopK (2406.04093), Matryoshka BatchTopK (2503.17547), BatchTopK
+    trained at half, once and twice k together (Multi-TopK, 2406.04093), JumpReLU (2407.14435),
+    Gated (2404.16014), or the standard ReLU SAE with an L1 penalty. Part of the run name."""
 
     sae_expansion: PositiveInt = 4
     """Number of features, as a multiple of the activation's width. Part of the run name."""

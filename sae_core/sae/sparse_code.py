@@ -62,6 +62,12 @@ class SparseCode:
     least: float = 0.0
     """The smallest value that a top-k keeps; 0 if fewer than wanted were positive."""
 
+    def where(self, kept: Tensor) -> "SparseCode":
+        """The pairs for which `kept` (P,) bool is true."""
+        pairs = self.pairs
+        index = (pairs.row * pairs.n_columns + pairs.column)[kept]
+        return SparseCode(Pairs.at(index, pairs.n_rows, pairs.n_columns), self.value[kept])
+
     def to_dense(self) -> Tensor:
         """(N, F) the same code with its zeros."""
         pairs = self.pairs

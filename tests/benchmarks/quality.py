@@ -74,6 +74,14 @@ CONTENDERS: dict[str, Contender] = {
         ),
         partial(_own, "matryoshka_batch_topk"),
     ),
+    "ours, multi_batch_topk, active_adam": Contender(
+        partial(
+            our_training.train,
+            sae_type="multi_batch_topk",
+            settings=our_training.ACTIVE_ADAM,
+        ),
+        partial(_own, "multi_batch_topk"),
+    ),
     "sae-lens": Contender(peer_training.sae_lens, partial(_peer, "sae-lens")),
     "dictionary-learning": Contender(
         peer_training.dictionary_learning, partial(_peer, "dictionary-learning")

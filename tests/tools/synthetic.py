@@ -13,9 +13,17 @@ from sae_core.sae.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.training_inputs import Activations, Provenance
 
-KINDS = ("batch_topk", "topk", "matryoshka_batch_topk", "jumprelu", "gated", "standard")
+KINDS = (
+    "batch_topk",
+    "topk",
+    "matryoshka_batch_topk",
+    "multi_batch_topk",
+    "jumprelu",
+    "gated",
+    "standard",
+)
 
-BATCH_KINDS = ("batch_topk", "matryoshka_batch_topk")
+BATCH_KINDS = ("batch_topk", "matryoshka_batch_topk", "multi_batch_topk")
 """Those whose inference threshold is calibrated."""
 
 DENSE_KINDS = ("gated", "standard")

@@ -9,7 +9,16 @@ from typing import Any
 import pytest
 import torch
 from running import ROOT
-from synthetic import HOOK, KINDS, SparseDirections, SparseMap, made_up, normal, random_sae
+from synthetic import (
+    DENSE_KINDS,
+    HOOK,
+    KINDS,
+    SparseDirections,
+    SparseMap,
+    made_up,
+    normal,
+    random_sae,
+)
 from torch import Tensor
 
 from sae_core.formats.checkpoint import load_sae, save_sae, write_files
@@ -45,7 +54,7 @@ def random_origin(kind: str, n_features: int = F, d_in: int = D, **changes: Any)
     own: dict[str, Any] = {"d_in": d_in, "d_sae": n_features, "hook_layer": HOOK.layer}
     if kind == "matryoshka_batch_topk":
         own["matryoshka_sizes"] = [8, n_features]
-    if kind in ("batch_topk", "matryoshka_batch_topk", "topk", "jumprelu"):
+    if kind not in DENSE_KINDS:
         own["top_k"] = K
     sae = random_sae(kind, torch.float32, **{**own, "metadata": {"model_name": MODEL}, **changes})
     with torch.no_grad():

@@ -159,6 +159,15 @@ def dense_matryoshka(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
     return twin(x, sae.decode(code), code, code, kind_loss)
 
 
+def dense_multi(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
+    pre = torch.relu(sae.pre_activations(x))
+    total = len(x) * sae.spec.top_k
+    sizes = total, total // 2, 2 * total
+    codes = [pre * (pre >= pre.flatten().topk(size).values[-1]) for size in sizes]
+    errors = [(x - sae.decode(code)).pow(2).sum(1).mean() for code in codes]
+    return twin(x, sae.decode(codes[0]), codes[0], codes[0], (errors[1] + errors[2]) / 2)
+
+
 def dense_gated(sae: SparseAutoencoder, x: Tensor) -> Reconstruction:
     gate = torch.relu(sae.pre_activations(x))
     magnitude = (x - sae.b_dec) @ (sae.W_enc * sae.r_mag.exp()) + sae.b_mag
@@ -189,6 +198,7 @@ def twin(
 TWINS = {
     "topk": dense_topk,
     "matryoshka_batch_topk": dense_matryoshka,
+    "multi_batch_topk": dense_multi,
     "gated": dense_gated,
     "jumprelu": dense_jumprelu,
 }

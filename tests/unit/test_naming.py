@@ -26,6 +26,7 @@ from sae_core.utils.naming import (
         (SAEConfig(topk=64, sae_expansion=8), "btop64sae.exp8"),
         (SAEConfig(sae_type="topk", topk=64), "top64sae.exp4"),
         (SAEConfig(sae_type="matryoshka_batch_topk", topk=32), "mat32sae.exp4"),
+        (SAEConfig(sae_type="multi_batch_topk", topk=32), "multi32sae.exp4"),
         (SAEConfig(sae_type="jumprelu", topk=32), "jump32sae.exp4"),
         (SAEConfig(sae_type="gated", topk=64), "gatedsae.exp4"),
         (SAEConfig(sae_type="standard", topk=64), "sae.exp4"),

@@ -42,6 +42,7 @@ OF_KIND = {
     "batch_topk": {"architecture": "jumprelu"},
     "topk": {"architecture": "topk", "k": 3},
     "matryoshka_batch_topk": {"architecture": "jumprelu"},
+    "multi_batch_topk": {"architecture": "jumprelu"},
     "jumprelu": {"architecture": "jumprelu"},
     "gated": {"architecture": "gated"},
     "standard": {"architecture": "standard"},

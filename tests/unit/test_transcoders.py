@@ -10,7 +10,7 @@ import torch
 import yaml
 from direct_evaluation import direct, mlp_input
 from short_training import D, make_sae, train
-from synthetic import DENSE_KINDS, KINDS, SparseMap, closed_form, normal, random_sae
+from synthetic import BATCH_KINDS, DENSE_KINDS, KINDS, SparseMap, closed_form, normal, random_sae
 from tiny_model import WIDTH
 from torch import Tensor
 
@@ -65,7 +65,7 @@ def test_gradients_are_those_of_the_dense_formula(kind: str, row_block: int | No
     reconstruction_loss(target, made.x_hat).backward()
     twin = transcoder(kind)
     active = sae.encode(x) > 0
-    if kind in ("batch_topk", "matryoshka_batch_topk"):
+    if kind in BATCH_KINDS:
         pre = torch.relu(twin.pre_activations(x))
         active = pre >= pre.flatten().topk(30 * twin.spec.top_k).values[-1]
     magnitude = x @ twin.W_enc + twin.b_enc

@@ -5,6 +5,7 @@ from sae_core.sae.kinds.batch_topk import BatchTopKSAE
 from sae_core.sae.kinds.gated import GatedSAE
 from sae_core.sae.kinds.jumprelu import JumpReLUSAE
 from sae_core.sae.kinds.matryoshka_batch_topk import MatryoshkaBatchTopKSAE
+from sae_core.sae.kinds.multi_batch_topk import MultiBatchTopKSAE
 from sae_core.sae.kinds.standard import StandardSAE
 from sae_core.sae.kinds.topk import TopKSAE
 from sae_core.sae_base import SparseAutoencoder
@@ -14,6 +15,7 @@ KINDS: dict[str, type[SparseAutoencoder]] = {
     "batch_topk": BatchTopKSAE,
     "topk": TopKSAE,
     "matryoshka_batch_topk": MatryoshkaBatchTopKSAE,
+    "multi_batch_topk": MultiBatchTopKSAE,
     "jumprelu": JumpReLUSAE,
     "gated": GatedSAE,
     "standard": StandardSAE,

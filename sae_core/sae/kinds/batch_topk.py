@@ -26,18 +26,23 @@ class BatchTopKSAE(SparseAutoencoder):
     def reconstruct(
         self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:
-        code = sparse_ops.encode(
+        code = self.training_code(x, compute.total(x) * self.spec.top_k, compute)
+        made = self._decoded(x if target is None else target, code, compute)
+        return made._replace(least=code.least)
+
+    def training_code(self, x: Tensor, total: int, compute: Compute) -> sparse_ops.SparseCode:
+        """The `total` largest pre-activations of a batch, of which x (N, D) is this process's part,
+        with gradients to the weights."""
+        return sparse_ops.encode(
             x,
             self.encoder,
-            compute.total(x) * self.spec.top_k,
+            total,
             lower_bound=compute.lower_bound,
             row_block=compute.row_block,
             precision=compute.precision,
             products=compute.products(x),
             group=compute.group,
         )
-        made = self._decoded(x if target is None else target, code, compute)
-        return made._replace(least=code.least)
 
     @torch.no_grad()
     def reconstruct_at_inference(

@@ -9,9 +9,6 @@ BatchTopK over all features, every m has a term in the loss:
 
 The term of all features is the reconstruction loss, and the `kind_loss` is the mean of the others.
 The paper sums them; the mean costs less of the whole's reconstruction.
-
-The nested reconstructions are cumulative sums of what disjoint groups of features decode to, and
-each pair of the code is in one group: all of them cost one decode of the N*k pairs.
 """
 
 import torch
@@ -19,6 +16,7 @@ from torch import Tensor
 
 from sae_core.sae import losses, sparse_ops
 from sae_core.sae.kinds.batch_topk import BatchTopKSAE
+from sae_core.sae.nested import nested_reconstructions
 from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
 
 
@@ -36,16 +34,8 @@ class MatryoshkaBatchTopKSAE(BatchTopKSAE):
         self, code: sparse_ops.SparseCode, compute: Compute = PLAIN
     ) -> Tensor:
         """(M, N, D) what the first m features reconstruct, for each of the M sizes."""
-        pairs = code.pairs
-        sizes = torch.tensor(self.spec.matryoshka_sizes, device=pairs.column.device)
-        group = torch.bucketize(pairs.column, sizes, right=True)
-        # A token's share in each group is a separate row: row `group * N + token`.
-        row = group * pairs.n_rows + pairs.row
-        index, order = torch.sort(row * pairs.n_columns + pairs.column)
-        shares = sparse_ops.SparseCode(
-            sparse_ops.Pairs.at(index, len(sizes) * pairs.n_rows, pairs.n_columns),
-            code.value[order],
-        )
-        no_bias = self.weights._replace(b_dec=torch.zeros_like(self.b_dec))
-        decoded = sparse_ops.decode(shares, no_bias, compute.products(self.b_dec))
-        return decoded.view(len(sizes), pairs.n_rows, -1).cumsum(0) + self.b_dec
+        column = code.pairs.column
+        sizes = torch.tensor(self.spec.matryoshka_sizes, device=column.device)
+        group = torch.bucketize(column, sizes, right=True)
+        products = compute.products(self.b_dec)
+        return nested_reconstructions(code, group, len(sizes), self.weights, products)
