@@ -243,15 +243,16 @@ def test_a_state_goes_on_in_either_code(before: Stepping, after: Stepping) -> No
 
 @pytest.mark.parametrize("precision", [EXACT, ROUNDED], ids=["float32", "bfloat16"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_graph_is_for_those_with_a_top_k(
+def test_a_graph_is_for_kinds_with_a_static_step(
     kind: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sae, given = build(spec(kind)), Compute(precision=precision)
+    is_static = kind in ("batch_topk", "topk", "matryoshka_batch_topk")
     assert picked("auto", sae, given) == "ordinary"  # without a GPU
     monkeypatch.setattr(ahead, "has_kernels", lambda device: True)
-    assert picked("auto", sae, given) == ("graph" if "topk" in kind else "ordinary")
+    assert picked("auto", sae, given) == ("graph" if is_static else "ordinary")
     shared = Compute(precision=precision, group=ProcessGroup(0, 2))
-    assert picked("auto", sae, shared) == ("static" if "topk" in kind else "ordinary")
+    assert picked("auto", sae, shared) == ("static" if is_static else "ordinary")
     product = Precision(torch.float32, torch.float32)
     for other in (Compute(), Compute(precision=product), given._replace(row_block=64)):
         assert picked("auto", sae, other) == "ordinary"
