@@ -61,12 +61,14 @@ def corpus_files(config: CorpusConfig) -> list[Path]:
     """The files of a local corpus, in the order in which they are read.
 
     Raises:
-        SAEError: there are none, or a single one has no form that is known.
+        SAEError: there are none, or a single one is no file or has no form that is known.
     """
     path, pattern = config.data_path, config.data_pattern
     assert path is not None
     where = f"--data-path {path}"
     if not path.is_dir():
+        if path.exists() and not path.is_file():
+            raise SAEError(f"{where}: a pipe or a device, and texts are read twice; give a file")
         if path.is_file() and form_of(path) is None:
             raise SAEError(
                 f"{where}: none of the forms that are read, which are {FORMS}; {CONVERT}"

@@ -3,6 +3,7 @@ line."""
 
 import gzip
 import json
+import os
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -176,6 +177,14 @@ def test_columns_of_other_types(texts: list[str], made: Any, tmp_path: Path) -> 
     null = parquet(tmp_path / "x.parquet", texts, text=pyarrow.array([None, *texts[1:]]))
     file = read(CorpusConfig(data_path=null), made, tmp_path / "tokens")
     assert [*file.texts] == texts[1:]
+
+
+def test_a_pipe_is_refused(made: Any, tmp_path: Path) -> None:
+    """It would be waited for, and is empty when it is read again."""
+    pipe = tmp_path / "x.jsonl"
+    os.mkfifo(pipe)
+    message = refused(CorpusConfig(data_path=pipe), made, tmp_path / "tokens")
+    assert message.startswith(f"--data-path {pipe}: ")
 
 
 @pytest.mark.parametrize("name", ["texts.jsonl.gz", "texts.jsonl.zst", "texts.parquet"])
