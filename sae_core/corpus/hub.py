@@ -35,7 +35,11 @@ class HubDataset:
         """
         where = f"data set {self.name}, {self.config.dataset_split}"
         with _loading(where):
-            for number, content in enumerate(self._rows(where)):
+            rows, field = self._rows(where), self.config.subject_field
+            names = _class_names(rows.features, field)
+            for number, content in enumerate(rows):
+                if names:
+                    content = {**content, field: names.get(content[field])}
                 yield Record(f"{where}: row {number}", content)
 
     def _rows(self, where: str) -> Any:
@@ -60,6 +64,14 @@ class HubDataset:
                 raise no_field(where, field, list(rows.features), option)
             columns[column] = None
         return rows.select_columns(list(columns))  # so that no picture or sound is decoded
+
+
+def _class_names(features: Any, field: str | None) -> dict[int, str]:
+    """What the numbers in a field stand for, if the data set says that they are classes."""
+    from datasets import ClassLabel
+
+    kind = (features or {}).get(field)
+    return dict(enumerate(kind.names)) if isinstance(kind, ClassLabel) else {}
 
 
 def find_dataset(config: CorpusConfig) -> HubDataset:

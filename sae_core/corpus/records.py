@@ -83,11 +83,25 @@ def parquet(path: Path, fields: Mapping[str, str]) -> Iterator[Record]:
                     f"{path}: {option} {field}: {every.count(field)} columns have this name; "
                     "rename them, so that one is left"
                 )
+        classes = {field: _class_names(file.schema_arrow, field) for field in fields}
         number, n_rows = 0, _rows_at_once(file.metadata)
         for batch in file.iter_batches(n_rows, columns=sorted(columns), use_threads=False):
             for row in batch.to_pylist():
                 number += 1
+                for field, names in classes.items():
+                    if names:
+                        row[field] = names.get(row[field])
                 yield Record(f"{path}: row {number}", row)
+
+
+def _class_names(schema: Any, field: str) -> dict[int, str]:
+    """What the numbers in a column stand for, if the `datasets` library noted that they are
+    classes."""
+    try:
+        kind = json.loads(schema.metadata[b"huggingface"])["info"]["features"][field]
+        return dict(enumerate(kind["names"])) if kind["_type"] == "ClassLabel" else {}
+    except (KeyError, TypeError, ValueError):  # other libraries write no such note
+        return {}
 
 
 def _rows_at_once(metadata: Any) -> int:

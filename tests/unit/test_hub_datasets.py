@@ -40,11 +40,23 @@ print(json.dumps(found))
 
 def shard(number: int, word: str, n: int = 300) -> bytes:
     rows = [
-        {"text": f"{word} {number} {n}", "topic": "ab"[n % 2], "n": n, "filler": f"{n * 7919:099d}"}
+        {
+            "text": f"{word} {number} {n}",
+            "topic": "ab"[n % 2],
+            "n": n,
+            "filler": f"{n * 7919:099d}",
+            "label": n % 2 if n > 1 else -1,
+        }
         for n in range(n)
     ]
     file = io.BytesIO()
     table = pyarrow.Table.from_pylist(rows)
+    kinds = {name: {"dtype": "string", "_type": "Value"} for name in ("text", "topic", "filler")}
+    kinds |= {"n": {"dtype": "int64", "_type": "Value"}}
+    kinds |= {"label": {"names": ["even", "odd"], "_type": "ClassLabel"}}
+    table = table.replace_schema_metadata(
+        {"huggingface": json.dumps({"info": {"features": kinds}})}
+    )
     pyarrow.parquet.write_table(table, file, row_group_size=100, compression="none")
     return file.getvalue()
 
@@ -85,10 +97,15 @@ def test_downloaded_and_streamed(hub: MiniHub, tmp_path: Path) -> None:
         {"dataset_streaming": True},
         {"dataset_revision": old, "subject_field": "topic"},
         {"subject_field": "topic", "subjects": ["b"], "dataset_streaming": True},
+        {"subject_field": "label"},
+        {"subject_field": "label", "subjects": ["odd"], "dataset_streaming": True},
     )
     assert found[0] == found[1] == [expected("new"), [], head, "alice/texts"]
     assert found[2] == [expected("old"), ["a", "b"], old, "alice/texts"]
     assert found[3][:2] == [expected("new")[1::2], ["b"]]
+    assert found[4][:2] == [expected("new"), ["", "even", "odd"]]
+    odd = [text for text in expected("new")[1::2] if not text.endswith(" 1")]
+    assert found[5][:2] == [odd, ["odd"]]
 
 
 def test_what_is_not_there_is_said(hub: MiniHub, tmp_path: Path) -> None:
@@ -104,8 +121,8 @@ def test_what_is_not_there_is_said(hub: MiniHub, tmp_path: Path) -> None:
         {"dataset_revision": "v9"},
     )
     parts = (
-        "--text-field body: no such field; there are: text, topic, n, filler",
-        "--subject-field subject: no such field; there are: text, topic, n, filler",
+        "--text-field body: no such field; there are: text, topic, n, filler, label",
+        "--subject-field subject: no such field; there are: text, topic, n, filler, label",
         "['train']",
         "['default']",
         "alice/gated, revision main: is only for those who have been given access",

@@ -46,6 +46,21 @@ def test_subjects_that_are_bytes(tmp_path: Path) -> None:
         read(path, subject_field="topic")
 
 
+def test_subjects_that_are_numbers_of_classes(tmp_path: Path) -> None:
+    """As the `datasets` library notes them; -1 and null are none."""
+    columns = {"text": [*"abcd"], "topic": [1, 0, -1, None]}
+    path = parquet(tmp_path / "x.parquet", **columns)
+    sources = read(path, subject_field="topic").sources
+    assert sources is not None and sources.subjects == ["1", "0", "-1", ""]
+    kinds = {"topic": {"names": ["art", "law"], "_type": "ClassLabel"}}
+    about = {"huggingface": json.dumps({"info": {"features": kinds}})}
+    table = pyarrow.table(columns).replace_schema_metadata(about)
+    pyarrow.parquet.write_table(table, path)
+    sources = read(path, subject_field="topic").sources
+    assert sources is not None and sources.subjects == ["law", "art", ""]
+    assert [*read(path, subject_field="topic", subjects=("law",)).texts] == ["a"]
+
+
 @pytest.mark.parametrize(("topic", "kind"), [(["a"], "a list"), ({"a": 1}, "an object")])
 def test_subjects_that_are_no_names(topic: Any, kind: str, tmp_path: Path) -> None:
     (tmp_path / "x.jsonl").write_text(json.dumps({"text": "a", "topic": topic}))
