@@ -7,11 +7,14 @@ handles whatever is wrong with it, and gives the device the later ones again. So
 until the next look, which comes early if they would take more than `KEPT_BYTES`.
 
 On a GPU the step is captured as a CUDA graph, which one call launches. It uses the memory that it
-was captured with: all that a step reads and writes stays where it is.
+was captured with: all that a step reads and writes stays where it is. Of several trainings in a
+process, each has a graph, and one graph runs at a time. So what a step needs only while it runs is
+in the same memory for all of them.
 """
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from functools import cache
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -169,6 +172,12 @@ def capture(step: StaticStep) -> Callable[[], None]:
             step.run()
     current.wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+    with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
         step.run()
     return graph.replay
+
+
+@cache
+def _pool() -> Any:
+    """Where all graphs have what they need only while they run."""
+    return torch.cuda.graph_pool_handle()

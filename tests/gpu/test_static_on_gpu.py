@@ -1,5 +1,7 @@
 """The static step on a real GPU: as a graph and operation by operation, and beside its twin."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -26,7 +28,7 @@ PRECISIONS = [
 ]
 
 
-def trained(
+def trainer(
     stepping: Stepping, precision: Precision, log_freq: int = 100, kind: str = "batch_topk"
 ) -> Trainer:
     wanted = spec(kind, d_in=D, d_sae=FEATURES, top_k=K, n_batches_to_dead=2, aux_penalty=0.5)
@@ -34,7 +36,7 @@ def trained(
         wanted.matryoshka_sizes = [16, FEATURES]
     sae = build(wanted)
     sae.initialise(generator(0, "weights"))
-    training = Trainer(
+    return Trainer(
         sae.to(GPU),
         SparseDirections(),
         TrainingConfig(num_epochs=6, early_stopping_patience=0, lr=0.01),
@@ -43,9 +45,19 @@ def trained(
         log_freq=log_freq,
         stepping=stepping,
     )
+
+
+def trained(*how: Any, **further: Any) -> Trainer:
+    training = trainer(*how, **further)
     for _ in training.train():
         pass
     return training
+
+
+def assert_same(found: Trainer, right: Trainer) -> None:
+    assert found.history == right.history
+    for name, tensor in right.state().tensors.items():
+        assert torch.equal(found.state().tensors[name], tensor), name
 
 
 @pytest.mark.parametrize(
@@ -62,9 +74,17 @@ def test_a_graph_gives_the_bytes_of_its_operations_every_time(
 ) -> None:
     first = trained("static", precision, kind=kind)
     for other in (trained("graph", precision, kind=kind), trained("graph", precision, 3, kind)):
-        assert other.history == first.history
-        for name, tensor in first.state().tensors.items():
-            assert torch.equal(other.state().tensors[name], tensor), name
+        assert_same(other, first)
+
+
+def test_graphs_of_several_trainings_take_turns() -> None:
+    """And use each other's memory."""
+    ways = [("batch_topk", PRECISIONS[0]), ("topk", PRECISIONS[1]), ("batch_topk", PRECISIONS[1])]
+    together = [trainer("graph", precision, kind=kind) for kind, precision in ways]
+    for _ in zip(*(training.train() for training in together), strict=True):
+        pass
+    for found, (kind, precision) in zip(together, ways, strict=True):
+        assert_same(found, trained("static", precision, kind=kind))
 
 
 def test_a_graph_trains_as_the_ordinary_code() -> None:
