@@ -46,6 +46,10 @@ TAGS: dict[str, str] = {
 """What each kind is called in a run name; a kind with a k aims at that L0."""
 
 
+MULTIPLES = (0.5, 1.0, 2.0)
+"""Ascending multiples of k at which a `multi_batch_topk` SAE is trained."""
+
+
 @dataclass(frozen=True)
 class SAEConfig:
     """The SAE to train."""
@@ -109,6 +113,11 @@ class SAEConfig:
     def k(self) -> int:
         """The L0 that the kind aims at; 0 for a kind without one."""
         return self.topk if "{k}" in TAGS[self.sae_type] else 0
+
+    @property
+    def trained_k(self) -> float:
+        """Active features per token in the largest code of a training step; 0 without a k."""
+        return self.k * (MULTIPLES[-1] if self.sae_type == "multi_batch_topk" else 1)
 
     @property
     def tag(self) -> str:

@@ -141,7 +141,7 @@ class Ahead:
 
 
 def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Stepping:
-    """What `auto` stands for: fixed sizes for an SAE with a top-k on an NVIDIA GPU with a bfloat16
+    """What `auto` stands for: fixed sizes for a kind of `KINDS` on an NVIDIA GPU with a bfloat16
     product, unless the rows of a block are limited; otherwise the ordinary code. One process takes
     a graph. Several take their operations one by one: a graph with the messages of NCCL in it
     has not been tried on real GPUs."""

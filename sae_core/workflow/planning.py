@@ -287,7 +287,7 @@ class Planner:
             steps=steps,
             model_flops=model_flops,
             sae_flops=steps * per_step * dense + training.num_epochs * validated * 2 * d * width,
-            pair_flops=steps * per_step * 8 * run.sae.k * d,
+            pair_flops=steps * per_step * 8 * run.sae.trained_k * d,
             traffic=steps * parameters * OPTIMIZER_BYTES + n_logits * logit_bytes,
             disk=4 * parameters * 4,
             model_memory=memory,

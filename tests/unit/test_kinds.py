@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 import torch
-from synthetic import BATCH_KINDS, KINDS, SIZES, closed_form, normal, random_sae, spec
+from synthetic import BATCH_KINDS, DENSE_KINDS, KINDS, SIZES, closed_form, normal, random_sae, spec
 from torch import Tensor
 
 from sae_core.formats.checkpoint import load_sae, save_sae
@@ -231,6 +231,17 @@ def test_nested_reconstructions_are_those_of_the_first_features(row_block: int |
     for size, x_hat in zip(SIZES, nested, strict=True):
         first = code.to_dense() * (torch.arange(20) < size)
         torch.testing.assert_close(x_hat, sae.decode(first), **EXACT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_plan_knows_the_pairs_of_a_step(kind: str) -> None:
+    """The smallest value that a batch keeps is that of the `trained_k` largest per token."""
+    sae, x = random_sae(kind), normal(30, 6)
+    config, least = SAEConfig(sae_type=kind, topk=sae.spec.top_k), sae.reconstruct(x).least
+    if least is not None:
+        kept = (sae.pre_activations(x) >= least).sum()
+        assert kept == 30 * config.trained_k
+    assert (config.trained_k == 0) == (kind in DENSE_KINDS)
 
 
 def test_thresholds_of_jumprelu_start_where_k_features_exceed_them() -> None:

@@ -18,13 +18,11 @@ import torch
 from torch import Tensor
 
 from sae_core.sae import losses
+from sae_core.sae.config import MULTIPLES
 from sae_core.sae.kinds.batch_topk import BatchTopKSAE
 from sae_core.sae.largest_entries import largest_of_all
 from sae_core.sae.nested import nested_reconstructions
 from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
-
-MULTIPLES = (0.5, 1.0, 2.0)
-"""Ascending multiples of k."""
 
 
 class MultiBatchTopKSAE(BatchTopKSAE):
@@ -39,8 +37,8 @@ class MultiBatchTopKSAE(BatchTopKSAE):
         kept = torch.zeros(len(totals) - 1, len(value), dtype=torch.bool, device=value.device)
         for mask, total in zip(kept, totals, strict=False):
             mask[largest_of_all(value, total, compute.group)[0]] = True
-        layer = len(kept) - kept.sum(0)  # the smallest code that a pair belongs to
-        parts = nested_reconstructions(code, layer, len(totals), self.weights, compute.products(x))
+        group = len(kept) - kept.sum(0)  # the smallest code that a pair belongs to
+        parts = nested_reconstructions(code, group, len(totals), self.weights, compute.products(x))
         main = MULTIPLES.index(1.0)
         wanted = x if target is None else target
         errors = [losses.reconstruction_loss(wanted, x_hat) for x_hat in parts]
