@@ -1,8 +1,8 @@
-"""The peers' contenders with dead features counted as early as ours.
+"""The peers' contenders with an auxiliary loss that begins as early as ours.
 
 By default sae-lens counts a feature as dead after 1,000 steps without firing and
 dictionary-learning after ten million tokens: their auxiliary losses, which are of dead features,
-stay zero in a training that is shorter. Here both count tokens as ours do.
+stay zero in a training that is shorter. Here a feature is dead after as many tokens as in ours.
 """
 
 from unittest.mock import patch

@@ -86,8 +86,8 @@ CONTENDERS: dict[str, Contender] = {
     "dictionary-learning": Contender(
         peer_training.dictionary_learning, partial(_peer, "dictionary-learning")
     ),
-    "sae-lens, dead as ours": Contender(peer_windows.sae_lens, partial(_peer, "sae-lens", WINDOWS)),
-    "dictionary-learning, dead as ours": Contender(
+    "sae-lens, early auxiliary loss": Contender(peer_windows.sae_lens, partial(_peer, "sae-lens", WINDOWS)),
+    "dictionary-learning, early auxiliary loss": Contender(
         peer_windows.dictionary_learning, partial(_peer, "dictionary-learning", WINDOWS)
     ),
 }

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +20,9 @@ BLOCK = re.compile(r"(?<=<!-- made by make recipe: )(\S+) -->.*?(?=<!-- end -->)
 BASELINE = "recipe"
 """The contender that most ideas are compared with: the default recipe, by the code that they were
 tried with."""
+BEST_OF_OURS = "ours, active_adam"
+"""The contender that the peers are compared with."""
+MEANS = "calibration_fvu", "fvu", "dead", "own_fvu", "own_l0"
 
 
 @dataclass(frozen=True)
@@ -66,6 +70,7 @@ class Best:
 
     lr: float
     seeds: frozenset[int]
+    calibration_fvu: float
     fvu: float
     dead: float
     own_fvu: float | None
@@ -85,7 +90,7 @@ class Best:
 
         lr = min(by_rate, key=merit)
         figures = [record.figures for record in by_rate[lr]]
-        means = {name: _mean(figures, name) for name in ("fvu", "dead", "own_fvu", "own_l0")}
+        means = {name: _mean(figures, name) for name in MEANS}
         return cls(lr, frozenset(record.settings.seed for record in by_rate[lr]), **means)
 
 
@@ -120,6 +125,40 @@ def contenders_table(records: Iterable[Record]) -> str:
                 f"| {ratio} |"
             )
     return "\n".join(lines)
+
+
+def bests_table(records: Iterable[Record]) -> str:
+    """Each contender at its best step size and learning rate, by the calibration tokens; where a
+    peer has been run."""
+    by_task: dict[Setup, dict[str, dict[int, list[Record]]]] = {}
+    for record in records:
+        by_name = by_task.setdefault(replace(Setup.of(record.settings), tokens_per_step=0), {})
+        by_size = by_name.setdefault(record.settings.contender, {})
+        by_size.setdefault(record.settings.tokens_per_step, []).append(record)
+    lines = [
+        "| layer | features | k | tokens | SAE | trials | per step | learning rate | FVU at L0 k "
+        "| dead | `active_adam` has less by |",
+        "|--:" * 4 + "|---" + "|--:" * 6 + "|",
+    ]
+    for task, by_name in sorted(by_task.items(), key=lambda item: item[0].place):
+        if BEST_OF_OURS not in by_name or all(name.startswith("ours") for name in by_name):
+            continue
+        least = _at_best_size(by_name[BEST_OF_OURS])[1].fvu
+        for name, by_size in by_name.items():
+            size, best = _at_best_size(by_size)
+            trials = len({replace(r.settings, seed=0) for r in chain(*by_size.values())})
+            less = "" if name == BEST_OF_OURS else f"{1 - least / best.fvu:.1%}"
+            lines.append(
+                f"| {task.layer} | {task.features:,} | {task.k} | {task.tokens:,} | {name} "
+                f"| {trials} | {size:,} | {best.lr:.2g} | {best.fvu:.4f} | {best.dead:.1%} "
+                f"| {less} |"
+            )
+    return "\n".join(lines)
+
+
+def _at_best_size(by_size: dict[int, list[Record]]) -> tuple[int, Best]:
+    bests = {size: Best.of(records) for size, records in by_size.items()}
+    return min(bests.items(), key=lambda item: item[1].calibration_fvu)
 
 
 def auto_table(records: Iterable[Record]) -> str:
@@ -219,8 +258,10 @@ def with_tables(text: str, records: list[Record]) -> str:
     """A page with its tables made anew."""
     ideas = [Idea(**entry) for entry in yaml.safe_load(IDEAS.read_text(encoding="utf-8"))["ideas"]]
     tried = {name for idea in ideas for name in (idea.name, idea.against)}
+    contenders = [record for record in records if record.settings.contender not in tried]
     tables = {
-        "contenders": contenders_table(r for r in records if r.settings.contender not in tried),
+        "bests": bests_table(contenders),
+        "contenders": contenders_table(contenders),
         "ideas": ideas_table(ideas, records),
         "auto": auto_table(records),
     }

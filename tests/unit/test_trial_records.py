@@ -13,7 +13,7 @@ sys.path.insert(0, str(ROOT / "tests/benchmarks"))
 import quality  # noqa: E402
 import recipe_tables  # noqa: E402
 from our_training import Harvest, automatic, in_steps  # noqa: E402
-from recipe_tables import Idea, auto_table, contenders_table, ideas_table  # noqa: E402
+from recipe_tables import Idea, auto_table, bests_table, contenders_table, ideas_table  # noqa: E402
 from sae_figures import Trained, at_l0  # noqa: E402
 from trial_records import Figures, Record, Records, Settings  # noqa: E402
 
@@ -57,6 +57,20 @@ def test_the_rate_is_chosen_by_the_calibration_tokens_over_all_seeds() -> None:
     ours, other = cells(contenders_table(records))
     assert ours[5:8] == ["ours", "0.002", "0.2100"]
     assert other[5:8] == ["other", "0.003", "0.4200"] and other[-1] == "0.500"
+
+
+def test_a_contender_stands_at_its_best_step_size() -> None:
+    records = [
+        record(0.18, 0.18, contender="ours, active_adam", tokens_per_step=256),
+        record(0.17, 0.19, contender="ours, active_adam", tokens_per_step=512),
+        record(0.25, 0.21, contender="a peer", tokens_per_step=512, lr=1e-3),
+        record(0.24, 0.20, contender="a peer", tokens_per_step=1024, lr=2e-3),
+        record(0.10, 0.30, contender="a peer", tokens_per_step=1024, lr=3e-3),
+        record(0.10, 0.10, contender="ours, active_adam", k=64),  # no peer there
+    ]
+    ours, peer = cells(bests_table(records))
+    assert ours[4:] == ["ours, active_adam", "2", "256", "0.003", "0.1800", "5.0%", ""]
+    assert peer[4:] == ["a peer", "3", "1,024", "0.002", "0.2400", "5.0%", "25.0%"]
 
 
 def test_an_idea_stands_beside_the_recipe_on_the_same_seeds() -> None:
