@@ -86,7 +86,9 @@ CONTENDERS: dict[str, Contender] = {
     "dictionary-learning": Contender(
         peer_training.dictionary_learning, partial(_peer, "dictionary-learning")
     ),
-    "sae-lens, early auxiliary loss": Contender(peer_windows.sae_lens, partial(_peer, "sae-lens", WINDOWS)),
+    "sae-lens, early auxiliary loss": Contender(
+        peer_windows.sae_lens, partial(_peer, "sae-lens", WINDOWS)
+    ),
     "dictionary-learning, early auxiliary loss": Contender(
         peer_windows.dictionary_learning, partial(_peer, "dictionary-learning", WINDOWS)
     ),
