@@ -55,8 +55,8 @@ def programs(peers: str, tiny: bool) -> list[Program]:
     return [
         Program("steps", [sys.executable, steps, *options], 120, own),
         *([] if tiny else [Program("tests", tests, 75)]),
+        Program("path", [sys.executable, path, *options], 170, ["harvests", "loaders", "run"]),
         Program("peers", [peers, steps, "--only", "peers", *options], 60, ["peers"]),
-        Program("path", [sys.executable, path, *options], SECONDS, ["harvests", "loaders", "run"]),
     ]
 
 

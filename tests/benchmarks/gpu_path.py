@@ -149,22 +149,32 @@ def whole_run(name: str, shape: ModelShape, scratch: Path) -> Iterator[Row]:
     config["models"][0] |= {"layers": ["middle"], "saes": [{"topk": 32, "sae_expansion": 4}]}
     project.configure(config)
     project.environment["PYTHONPATH"] = str(project.folder)
-    start = time.perf_counter()
-    project.snakemake()
+    start, shown, goes_on = time.perf_counter(), set(), True
+    with (scratch / "log").open("w") as log:
+        running = project.start(stdout=log)
+        while goes_on:
+            time.sleep(0.2)
+            goes_on = running.poll() is None
+            for rule, row in jobs(project.folder / "results/benchmarks").items():
+                if rule not in shown:
+                    shown.add(rule)
+                    yield {"model": name, "job": rule} | row
     total = time.perf_counter() - start
-    results = project.folder / "results"
-    for path in sorted((results / "benchmarks").rglob("*.tsv"), key=os.path.getmtime):
-        [job] = csv.DictReader(path.read_text().splitlines(), delimiter="\t")
-        rule = path.relative_to(results / "benchmarks").parts[0].removesuffix(".tsv")
-        yield {"model": name, "job": rule, "seconds": float(job["s"]), "memory, MB": job["max_rss"]}
-    [evaluation] = (results / "evaluations").glob("*.json")
-    found = json.loads(evaluation.read_text())
-    yield {
-        "model": name,
-        "job": f"all; FVU {found['fvu']:.3g}",
-        "seconds": total,
-        "memory, MB": "-",
-    }
+    if running.returncode:
+        raise RuntimeError((scratch / "log").read_text())
+    [evaluation] = (project.folder / "results/evaluations").glob("*.json")
+    fvu = json.loads(evaluation.read_text())["fvu"]
+    yield {"model": name, "job": f"all; FVU {fvu:.3g}", "seconds": total, "memory, MB": None}
+
+
+def jobs(folder: Path) -> dict[str, Row]:
+    """What Snakemake has noted of each rule's job that is done, in the order in which they were."""
+    found = {}
+    for path in sorted(folder.rglob("*.tsv"), key=os.path.getmtime):
+        for job in csv.DictReader(path.read_text().splitlines(), delimiter="\t"):
+            rule = path.relative_to(folder).parts[0].removesuffix(".tsv")
+            found[rule] = {"seconds": float(job["s"]), "memory, MB": job["max_rss"]}
+    return found
 
 
 def main() -> None:
