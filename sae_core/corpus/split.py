@@ -15,9 +15,8 @@ import torch
 from torch import Tensor
 
 from sae_core.corpus.repetition import cuts, repeated_share
-from sae_core.corpus.token_file import TokenFile
+from sae_core.corpus.token_file import TokenFile, content_sha256, sha256_of
 from sae_core.corpus.token_manifest import TokenManifest
-from sae_core.corpus.tokenise import content_sha256, sha256_of
 from sae_core.corpus.tokens import IntArray, Tokens
 from sae_core.models.model_sources import cache_folder
 from sae_core.utils.code_hash import code_hash

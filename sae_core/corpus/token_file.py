@@ -7,6 +7,7 @@ as UTF-8, `text_starts.bin` where each begins, and `origins.bin` the number of e
 if the chapters are known. Numbers are little-endian. Texts that are blank are left out.
 """
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -125,6 +126,17 @@ def check_tokenizer(folder: Path, file: TokenFile, tokenizer: Any) -> None:
             f"--tokens {folder}: made with another tokenizer than the model's; tokenise the texts "
             "with this one"
         )
+
+
+def content_sha256(hashes: dict[str, str]) -> str:
+    """What identifies texts whatever form they had: a hash of their hash as UTF-8, one after the
+    other, and of the hash of where each begins in that."""
+    return sha256_of(f"{hashes[TEXTS]} {hashes[TEXT_STARTS]}")
+
+
+def sha256_of(text: str) -> str:
+    """The SHA-256 of a text as UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _mapped(path: Path) -> IntArray:

@@ -6,7 +6,6 @@ is tokenised together change nothing, nor does an interruption. A text of more t
 characters is cut into several.
 """
 
-import hashlib
 import os
 import time
 from collections import deque
@@ -22,7 +21,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from sae_core.corpus.records import LONGEST, pieces
-from sae_core.corpus.token_file import TEXT_STARTS, TEXTS
+from sae_core.corpus.token_file import content_sha256, sha256_of
 from sae_core.corpus.token_manifest import TokenManifest
 from sae_core.corpus.token_writer import Batch, Label, Text, Writer
 from sae_core.corpus.tokens import IntArray, Tokens
@@ -141,17 +140,6 @@ def _manifest(
         dropped={reason: asdict(what) for reason, what in corpus.dropped.items()},
         files=hashes,
     )
-
-
-def content_sha256(hashes: dict[str, str]) -> str:
-    """What identifies texts whatever form they had: a hash of their hash as UTF-8, one after the
-    other, and of the hash of where each begins in that."""
-    return sha256_of(f"{hashes[TEXTS]} {hashes[TEXT_STARTS]}")
-
-
-def sha256_of(text: str) -> str:
-    """The SHA-256 of a text as UTF-8."""
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def n_cpus() -> int:
