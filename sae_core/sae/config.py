@@ -282,6 +282,11 @@ class SAESpec:
         for name in ("hook_layer", "top_k", "top_k_aux", "n_batches_to_dead"):
             if getattr(self, name) < 0:
                 raise SAEError(f"{path}: {name} is {getattr(self, name)}; it must be at least 0")
+        if self.hook_spec != hook_spec(self.hook_layer, self.hook_name):
+            raise SAEError(
+                f"{path}: hook_spec is {self.hook_spec!r:.80}, but hook_layer is {self.hook_layer} "
+                f"and hook_name {self.hook_name!r:.80}; put right what is wrong"
+            )
         if self.top_k > self.d_sae:
             raise SAEError(f"{path}: top_k is {self.top_k}, and there are {self.d_sae} features")
         for name in ("l1_coefficient", "aux_penalty"):

@@ -56,7 +56,9 @@ def spec(kind: str = "batch_topk", **changes: Any) -> SAESpec:
         own["top_k"] = 0
     if kind == "matryoshka_batch_topk":
         own["matryoshka_sizes"] = SIZES
-    return SAESpec(**{**OLD_KEYS, **own, **changes})
+    values = {**OLD_KEYS, **own, **changes}
+    values["hook_spec"] = f"blocks.{values['hook_layer']}.{values['hook_name']}"
+    return SAESpec(**values)
 
 
 def random_sae(

@@ -208,7 +208,7 @@ def test_the_configuration_of_another_run_of_the_same_shape(
     sae_folder: Path, tmp_path: Path
 ) -> None:
     folder = copied(sae_folder, tmp_path)
-    other = random_sae(dtype=torch.float32, seed=1, hook_layer=2, hook_spec="blocks.2.hook_mlp_out")
+    other = random_sae(dtype=torch.float32, seed=1, hook_layer=2, hook_name="hook_mlp_out")
     save_sae(tmp_path / "other", other, {})
     shutil.copy(tmp_path / "other/config.json", folder)
     with pytest.raises(SAEError, match="weights.pt: not the weights that config.json was written"):

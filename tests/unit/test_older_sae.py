@@ -188,6 +188,7 @@ def test_with_a_threshold_of_its_own_the_bias_is_added(tmp_path: Path) -> None:
         ("top_k", -5), ("top_k", "5"), ("top_k", 65), ("top_k_aux", -1), ("n_batches_to_dead", -1),
         ("l1_coefficient", float("nan")), ("aux_penalty", float("inf")), ("d_in", 0),
         ("matryoshka_sizes", [3, 2, 64]), ("matryoshka_sizes", [-1, 64]),
+        ("hook_spec", "blocks.2.hook_resid_post"), ("hook_spec", "blocks.1.hook_mlp_out"),
         ("metadata", {"outlier_norm": "high"}),
     ],
 )  # fmt: skip
