@@ -54,7 +54,7 @@ lint: setup
 # What only a GPU runs is checked at least for its types.
 lint-types:
 	mypy sae_core scripts
-	MYPYPATH=tests/tools:tests/benchmarks mypy tests/gpu/*.py tests/benchmarks/gpu*.py
+	MYPYPATH=tests/tools:tests/benchmarks mypy --follow-imports=silent tests/gpu/*.py tests/benchmarks/gpu*.py
 
 lint-code:
 	ruff check .
