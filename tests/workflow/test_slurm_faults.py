@@ -4,6 +4,7 @@ that are cancelled, a Snakemake that is killed. Every result is still there in t
 import json
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -45,8 +46,15 @@ def long_training(trained: Project, cluster: Cluster) -> Iterator[Project]:
     after["training"]["early_stopping_patience"] = 0
     after["runtime"] = before["runtime"] | {"resume_minutes": 0}
     trained.configure(after)
+    forget_states(trained)
     yield trained
     trained.configure(before)
+
+
+def forget_states(project: Project) -> None:
+    """Let the trainings begin anew: no evaluation has deleted the last state of the test before."""
+    for run in RUNS:
+        shutil.rmtree(project.folder / f"results/checkpoints/{run}/resume", ignore_errors=True)
 
 
 class Trainings:
@@ -58,6 +66,7 @@ class Trainings:
         self.targets = list(WEIGHTS)
         for weights in self.targets:
             (project.folder / weights).unlink()
+        forget_states(project)
         self.start()
 
     def start(self) -> None:
