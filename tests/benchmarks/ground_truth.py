@@ -22,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests/tools")]
 
 import peer_training  # noqa: E402
 import torch  # noqa: E402
-from ground_truth import RECOVERED, KnownFeatures, learn, recovery  # noqa: E402
+from known_features import RECOVERED, KnownFeatures, learn, recovery  # noqa: E402
 from machine import DEVICE, describe  # noqa: E402
 from our_training import ACTIVE_ADAM  # noqa: E402
 from sae_figures import Data, Trained, at_threshold  # noqa: E402

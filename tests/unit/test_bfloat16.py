@@ -103,19 +103,28 @@ def trained(kind: str) -> SparseAutoencoder:
     return sae
 
 
+STRENGTHS = {
+    "batch_topk": ([[1.0, 0.9, 0.8]], 0.5),
+    "multi_batch_topk": ([[2.0, 2.0, 1.4, 0.7, 0.7, 0.7], [2.0, 1.4, 1.4, 0.7, 0.7, 0.7]], 0.1),
+}
+"""Those of a token's features, for some tokens in turn, and the length of what is something else.
+Three features per token are kept, of the second kind also one and a half and six."""
+
+
 @pytest.mark.parametrize("dense", [True, False], ids=["dense", "pairs"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_step_on_a_gpu_is_that_of_float64(
     kind: str, dense: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Of activations that are three features each and something else, so that rounding changes no
+    """Of activations that are a few features each and something else, so that rounding changes no
     choice but where that is no jump. Each product is off by about 2^-8."""
     monkeypatch.setattr(dense_ops, "DENSE_SHARE", 0.0 if dense else 1.0)
     twin = trained(kind)
-    active = normal(N, FEATURES, seed=6).topk(3).indices
-    strength = torch.tensor([1.0, 0.9, 0.8]).double().expand(N, 3)
+    strength, length = STRENGTHS.get(kind, STRENGTHS["batch_topk"])
+    strength = torch.tensor(strength).double().repeat(N // len(strength), 1)
+    active = normal(N, FEATURES, seed=6).topk(strength.shape[1]).indices
     code = torch.zeros(N, FEATURES).double().scatter(1, active, strength)
-    rest = 0.5 * F.normalize(normal(N, D, seed=7), dim=1)
+    rest = length * F.normalize(normal(N, D, seed=7), dim=1)
     x = (code @ twin.W_dec + twin.b_dec).detach() + rest
     right = step(twin, x, Compute())
     with PretendGPU(), Products() as products:

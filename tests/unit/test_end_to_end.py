@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from families import NAMES
-from memory import LargestTensor
+from largest_tensor import LargestTensor
 from synthetic import normal
 from tiny_model import N_LAYERS, VOCABULARY, configuration
 from torch import Tensor, nn

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from ground_truth import KnownFeatures, learn, recovery
+from known_features import KnownFeatures, learn, recovery
 from synthetic import DENSE_KINDS, KINDS
 from torch import Tensor
 

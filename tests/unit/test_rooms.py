@@ -30,6 +30,12 @@ def test_the_table_has_every_room() -> None:
     assert there == set(ROOMS)
 
 
+def test_no_two_modules_of_the_tests_have_one_name() -> None:
+    """They are imported by their names alone, from several folders."""
+    names = [path.stem for path in (ROOT / "tests").rglob("*.py")]
+    assert {name for name in names if names.count(name) > 1} <= {"conftest", "__init__"}
+
+
 @pytest.mark.parametrize("name", ROOMS)
 def test_a_room_imports_only_rooms_above_it(name: str) -> None:
     files = [path for path in PACKAGE.rglob("*.py") if room(path) == name]

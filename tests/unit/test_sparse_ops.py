@@ -4,7 +4,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from memory import LargestTensor
+from largest_tensor import LargestTensor
 from synthetic import normal, random_sae
 from torch import Tensor
 
