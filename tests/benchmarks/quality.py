@@ -15,16 +15,18 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import our_training
 import peer_training
 import peer_windows
 from machine import DEVICE, describe
-from our_training import Harvest, in_steps
+from our_training import ACTIVE_ADAM, Harvest, in_steps
 from recipe_tables import contenders_table
 from sae_figures import Data, Trained, at_l0, at_threshold
 from trial_records import RECORDS, Figures, Record, Records, Settings
 
+from sae_core.sae.config import SAEType
 from sae_core.utils.code_hash import code_hash
 from sae_core.utils.devices import keep_freed_memory
 
@@ -54,34 +56,20 @@ class Contender:
     """What stands for its code."""
 
 
+def _ours(sae_type: SAEType = "batch_topk", **options: Any) -> Contender:
+    train = partial(our_training.train, sae_type=sae_type, **options)
+    return Contender(train, partial(_own, sae_type))
+
+
 CONTENDERS: dict[str, Contender] = {
-    "ours": Contender(our_training.train, partial(_own, "batch_topk")),
-    "ours, float32": Contender(
-        partial(our_training.train, compute_dtype="float32"), partial(_own, "batch_topk")
+    "ours": _ours(),
+    "ours, float32": _ours(compute_dtype="float32"),
+    "ours, active_adam": _ours(settings=ACTIVE_ADAM),
+    "ours, matryoshka_batch_topk": _ours("matryoshka_batch_topk"),
+    "ours, matryoshka_batch_topk, active_adam": _ours(
+        "matryoshka_batch_topk", settings=ACTIVE_ADAM
     ),
-    "ours, active_adam": Contender(
-        partial(our_training.train, settings=our_training.ACTIVE_ADAM), partial(_own, "batch_topk")
-    ),
-    "ours, matryoshka_batch_topk": Contender(
-        partial(our_training.train, sae_type="matryoshka_batch_topk"),
-        partial(_own, "matryoshka_batch_topk"),
-    ),
-    "ours, matryoshka_batch_topk, active_adam": Contender(
-        partial(
-            our_training.train,
-            sae_type="matryoshka_batch_topk",
-            settings=our_training.ACTIVE_ADAM,
-        ),
-        partial(_own, "matryoshka_batch_topk"),
-    ),
-    "ours, multi_batch_topk, active_adam": Contender(
-        partial(
-            our_training.train,
-            sae_type="multi_batch_topk",
-            settings=our_training.ACTIVE_ADAM,
-        ),
-        partial(_own, "multi_batch_topk"),
-    ),
+    "ours, multi_batch_topk, active_adam": _ours("multi_batch_topk", settings=ACTIVE_ADAM),
     "sae-lens": Contender(peer_training.sae_lens, partial(_peer, "sae-lens")),
     "dictionary-learning": Contender(
         peer_training.dictionary_learning, partial(_peer, "dictionary-learning")

@@ -245,8 +245,13 @@ def write_features(
     """A page about features with its data; gives the page."""
     corpus = corpus or a_corpus()
     n_tokens = []
-    counted = (entry for entry in entries if n_tokens.append(entry["tokens"]) is None)
-    lines = write_lines(folder / f"{corpus['run_name']}.jsonl", counted)
+
+    def counted():
+        for entry in entries:
+            n_tokens.append(entry["tokens"])
+            yield entry
+
+    lines = write_lines(folder / f"{corpus['run_name']}.jsonl", counted())
     figures = folder / f"{corpus['run_name']}.json"
     figures.write_text(json.dumps(corpus | figures_of(n_tokens)))
     by_llm = write_lines(folder / "labels.jsonl", labels) if labels else None
