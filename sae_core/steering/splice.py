@@ -103,13 +103,13 @@ def spliced(
             alone = alone | sae.is_outlier(_float_at(sae, seen.x), y)[..., None]
         return torch.where(alone, y, value)
 
+    def both(x: Tensor, given: Given) -> Tensor:
+        return put(read(x, given), given)
+
+    edits = [(hook, both)] if hook == target else [(hook, read), (target, put)]
     with ExitStack() as stack:
-        if hook == target:
-            both = lambda x, given: put(read(x, given), given)  # noqa: E731
-            stack.enter_context(editing(model, hook, both))
-        else:
-            stack.enter_context(editing(model, hook, read))
-            stack.enter_context(editing(model, target, put))
+        for place, edit in edits:
+            stack.enter_context(editing(model, place, edit))
         yield seen
 
 

@@ -53,6 +53,28 @@ def forward(
     return log_p, seen[0].double(), outputs
 
 
+def masks(
+    sae: SparseAutoencoder, x: Tensor, source: Tensor, excluded: Tensor | None
+) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """(W, L - 1) bool: the tokens that the training saw, and those among them that are no outliers;
+    and by suffix of a figure, (W, L) bool, the tokens that keep their activation."""
+    shape = x.shape[:2]
+    unseen = torch.zeros(shape, dtype=torch.bool) if excluded is None else excluded.clone()
+    unseen[:, 0] = True
+    seen = ~unseen[:, 1:]
+    kept = seen.clone()
+    for norm in (of[:, 1:].norm(dim=-1) for of in (x, source)):
+        kept &= norm <= 10 * norm[seen].median()
+    alone = {"": unseen, "_all_spliced": unseen & False, "_sinks_kept": unseen.clone()}
+    alone["_sinks_kept"][:, 1:] = ~kept
+    recorded = sae.spec.metadata.get("outlier_norm", torch.inf)
+    of_target = sae.spec.metadata.get("target_outlier_norm", torch.inf)
+    alone["_by_norm"] = source.norm(dim=-1) > recorded
+    if sae.spec.target_hook_name:
+        alone["_by_norm"] |= x.norm(dim=-1) > of_target
+    return seen, kept, alone
+
+
 def direct(
     model: nn.Module,
     sae: SparseAutoencoder,
@@ -81,19 +103,7 @@ def direct(
         error = (rows - x_hat[:, 1:][mask]).pow(2).sum()
         return float(error / (rows - rows.mean(0)).pow(2).sum())
 
-    unseen = torch.zeros(tokens.shape, dtype=torch.bool) if excluded is None else excluded.clone()
-    unseen[:, 0] = True
-    seen = ~unseen[:, 1:]
-    kept = seen.clone()
-    for norm in (of[:, 1:].norm(dim=-1) for of in (x, source)):
-        kept &= norm <= 10 * norm[seen].median()
-    alone = {"": unseen, "_all_spliced": unseen & False, "_sinks_kept": unseen.clone()}
-    alone["_sinks_kept"][:, 1:] = ~kept
-    recorded = sae.spec.metadata.get("outlier_norm", torch.inf)
-    of_target = sae.spec.metadata.get("target_outlier_norm", torch.inf)
-    alone["_by_norm"] = source.norm(dim=-1) > recorded
-    if sae.spec.target_hook_name:
-        alone["_by_norm"] |= x.norm(dim=-1) > of_target
+    seen, kept, alone = masks(sae, x, source, excluded)
     spliced, later = {}, {}
     for suffix, mask in alone.items():
         value = torch.where(mask[..., None], x, x_hat)
