@@ -58,6 +58,13 @@ def _check_width(sae: SparseAutoencoder, x: Tensor) -> None:
         )
 
 
+def _keeps(sae: SparseAutoencoder, x: Tensor, y: Tensor, alone: Tensor) -> Tensor:
+    """(B, L, 1) bool: which tokens keep their activation, with the outliers among them."""
+    if not sae.keeps_outliers:
+        return alone
+    return alone | sae.is_outlier(_float_at(sae, x), y)[..., None]
+
+
 @contextmanager
 def spliced(
     sae: SparseAutoencoder,
@@ -97,11 +104,8 @@ def spliced(
         value, y = seen.x_hat, _float_at(sae, y)
         if keep_error:
             value = value + (y - sae.decode(features).float()).detach()
-        alone = _left_alone(y, given, excluded)
-        if sae.keeps_outliers:
-            assert seen.x is not None
-            alone = alone | sae.is_outlier(_float_at(sae, seen.x), y)[..., None]
-        return torch.where(alone, y, value)
+        assert seen.x is not None
+        return torch.where(_keeps(sae, seen.x, y, _left_alone(y, given, excluded)), y, value)
 
     def both(x: Tensor, given: Given) -> Tensor:
         return put(read(x, given), given)

@@ -75,6 +75,37 @@ def masks(
     return seen, kept, alone
 
 
+def loss_figures(
+    model: nn.Module,
+    tokens: Tensor,
+    hook: Hook,
+    at_hook: tuple[Tensor, Tensor, Tensor],
+    alone: dict[str, Tensor],
+) -> tuple[dict[str, Any], list[Tensor]]:
+    """What the reconstruction and the ablations cost, and every block's output with it.
+
+    `at_hook` has the clean log probabilities, the activations and the reconstructions.
+    """
+    clean, x, x_hat = at_hook
+    mean, _, _ = forward(model, tokens, hook, x.mean((0, 1)).expand_as(x))
+    zero, _, _ = forward(model, tokens, hook, torch.zeros_like(x))
+
+    def ce(log_p: Tensor) -> float:
+        return float(F.nll_loss(log_p[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
+
+    names = ("ce_clean", "ce_mean_ablation", "ce_zero_ablation")
+    losses: dict[str, Any] = dict(zip(names, map(ce, (clean, mean, zero)), strict=True))
+    later: dict[str, list[Tensor]] = {}
+    for suffix, mask in alone.items():
+        value = torch.where(mask[..., None], x, x_hat)
+        log_p, _, later[suffix] = forward(model, tokens, hook, value)
+        kl = (clean.exp() * (clean - log_p)).sum(-1)[:, :-1].mean()
+        figures = {"ce_sae": ce(log_p), "kl": float(kl), "n_left_alone": int(mask.sum())}
+        losses |= {f"{name}{suffix}": figure for name, figure in figures.items()}
+        losses[f"loss_recovered{suffix}"] = None
+    return losses, later[""]
+
+
 def direct(
     model: nn.Module,
     sae: SparseAutoencoder,
@@ -92,11 +123,6 @@ def direct(
     source = mlp_input(model, tokens, hook.layer) if sae.spec.target_hook_name else x
     features = closed_form(sae, source).detach()
     x_hat = (features @ sae.W_dec + sae.b_dec).detach()
-    mean, _, _ = forward(model, tokens, hook, x.mean((0, 1)).expand_as(x))
-    zero, _, _ = forward(model, tokens, hook, torch.zeros_like(x))
-
-    def ce(log_p: Tensor) -> float:
-        return float(F.nll_loss(log_p[:, :-1].flatten(0, 1), tokens[:, 1:].flatten()))
 
     def fvu(mask: Tensor) -> float:
         rows = x[:, 1:][mask]
@@ -104,22 +130,11 @@ def direct(
         return float(error / (rows - rows.mean(0)).pow(2).sum())
 
     seen, kept, alone = masks(sae, x, source, excluded)
-    spliced, later = {}, {}
-    for suffix, mask in alone.items():
-        value = torch.where(mask[..., None], x, x_hat)
-        spliced[suffix], _, later[suffix] = forward(model, tokens, hook, value)
+    losses, later = loss_figures(model, tokens, hook, (clean, x, x_hat), alone)
     l0 = (features[:, 1:][kept] > 0).sum(1).numpy()
     density = (features[:, 1:][kept] > 0).double().mean(0)
     behind = range(hook.layer + (hook.hook_name == "hook_resid_post"), N_LAYERS)
-    errors = [float((later[""][i] - outputs[i])[:, 1:][kept].pow(2).mean()) for i in behind]
-    names = ("ce_clean", "ce_mean_ablation", "ce_zero_ablation")
-    losses: dict[str, Any] = dict(zip(names, map(ce, (clean, mean, zero)), strict=True))
-    for suffix, log_p in spliced.items():
-        kl = (clean.exp() * (clean - log_p)).sum(-1)[:, :-1].mean()
-        n_alone = int(alone[suffix].sum())
-        figures = {"ce_sae": ce(log_p), "kl": float(kl), "n_left_alone": n_alone}
-        losses |= {f"{name}{suffix}": value for name, value in figures.items()}
-        losses[f"loss_recovered{suffix}"] = None
+    errors = [float((later[i] - outputs[i])[:, 1:][kept].pow(2).mean()) for i in behind]
     return {
         **losses,
         "fvu": fvu(kept),
