@@ -30,7 +30,7 @@ Stepping = Literal["auto", "ordinary", "static", "graph"]
 """How steps are taken: by the ordinary code, or in fixed sizes, operation by operation or as a
 graph. `auto` takes a graph where it can."""
 
-KINDS = "batch_topk", "matryoshka_batch_topk", "topk"
+KINDS = "batch_topk", "matryoshka_batch_topk", "multi_batch_topk", "topk"
 """Those with a static step, by name: their classes would make all kinds depend on this file."""
 
 KEPT_BYTES = 2**30

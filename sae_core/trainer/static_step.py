@@ -10,7 +10,8 @@ What it computes is the step of `training.py`. With N rows of raw activations:
     x_hat' = aux @ W_dec,           e' = x_hat' + e         on those rows; -e is the residual
     loss = w |e|^2 / n + c_1 |code|_1 / n + c_aux |e'|^2 / |residual - its mean|^2
 
-    of a matryoshka SAE + the mean over m of |x_hat_m - x|^2 / n, x_hat_m of the first m features
+    of a kind with nested codes + the mean over m of |x_hat_m - x|^2 / n: x_hat_m of the first m
+    features (Matryoshka), or of the n k/2 and of the n 2k largest pairs (Multi-BatchTopK)
 
 so dL/dx_hat = 2 w e / n and dL/dx_hat' = 2 c_aux e' / |residual - its mean|^2. The gradients of the
 weights are summed over the pairs of both codes, which are sorted once, as one list; or, if more
@@ -47,6 +48,7 @@ from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
 from sae_core.sae.static.backend import Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
+from sae_core.sae.static.nested import nesting_of
 from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots, entries, refine
 from sae_core.sae.static.per_token import largest_of_each
 from sae_core.sae_base import SparseAutoencoder
@@ -78,11 +80,23 @@ class Choice(NamedTuple):
     """The code of a batch, and that of its dead features."""
 
     main: Slots
+    """With all nested codes."""
     aux: Slots
     aux_total: Tensor
     """() int32: pairs that the auxiliary loss wants; 0 without dead features."""
     sure: Tensor
     """() bool: no entry was missed."""
+
+
+class Own(NamedTuple):
+    """The pairs of the SAE's own code: all of `Choice.main` but those of a larger nested code."""
+
+    column: Tensor
+    """(P,) int32; F where there is none."""
+    value: Tensor
+    """(P,) float32; 0 where there is none."""
+    n_pairs: Tensor
+    """() int32"""
 
 
 class StaticStep:
@@ -111,15 +125,14 @@ class StaticStep:
         self.precision, spec = precision, sae.spec
         self.is_exact = precision.value_dtype == torch.float32
         self.is_of_tokens = spec.sae_type == "topk"
-        self.sizes: Tensor | None = None
-        if spec.sae_type == "matryoshka_batch_topk":
-            self.sizes = torch.tensor(spec.matryoshka_sizes, device=sae.b_dec.device)
-        is_dense = spec.top_k > DENSE_SHARE * spec.d_sae and not self.is_exact
-        is_dense = is_dense and self.sizes is None  # its groups would be as many products
+        self.nesting = nesting_of(spec, sae.b_dec.device)
+        n_codes = self.nesting.n_codes if self.nesting else 1  # each is a dense product of its own
+        self.k = round(spec.top_k * (self.nesting.multiple if self.nesting else 1))
+        is_dense = self.k > DENSE_SHARE * spec.d_sae * n_codes and not self.is_exact
         self.ops = ops.densely() if is_dense else ops
         self.weighting = Weighting(recon_weight, spec.l1_coefficient, spec.aux_penalty)
         n_rows = self.own.stop - self.own.start if self.is_of_tokens else len(like)
-        self.n_pairs = n_rows * spec.top_k  # all of a batch's may be in one process
+        self.n_pairs = n_rows * self.k  # all of a batch's may be in one process
         n_some, n_dead = -(-len(like) // AUXILIARY_STRIDE), min(spec.top_k_aux, spec.d_sae)
         self.n_aux = n_some * n_dead
         (self.W_enc, self.b_enc, self.W_dec, self.b_dec), self.moments, self.counts = (
@@ -161,14 +174,11 @@ class StaticStep:
         """The step."""
         rows = self._rows()
         choice = self._encode(rows)
-        if self.sizes is None:
-            codes = Codes.of(choice.main, choice.aux)
-        else:
-            codes = Codes.nested(choice.main, self.sizes, choice.aux)
-        figures, G, by_l1 = self._losses(rows, choice, codes)
-        gradients, by_x_hat = self._gradients(rows, codes, G, by_l1)
+        codes, own = self._codes(rows, choice)
+        figures, G, by_l1 = self._losses(rows, choice, codes, own)
+        gradients, by_x_hat = self._gradients(rows, codes, own, G, by_l1)
         taken = self._update(rows, choice, figures, gradients, by_x_hat)
-        self._note_activity(choice.main, taken)
+        self._note_activity(own, taken)
 
     def _rows(self) -> Rows:
         """Centre and scale the batch, mask its outliers, and count."""
@@ -187,11 +197,29 @@ class StaticStep:
             main = largest_of_each(pre, made.kept, spec.top_k, self.n_pairs)
             main_sure = self.sure
         else:
-            wanted = rows.n * spec.top_k, self.n_pairs, self.floors[0]
+            wanted = rows.n * self.k, self.n_pairs, self.floors[0]
             main, main_sure = self._of_batch(pre, made, made.kept, self.all_features, *wanted)
         wanted = aux_total, self.n_aux, self.floors[1]
         aux, aux_sure = self._of_batch(pre, made, rows.some, dead, *wanted)
         return Choice(main, aux, aux_total, main_sure & aux_sure)
+
+    def _codes(self, rows: Rows, choice: Choice) -> tuple[Codes, Own]:
+        """What is decoded, one code for each group of pairs and one of the dead features; and the
+        SAE's own pairs, in their order there."""
+        main, nesting = choice.main, self.nesting
+        own = Own(main.column, main.value, main.n_pairs)
+        if nesting is None:
+            return Codes.of(main, choice.aux), own
+        group = nesting.groups(main, rows.n * self.sae.spec.top_k, self.group)
+        codes = Codes.nested(main, group, nesting.n_codes, choice.aux)
+        if nesting.main < nesting.n_codes - 1:
+            column, value = codes.column[: self.n_pairs], codes.value[: self.n_pairs]
+            is_own = codes.row[: self.n_pairs] < (nesting.main + 1) * codes.n_tokens
+            is_own = is_own & (value > 0)
+            column = torch.where(is_own, column, self.sae.spec.d_sae)
+            value = torch.where(is_own, value, 0.0)
+            own = Own(column, value, is_own.sum(dtype=torch.int32))
+        return codes, own
 
     def _pre_activations(self, made: Prepared) -> Tensor:
         """(N, F) bfloat16; for float32 values an upper bound of each, or of a TopK SAE float32."""
@@ -230,42 +258,46 @@ class StaticStep:
         bias = torch.cat([self.b_enc, self.b_enc.new_zeros(1)])[codes.column.long()]
         return (self.ops.sampled(codes, made.x, self.W_enc) + bias).clamp(min=0.0)
 
-    def _losses(self, rows: Rows, choice: Choice, codes: Codes) -> tuple[Tensor, Tensor, Tensor]:
+    def _losses(
+        self, rows: Rows, choice: Choice, codes: Codes, own: Own
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The figures, (M N, D) the loss's gradient to the reconstructions of all codes, and ()
         what the L1 norm adds to that of each value."""
         made, decoded = rows.made, self.ops.decode(codes, self.W_dec)
-        *nested, whole, of_aux = decoded.view(-1, codes.n_tokens, decoded.shape[1])
-        if nested:
-            *nested, whole = torch.stack([*nested, whole]).cumsum(0)
-            decoded = torch.cat([whole, of_aux])
+        parts = decoded.view(-1, codes.n_tokens, decoded.shape[1])
+        nested = parts[:-1].cumsum(0) if self.nesting else None
+        if self.nesting and nested is not None:
+            decoded = torch.cat([nested[self.nesting.main], parts[-1]])
         G, residual, squares = self.ops.errors(
             decoded, self.b_dec, made.wanted, made.kept, rows.some
         )
         mean = self.group.all_reduce(residual.sum(0)) / rows.n_some.clamp(min=1)
         self.ops.spread(residual, mean, rows.some, squares)
-        main, sums = choice.main, (squares.sum(1), choice.main.value.sum(), choice.main.n_pairs)
-        least = main.least, choice.aux.least
+        least = choice.main.least, choice.aux.least
         figures, scales = self.ops.terms(
-            *self._over_processes(*sums), *least, choice.aux_total, rows.n, self.weighting
-        )
+            *self._over_processes(squares.sum(1), own.value.sum(), own.n_pairs),
+            *least, choice.aux_total, rows.n, self.weighting,
+        )  # fmt: skip
         G.view(2, -1).mul_(scales[:2, None])
-        if nested:
-            figures, G = self._with_nested(rows, torch.stack(nested), figures, G)
+        if self.nesting and nested is not None:
+            figures, G = self._with_nested(rows, nested, self.nesting.main, figures, G)
         return figures, G, scales[2]
 
     def _with_nested(
-        self, rows: Rows, nested: Tensor, figures: Tensor, G: Tensor
+        self, rows: Rows, nested: Tensor, main: int, figures: Tensor, G: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Both with the loss of what the first features alone reconstruct, (M - 1, N, D) without
-        the bias. A group's gradient is the sum of those of all reconstructions that it is in."""
-        error = nested + self.b_dec - rows.made.wanted
+        """Both with the loss of the other nested reconstructions (M, N, D), which have no bias yet.
+        A group's gradient is the sum of those of all reconstructions that it is in."""
+        others = torch.cat([nested[:main], nested[main + 1 :]])
+        error = others + self.b_dec - rows.made.wanted
         error = torch.where(rows.made.kept[:, None], error, 0.0)
-        share = 1 / (len(nested) * rows.n.clamp(min=1))
+        share = 1 / (len(error) * rows.n.clamp(min=1))
         kind_loss = self.group.all_reduce(share * error.square().sum())
         place = torch.arange(len(figures), device=figures.device)
         figures = figures + torch.where((place == 0) | (place == KIND_LOSS), kind_loss, 0.0)
         whole, of_aux = G.chunk(2)
-        each = torch.cat([2 * share * error, whole[None]])
+        each = 2 * share * error
+        each = torch.cat([each[:main], whole[None], each[main:]])
         return figures, torch.cat([each.flip(0).cumsum(0).flip(0).flatten(0, 1), of_aux])
 
     def _over_processes(self, *numbers: Tensor) -> Sequence[Tensor]:
@@ -277,13 +309,13 @@ class StaticStep:
         return sums
 
     def _gradients(
-        self, rows: Rows, codes: Codes, G: Tensor, by_l1: Tensor
+        self, rows: Rows, codes: Codes, own: Own, G: Tensor, by_l1: Tensor
     ) -> tuple[Gradients, Tensor]:
         """To the rows of the weights, not projected, and (D,) the sum of those to the
         reconstructions; of all processes."""
         d_value = self.ops.sampled(codes, G, self.W_dec)
         if self.weighting.l1:
-            d_value[: self.n_pairs] += by_l1
+            d_value[: self.n_pairs] += torch.where(own.column < self.sae.spec.d_sae, by_l1, 0.0)
         found = self.ops.gradients(codes, d_value, G, rows.made.x, self.sae.spec.d_sae)
         by_x_hat = G[: len(rows.made.x)].sum(0)
         self.group.all_reduce_([*found, by_x_hat])
@@ -315,11 +347,11 @@ class StaticStep:
         self.ops.move_vector(self.b_dec, b_dec, fourth, scalars, for_b_dec)
         return scalars[3]
 
-    def _note_activity(self, main: Slots, taken: Tensor) -> None:
+    def _note_activity(self, own: Own, taken: Tensor) -> None:
         """Count one more batch, as `record_activity` does, if the step was taken."""
         sae = self.sae
         fired = torch.zeros(sae.spec.d_sae + 1, dtype=torch.bool, device=taken.device)
-        fired = fired.index_fill_(0, main.column.long(), True)[:-1]
+        fired = fired.index_fill_(0, own.column.long(), True)[:-1]
         if not self.group.is_single:
             fired = self.group.all_reduce(fired.int()) > 0
         fired = fired & (taken > 0)

@@ -66,8 +66,9 @@ def assert_same(found: Trainer, right: Trainer) -> None:
         *(("batch_topk", precision) for precision in PRECISIONS),
         *(("topk", precision) for precision in PRECISIONS),
         ("matryoshka_batch_topk", PRECISIONS[1]),
+        *(("multi_batch_topk", precision) for precision in PRECISIONS),
     ],
-    ids=["bfloat16", "float32", "topk", "topk in float32", "nested"],
+    ids=["bfloat16", "float32", "topk", "topk in float32", "nested", "k", "k in float32"],
 )
 def test_a_graph_gives_the_bytes_of_its_operations_every_time(
     kind: str, precision: Precision

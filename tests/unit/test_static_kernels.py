@@ -11,10 +11,12 @@ from running import run_python
 from synthetic import normal
 from torch import Tensor
 
+from sae_core.distributed.process_group import SINGLE_PROCESS
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.static import backend, select_kernels
 from sae_core.sae.static.backend import TWIN, Backend
 from sae_core.sae.static.facts import FIGURES, Facts, Figures, Weighting
+from sae_core.sae.static.nested import ByFeature, ByValue
 from sae_core.sae.static.pairs import Codes, Slots, entries, refine
 from sae_core.sae.static.per_token import largest_of_each
 
@@ -214,7 +216,8 @@ def test_a_nested_code_is_one_of_each_group(ops: Backend) -> None:
     """Three groups of features, of which the first has none, and the code of the dead ones."""
     slots, (main, aux) = two_slots()
     sizes, W = torch.tensor([0, 15, FEATURES]), normal(FEATURES, D, seed=7).float()
-    codes = Codes.nested(slots[0], sizes, slots[1])
+    group = ByFeature(sizes).groups(slots[0], int32(N * K), SINGLE_PROCESS)
+    codes = Codes.nested(slots[0], group, 3, slots[1])
     bounds = [(0, 0), (0, 15), (15, FEATURES)]
     dense = [torch.zeros_like(main) for _ in bounds]
     for group, (first, end) in zip(dense, bounds, strict=True):
@@ -232,12 +235,32 @@ def test_a_nested_code_is_one_of_each_group(ops: Backend) -> None:
     torch.testing.assert_close(by.b_enc.double(), b_enc, **CLOSE)
 
 
-def test_dense_products_are_sums_over_pairs() -> None:
+@pytest.mark.parametrize("name", PRE)
+@pytest.mark.parametrize("wanted", [0, 7, N * K])
+def test_groups_by_value_are_cuts_of_a_stable_sort(name: str, wanted: int) -> None:
+    """The half is rounded as Python does; an unused slot is in no group."""
+    pre, everything = PRE[name], (torch.ones(N, dtype=torch.bool), torch.ones(FEATURES) > 0)
+    given = *everything, int32(2 * wanted), 2 * N * K, int32(0).clone()
+    found = TWIN.select(pre, *given)
+    group = ByValue(pre.device).groups(found, int32(wanted), SINGLE_PROCESS)
+    cuts = [expected(pre, *everything, round(m * wanted)) for m in (0.5, 1, 2)]
+    right = 3 - torch.stack(cuts).sum(0)
+    n = int(found.n_pairs)
+    assert torch.equal(group[:n].long(), right[found.row.long()[:n], found.column.long()[:n]])
+    assert (group[n:] == 3).all() and n == int(cuts[-1].sum())
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_dense_products_are_sums_over_pairs(nested: bool) -> None:
     """Up to the rounding of factors and products to bfloat16, also of a feature that both have."""
     codes, _ = two_codes()
     codes.column[-1], codes.value[-1] = codes.column[0], 0.5
     codes.start[1, -1] = codes.start[1, -1] + 1
-    W, A = normal(FEATURES, D, seed=7).float(), normal(2 * N, D, seed=4).float()
+    if nested:
+        (main, aux), _ = two_slots()
+        group = ByValue(main.value.device).groups(main, int32(N * K // 2), SINGLE_PROCESS)
+        codes = Codes.nested(main, group, 3, aux)
+    W, A = normal(FEATURES, D, seed=7).float(), normal(codes.n_rows, D, seed=4).float()
     X, d_value = normal(N, D, seed=6).float(), normal(len(codes.row), seed=8).float()
     d_value = d_value * (codes.column < FEATURES)
     pairs, dense = (

@@ -11,7 +11,7 @@ import torch
 from operations import Operations
 from pretend_gpu import GPU, PretendGPU, _move_module
 from short_training import FEATURES, D, Recorder, make_sae
-from synthetic import KINDS, SparseDirections, SparseMap, spec
+from synthetic import BATCH_KINDS, KINDS, SparseDirections, SparseMap, spec
 from torch import Tensor
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
@@ -123,6 +123,7 @@ CASES: dict[str, dict[str, Any]] = {
     "a penalty": {"l1_coefficient": 0.05},
     "dead features": {"n_dead": 30},
     "nested": {"n_dead": 30, "kind": "matryoshka_batch_topk"},
+    "several k": {"n_dead": 30, "kind": "multi_batch_topk", "l1_coefficient": 0.05},
     "topk": {"n_dead": 30, "kind": "topk"},
     "active_adam": {"n_dead": 30, "optimizer": "active_adam"},
 }
@@ -145,7 +146,7 @@ def broken(n_outliers: int = 16, window: int = 5) -> SparseDirections:
     return source
 
 
-@pytest.mark.parametrize("kind", ["batch_topk", "topk", "matryoshka_batch_topk"])
+@pytest.mark.parametrize("kind", ahead.KINDS)
 def test_bfloat16_values_change_it_by_roundings(kind: str) -> None:
     """Of a TopK SAE with dead features and outliers, too."""
     given = {"kind": kind, "source": broken(), "n_dead": 9}
@@ -247,7 +248,7 @@ def test_a_graph_is_for_kinds_with_a_static_step(
     kind: str, precision: Precision, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sae, given = build(spec(kind)), Compute(precision=precision)
-    is_static = kind in ("batch_topk", "topk", "matryoshka_batch_topk")
+    is_static = kind in ("topk", *BATCH_KINDS)
     assert picked("auto", sae, given) == "ordinary"  # without a GPU
     monkeypatch.setattr(ahead, "has_kernels", lambda device: True)
     assert picked("auto", sae, given) == ("graph" if is_static else "ordinary")
@@ -323,6 +324,9 @@ def operations(
         (ROUNDED, SHAPE, "topk", 118),
         (EXACT, SHAPE, "topk", 164),
         (ROUNDED, SHAPE, "matryoshka_batch_topk", 149),
+        (ROUNDED, SHAPE, "multi_batch_topk", 198),
+        (EXACT, SHAPE, "multi_batch_topk", 314),
+        (ROUNDED, DENSE, "multi_batch_topk", 215),
     ],
 )
 def test_a_step_asks_nothing_and_launches_little(
@@ -344,6 +348,7 @@ def test_a_step_asks_nothing_and_launches_little(
         (EXACT, "batch_topk", 16),
         (EXACT, "topk", 10),
         (ROUNDED, "matryoshka_batch_topk", 11),
+        (ROUNDED, "multi_batch_topk", 17),
     ],
 )
 def test_a_shared_step_asks_nothing_either(precision: Precision, kind: str, messages: int) -> None:

@@ -6,8 +6,8 @@ ask the device how large its result is, and a whole step can be captured as one 
 `select_kernels` finds the pairs, `pair_kernels` decodes them and sums the gradients,
 `update_kernels` moves the weights; `twin` does the same with PyTorch, for a CPU and for tests, and
 `backend` picks one of the two. `sharing` makes one top-k of those of several processes. Where much
-of the code is active, `dense` sums in place of `pair_kernels`. `trainer/static_step.py` puts them
-together.
+of the code is active, `dense` sums in place of `pair_kernels`. `nested` cuts a code into those that
+have to reconstruct by themselves. `trainer/static_step.py` puts them together.
 
 Every sum has one order, whatever the scheduling: only integers are added atomically. So the same
 seed gives the same bytes.

@@ -42,4 +42,4 @@ def gradients(codes: Codes, d_value: Tensor, G: Tensor, X: Tensor, n_features: i
     d_code = _matrix(codes, d_value, n_features).view(-1, codes.n_tokens, n_features)
     W_enc = (d_code.sum(0).T @ X.bfloat16()).float()
     sums = d_code.sum(1, dtype=torch.float32)
-    return Gradients(W_dec, W_enc, torch.stack([sums[0], sums[1:].sum(0)]))
+    return Gradients(W_dec, W_enc, torch.stack([sums[:-1].sum(0), sums[-1]]))

@@ -3,6 +3,7 @@
 Shapes: N tokens, F features, P slots, M codes of the same tokens.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -67,14 +68,17 @@ class Codes(NamedTuple):
         return cls(torch.cat(rows), column, value, torch.stack(starts), len(codes[0].row))
 
     @classmethod
-    def nested(cls, main: Slots, sizes: Tensor, aux: Slots) -> "Codes":
-        """A code in groups of features, each up to the next of `sizes` (M,), then another code."""
-        n, n_groups = len(main.start) - 1, len(sizes)
-        group = torch.bucketize(main.column, sizes, right=True)  # one more for the unused slots
+    def nested(cls, main: Slots, group: Tensor, n_groups: int, aux: Slots) -> "Codes":
+        """A code as the codes of its groups, then another code.
+
+        Args:
+            group: (P,) int32 the group of each pair of `main`; `n_groups` for the unused slots.
+        """
+        n = len(main.start) - 1
         key, order = torch.sort(group * n + main.row, stable=True)
-        ends = torch.arange(n_groups * n + 1, device=key.device)
+        ends = torch.arange(n_groups * n + 1, dtype=torch.int32, device=key.device)
         start = torch.searchsorted(key, ends, out_int32=True)
-        row = torch.where(key < n_groups * n, key, 0).int()
+        row = torch.where(key < n_groups * n, key, 0)
         return cls(
             torch.cat([row, aux.row + n_groups * n]),
             torch.cat([main.column[order], aux.column]),
@@ -141,20 +145,33 @@ def refine(
         total: () int32; at most `n_slots`.
         group: the processes that have pairs of other tokens.
     """
-    if group.is_single:
-        ranked = value.sort(descending=True).values
-        last = (total - 1).clamp(0, len(value) - 1)
-        least = ranked.gather(0, last.long()[None])[0].clamp(min=0.0)
-        above = value > least
-        ties = total - above.sum()
-    else:
-        least, ties = least_of_all(value, total, group)
-        above = value > least
-    is_tie = (value == least) & (value > 0)
-    kept = above | (is_tie & (is_tie.cumsum(0) <= ties))
+    [(kept, least)] = largest(value, total[None], group)
     pairs, ends = compacted(kept, slots.row, slots.column, value, n_slots, n_features)
     start = torch.cat([ends.new_zeros(1), ends])[slots.start.long()]
     return Slots(*pairs, start, least)
+
+
+def largest(value: Tensor, totals: Tensor, group: ProcessGroup) -> Iterator[tuple[Tensor, Tensor]]:
+    """For each of some totals, (C,) bool which of the pairs are so many of the largest, ties to the
+    earlier one, and () the smallest value of these; 0 if fewer are positive.
+
+    Args:
+        value: (C,) float32; 0 where there is no pair.
+        totals: (M,) int32.
+        group: the processes that have pairs of other tokens.
+    """
+    ranked = value.sort(descending=True).values if group.is_single else value
+    for total in totals.unbind():
+        if group.is_single:
+            last = (total - 1).clamp(0, len(value) - 1)
+            least = ranked.gather(0, last.long()[None])[0].clamp(min=0.0)
+            above = value > least
+            ties = total - above.sum()
+        else:
+            least, ties = least_of_all(value, total, group)
+            above = value > least
+        is_tie = (value == least) & (value > 0)
+        yield above | (is_tie & (is_tie.cumsum(0) <= ties)), least
 
 
 def compacted(
