@@ -177,10 +177,12 @@ class TrainingConfig:
     `auto`."""
 
     lr: PositiveFloat | Literal["auto"] = 1e-3
-    """Peak learning rate of Adam; `auto` takes 0.004 for 4,608 features, 4,096 tokens per step and
-    up to 900,000 tokens of training. It falls with the root of the features and the third root of
-    the training's tokens, and grows with the root of those per step. The rate rises over the first
-    5% of the steps, and --lr-decay says when it falls."""
+    """Peak learning rate of the optimizer; `auto` takes 0.004 for 4,608 features, 4,096 tokens per
+    step and up to 900,000 tokens of training, and 0.006 with --optimizer active_adam; three
+    quarters of that for the kind multi_batch_topk. It falls with the root of the features and the
+    third root of the training's tokens, and grows with the root of those per step; with active_adam
+    it falls with the fourth root of the steps. The rate rises over the first 5% of the steps, and
+    --lr-decay says when it falls."""
 
     lr_decay: Annotated[float, Limits(exclusive_minimum=0, maximum=1)] = 0.2
     """Share of the steps, the last ones, over which the learning rate falls to zero."""

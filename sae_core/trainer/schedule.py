@@ -1,23 +1,43 @@
 """The number of tokens per step, and the learning rate of each step.
 
-`auto` stands for rules that were fitted to trainings of BatchTopK SAEs with the default optimizer
-and `lr_decay`: docs/recipe.md has the trials.
+`auto` stands for rules that were fitted to trainings of BatchTopK SAEs: docs/recipe.md has the
+trials.
 """
 
 import math
 from dataclasses import replace
+from typing import NamedTuple
 
-from sae_core.train_config import TrainingConfig
+from sae_core.train_config import OptimizerName, TrainingConfig
 
 WARM_UP = 0.05
 """Share of the steps in which the learning rate rises to its peak."""
 
-AUTO_LR, AUTO_LR_WIDTH, AUTO_LR_SIZE = 4e-3, 4608, 4096
-"""The learning rate `auto` of a training on `AUTO_TOKENS`, and the features and the tokens per step
-that it is for; with so many features it is never larger."""
-
 AUTO_TOKENS, AUTO_SIZE = 220 * 4096, 256
 """Tokens of a training, over all epochs, and the tokens per step `auto` for it."""
+
+AUTO_LR_WIDTH, AUTO_LR_SIZE = 4608, 4096
+"""The features and the tokens per step of the learning rates in `AUTO_LR`."""
+
+
+class AutoRate(NamedTuple):
+    """The learning rate `auto` of an optimizer."""
+
+    lr: float
+    """For a training on `AUTO_TOKENS`; an SAE of `AUTO_LR_WIDTH` has never a larger one."""
+    size_power: float
+    """It grows with this power of the tokens per step."""
+    token_power: float
+    """It falls with this power of the tokens of the training."""
+    several_k: float
+    """What it is times for a `multi_batch_topk` SAE."""
+
+
+AUTO_LR: dict[OptimizerName, AutoRate] = {
+    "adam": AutoRate(4e-3, 1 / 2, 1 / 3, several_k=1.0),
+    "active_adam": AutoRate(6e-3, 1 / 4, 1 / 4, several_k=3 / 4),
+}
+"""Fitted with an `lr_decay` of 0.2 for `adam`, and of 0.9 for `active_adam`."""
 
 LEAST_AUTO_SIZE, MOST_AUTO_SIZE = 256, 4096
 """Tokens per step that `auto` stays between."""
@@ -37,32 +57,44 @@ def step_size(training: TrainingConfig, n_rows: int) -> int:
     return min(max(2 ** round(math.log2(size)), LEAST_AUTO_SIZE), MOST_AUTO_SIZE)
 
 
-def peak_learning_rate(d_sae: int, tokens_per_step: int, n_tokens: int) -> float:
+def peak_learning_rate(
+    optimizer: OptimizerName, sae_type: str, d_sae: int, tokens_per_step: int, n_tokens: int
+) -> float:
     """The learning rate `auto` of an SAE with `d_sae` features, trained on `n_tokens` in all.
 
-    It falls with the root of the width (Gao et al., arXiv 2406.04093, section A.3), grows with the
-    root of the tokens per step (of Adam: Malladi et al., arXiv 2205.10287), and falls with the
-    third root of the tokens, which the trials have shown; it is at most what the width alone
-    makes it.
+    It falls with the root of the width (Gao et al., arXiv 2406.04093, section A.3). With Adam it
+    grows with the root of the tokens per step (Malladi et al., arXiv 2205.10287), and falls with
+    the third root of the tokens, which the trials have shown. `active_adam` moves a feature only in
+    the steps in which it is active: a rare one as often whatever the size of a step, so that its
+    rate would not grow at all. The trials have a fourth root for both, so that the rate depends on
+    the number of steps alone.
     """
-    relative = (tokens_per_step / AUTO_LR_SIZE) ** 0.5 * (AUTO_TOKENS / n_tokens) ** (1 / 3)
-    return AUTO_LR * (AUTO_LR_WIDTH / d_sae) ** 0.5 * min(relative, 1.0)
+    auto = AUTO_LR[optimizer]
+    relative = (tokens_per_step / AUTO_LR_SIZE) ** auto.size_power
+    relative *= (AUTO_TOKENS / n_tokens) ** auto.token_power
+    of_kind = auto.lr * (auto.several_k if sae_type == "multi_batch_topk" else 1.0)
+    return of_kind * (AUTO_LR_WIDTH / d_sae) ** 0.5 * min(relative, 1.0)
 
 
 def resolved(
-    training: TrainingConfig, d_sae: int, tokens_per_step: int, steps_per_epoch: int
+    training: TrainingConfig,
+    sae_type: str,
+    d_sae: int,
+    tokens_per_step: int,
+    steps_per_epoch: int,
 ) -> TrainingConfig:
     """The settings with numbers in place of `auto`.
 
     Args:
-        d_sae: features of the SAE.
+        sae_type, d_sae: kind and features of the SAE.
         tokens_per_step, steps_per_epoch: of the source that it is trained on.
     """
     if training.tokens_per_step == "auto":
         training = replace(training, tokens_per_step=tokens_per_step)
     if training.lr == "auto":
         n_tokens = training.num_epochs * steps_per_epoch * tokens_per_step
-        lr = peak_learning_rate(d_sae, tokens_per_step, n_tokens)
+        optimizer = training.optimizer
+        lr = peak_learning_rate(optimizer, sae_type, d_sae, tokens_per_step, n_tokens)
         training = replace(training, lr=lr)
     return training
 

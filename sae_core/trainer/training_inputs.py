@@ -116,8 +116,10 @@ def end_to_end_phase(
 
 def resolved_training(activations: Activations, settings: Settings) -> TrainingConfig:
     """The settings of the training, with numbers in place of `auto`."""
-    source, d_sae = activations.source, settings.sae.n_features(activations.d_in)
-    return resolved(settings.training, d_sae, source.tokens_per_step, source.steps_per_epoch)
+    source, sae = activations.source, settings.sae
+    d_sae = sae.n_features(activations.d_in)
+    lengths = source.tokens_per_step, source.steps_per_epoch
+    return resolved(settings.training, sae.sae_type, d_sae, *lengths)
 
 
 def resolved_spec(activations: Activations, settings: Settings, device: torch.device) -> SAESpec:

@@ -3,7 +3,8 @@
     python tests/benchmarks/ground_truth.py
 
 The penalties of the kinds without a k are such that about as many features are active. An
-lr_decay of 0.9 goes with `active_adam`. `--peers` adds their BatchTopK SAEs, where the peers are.
+lr_decay of 0.9 goes with `active_adam`. `--peers` adds their SAEs of the same kinds, where the
+peers are: sae-lens has all but `multi_batch_topk`, dictionary-learning is compared in BatchTopK.
 L0, FVU and dead features are those of held-out tokens, at each SAE's own threshold.
 """
 
@@ -20,6 +21,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests/tools")]
 
+import peer_kinds  # noqa: E402
 import peer_training  # noqa: E402
 import torch  # noqa: E402
 from known_features import RECOVERED, KnownFeatures, learn, recovery  # noqa: E402
@@ -37,10 +39,12 @@ D_IN, N_FEATURES, N_ACTIVE, EXPANSION = 128, 512, 6, 8
 N_TOKENS, TOKENS_PER_STEP, EPOCHS = 2**19, 1024, 2
 PENALTIES = {"standard": 0.3, "gated": 0.3}
 OPTIMIZERS = {"adam": TrainingConfig(), "active_adam": ACTIVE_ADAM}
-PEERS: dict[str, Callable[[Data, int, int, float, int], Trained]] = {
+BATCH_TOPK: dict[str, Callable[[Data, int, int, float, int], Trained]] = {
     "sae-lens": peer_training.sae_lens,
     "dictionary-learning": peer_training.dictionary_learning,
 }
+THEIRS = {"sae-lens": ["batch_topk", *peer_kinds.KINDS], "dictionary-learning": ["batch_topk"]}
+"""The kinds that a peer is compared in."""
 
 
 class Learnt(NamedTuple):
@@ -54,16 +58,21 @@ class Learnt(NamedTuple):
     """CPU time of the training."""
 
 
-def ours(kind: str, optimizer: str, source: KnownFeatures, lr: float) -> Learnt:
-    """One of our SAEs."""
-    config = SAEConfig(
+def configured(kind: str) -> SAEConfig:
+    """The SAE that is asked for."""
+    return SAEConfig(
         sae_type=kind,
         sae_expansion=EXPANSION,
         topk=N_ACTIVE,
         sparsity_penalty=PENALTIES.get(kind, 0.0),
     )
+
+
+def ours(kind: str, optimizer: str, source: KnownFeatures, lr: float) -> Learnt:
+    """One of our SAEs."""
+    training = replace(OPTIMIZERS[optimizer], num_epochs=EPOCHS, lr=lr)
     start = time.process_time()
-    trainer = learn(config, source, replace(OPTIMIZERS[optimizer], num_epochs=EPOCHS, lr=lr))
+    trainer = learn(configured(kind), source, training)
     seconds = time.process_time() - start
     sae = trainer.sae.eval()
     return Learnt(
@@ -71,14 +80,17 @@ def ours(kind: str, optimizer: str, source: KnownFeatures, lr: float) -> Learnt:
     )
 
 
-def peers(peer: str, source: KnownFeatures, lr: float) -> Learnt:
-    """A peer's BatchTopK SAE."""
+def peers(peer: str, kind: str, source: KnownFeatures, lr: float) -> Learnt:
+    """A peer's SAE of the same kind."""
     drawn = [x for epoch in range(EPOCHS) for x in source.train_batches(epoch)]
     normalise = Normalisation.measure(torch.cat(drawn[:8]).to(DEVICE))
     held = held_out(source, normalise)
     data = Data([normalise(x.to(DEVICE)) for x in drawn], held, held)
     start = time.process_time()
-    sae = PEERS[peer](data, D_IN * EXPANSION, N_ACTIVE, lr, 0)
+    if kind == "batch_topk":
+        sae = BATCH_TOPK[peer](data, D_IN * EXPANSION, N_ACTIVE, lr, 0)
+    else:
+        sae = peer_kinds.train(data, configured(kind), lr, 0)
     return Learnt(sae, held, time.process_time() - start)
 
 
@@ -89,13 +101,15 @@ def held_out(source: KnownFeatures, normalise: Normalisation) -> Tensor:
 
 
 @torch.no_grad()
-def row(name: str, train: Callable[[KnownFeatures, float], Learnt], lr: float) -> str:
+def row(
+    name: str, train: Callable[[KnownFeatures, float], Learnt], lr: float, n_tokens: int
+) -> str:
     """One line of the table: a training from scratch."""
     source = KnownFeatures(
         d_in=D_IN,
         n_features=N_FEATURES,
         n_active=N_ACTIVE,
-        n_tokens=N_TOKENS,
+        n_tokens=n_tokens,
         tokens_per_step=TOKENS_PER_STEP,
     )
     with torch.enable_grad():
@@ -115,23 +129,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
     parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
-    parser.add_argument("--peers", nargs="*", choices=PEERS, default=[], help="where they are")
+    parser.add_argument("--peers", nargs="*", choices=THEIRS, default=[], help="where they are")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2])
+    parser.add_argument("--tokens", type=int, default=N_TOKENS, help="an epoch; there are two")
     options = parser.parse_args()
     print(
         f"{N_FEATURES} known features in {D_IN} dimensions, {N_ACTIVE} active a token, "
-        f"{D_IN * EXPANSION} features to find them with, {EPOCHS * N_TOKENS:,} tokens; "
+        f"{D_IN * EXPANSION} features to find them with, {EPOCHS * options.tokens:,} tokens; "
         f"{describe()}\n"
     )
     print(f"| SAE | lr | recovered (cosine > {RECOVERED}) | mean cosine | L0 | FVU | dead | s |")
     print("|---" + "|--:" * 7 + "|")
-    contenders = {
-        f"`{k}`, {o}": partial(ours, k, o) for k, o in product(options.kinds, options.optimizers)
+    kinds = options.kinds
+    contenders = {f"`{k}`, {o}": partial(ours, k, o) for k, o in product(kinds, options.optimizers)}
+    contenders |= {
+        f"`{k}`, {peer}": partial(peers, peer, k)
+        for peer, k in product(options.peers, kinds)
+        if k in THEIRS[peer]
     }
-    contenders |= {peer: partial(peers, peer) for peer in options.peers}
     for name, train in contenders.items():
         for lr in options.rates:
-            print(row(name, train, lr), flush=True)
+            print(row(name, train, lr, options.tokens), flush=True)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The benchmark of quality's data, and our contenders."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from pathlib import Path
 
@@ -30,6 +30,27 @@ TOKENS_TO_DEAD = 3 * DRAWN
 
 RECIPE = TrainingConfig()
 ACTIVE_ADAM = TrainingConfig(optimizer="active_adam", lr_decay=0.9)
+
+
+@dataclass(frozen=True)
+class Own:
+    """One of our contenders."""
+
+    sae_type: SAEType = "batch_topk"
+    settings: TrainingConfig = RECIPE
+    """Their learning rate does not count."""
+    compute_dtype: str = "auto"
+
+
+OURS = {
+    "ours": Own(),
+    "ours, float32": Own(compute_dtype="float32"),
+    "ours, active_adam": Own(settings=ACTIVE_ADAM),
+    "ours, matryoshka_batch_topk": Own("matryoshka_batch_topk"),
+    "ours, matryoshka_batch_topk, active_adam": Own("matryoshka_batch_topk", ACTIVE_ADAM),
+    "ours, multi_batch_topk, active_adam": Own("multi_batch_topk", ACTIVE_ADAM),
+}
+"""By their names in the records."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +88,14 @@ def two_digits(number: float) -> float:
     return float(f"{number:.2g}")
 
 
-def automatic(features: int, tokens: int) -> tuple[int, float]:
+def automatic(own: Own, features: int, tokens: int) -> tuple[int, float]:
     """Tokens per step and learning rate of a training on about `tokens`, as `auto` has them; the
     rate with two digits, as grids have it."""
     n_tokens = DRAWN * max(1, round(tokens / DRAWN))
-    auto = TrainingConfig(num_epochs=1, tokens_per_step="auto", lr="auto")
+    auto = replace(own.settings, num_epochs=1, tokens_per_step="auto", lr="auto")
     size = step_size(auto, n_tokens)
-    return size, two_digits(float(resolved(auto, features, size, n_tokens // size).lr))
+    found = resolved(auto, own.sae_type, features, size, n_tokens // size)
+    return size, two_digits(float(found.lr))
 
 
 def in_steps(data: Data, tokens_per_step: int) -> Data:
@@ -82,20 +104,11 @@ def in_steps(data: Data, tokens_per_step: int) -> Data:
     return data._replace(batches=[part for batch in data.batches for part in batch.chunk(parts)])
 
 
-def train(
-    data: Data,
-    features: int,
-    k: int,
-    lr: float,
-    seed: int,
-    sae_type: SAEType = "batch_topk",
-    compute_dtype: str = "auto",
-    settings: TrainingConfig = RECIPE,
-) -> Trained:
-    """One of our SAEs, calibrated; the learning rate of `settings` does not count."""
+def train(data: Data, features: int, k: int, lr: float, seed: int, own: Own) -> Trained:
+    """One of our SAEs, calibrated."""
     d_in = data.held_out.shape[1]
     config = SAEConfig(
-        sae_type=sae_type,
+        sae_type=own.sae_type,
         topk=k,
         sae_expansion=features // d_in,
         n_batches_to_dead=max(1, TOKENS_TO_DEAD // len(data.batches[0])),
@@ -103,9 +116,9 @@ def train(
     sae = build(sae_spec(config, Hook(0, "hook_resid_post"), d_in, DEVICE, {}))
     sae.initialise(generator(seed, "weights"))
     sae.to(DEVICE)
-    compute = Compute(precision=pick_precision(compute_dtype, DEVICE))
-    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), settings, Observer(), compute)
+    compute = Compute(precision=pick_precision(own.compute_dtype, DEVICE))
+    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), own.settings, Observer(), compute)
     for step, x in enumerate(data.batches):
-        trainer.step(Batch(x), learning_rate(step, len(data.batches), lr, settings.lr_decay))
+        trainer.step(Batch(x), learning_rate(step, len(data.batches), lr, own.settings.lr_decay))
     sae.calibrate(iter([data.calibration]))
     return Trained(sae.pre_activations, sae.decode, float(sae.known_threshold))

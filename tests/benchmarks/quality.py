@@ -15,18 +15,16 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 import our_training
 import peer_training
 import peer_windows
 from machine import DEVICE, describe
-from our_training import ACTIVE_ADAM, Harvest, in_steps
+from our_training import OURS, Harvest, Own, in_steps
 from recipe_tables import contenders_table
 from sae_figures import Data, Trained, at_l0, at_threshold
 from trial_records import RECORDS, Figures, Record, Records, Settings
 
-from sae_core.sae.config import SAEType
 from sae_core.utils.code_hash import code_hash
 from sae_core.utils.devices import keep_freed_memory
 
@@ -56,20 +54,12 @@ class Contender:
     """What stands for its code."""
 
 
-def _ours(sae_type: SAEType = "batch_topk", **options: Any) -> Contender:
-    train = partial(our_training.train, sae_type=sae_type, **options)
-    return Contender(train, partial(_own, sae_type))
+def _ours(own: Own) -> Contender:
+    return Contender(partial(our_training.train, own=own), partial(_own, own.sae_type))
 
 
 CONTENDERS: dict[str, Contender] = {
-    "ours": _ours(),
-    "ours, float32": _ours(compute_dtype="float32"),
-    "ours, active_adam": _ours(settings=ACTIVE_ADAM),
-    "ours, matryoshka_batch_topk": _ours("matryoshka_batch_topk"),
-    "ours, matryoshka_batch_topk, active_adam": _ours(
-        "matryoshka_batch_topk", settings=ACTIVE_ADAM
-    ),
-    "ours, multi_batch_topk, active_adam": _ours("multi_batch_topk", settings=ACTIVE_ADAM),
+    **{name: _ours(own) for name, own in OURS.items()},
     "sae-lens": Contender(peer_training.sae_lens, partial(_peer, "sae-lens")),
     "dictionary-learning": Contender(
         peer_training.dictionary_learning, partial(_peer, "dictionary-learning")
@@ -132,8 +122,10 @@ def grid(options: argparse.Namespace) -> Iterator[Settings]:
     ):
         data = Harvest(tuple(options.shards), hook).identity
         rest = options.tokens, data, our_training.TOKENS_TO_DEAD
-        auto = [our_training.automatic(features, options.tokens)] if options.auto else []
-        for size, lr in dict.fromkeys([*pairs, *auto]):
+        wanted = list(pairs)
+        if options.auto and contender in OURS:
+            wanted.append(our_training.automatic(OURS[contender], features, options.tokens))
+        for size, lr in dict.fromkeys(wanted):
             yield Settings(contender, hook, k, features, size, lr, seed, *rest)
 
 
@@ -148,7 +140,7 @@ def main() -> None:
     sizes = [128, 256, 512, 1024, 2048, 4096]
     parser.add_argument("--tokens-per-step", type=int, nargs="*", choices=sizes, default=sizes[2:])
     parser.add_argument("--rates", type=float, nargs="*", default=[1.5e-3, 3e-3, 6e-3, 1.2e-2])
-    parser.add_argument("--auto", action="store_true", help="also both as `auto` has them")
+    parser.add_argument("--auto", action="store_true", help="ours also as `auto` has both")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--tokens", type=int, default=900_000, help="to train, about")
     parser.add_argument("--records", type=Path, default=RECORDS, help="what has been found")

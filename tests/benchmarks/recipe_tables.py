@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 import yaml
-from our_training import automatic, two_digits
+from our_training import OURS, automatic, two_digits
 from trial_records import Figures, Record, Records, Settings
 
 from sae_core.utils.files import write_file
@@ -20,6 +20,8 @@ BLOCK = re.compile(r"(?<=<!-- made by make recipe: )(\S+) -->.*?(?=<!-- end -->)
 BASELINE = "recipe"
 """The contender that most ideas are compared with: the default recipe, by the code that they were
 tried with."""
+Pair = tuple[int, float]
+"""Tokens per step, and the learning rate with two digits."""
 MEANS = "calibration_fvu", "fvu", "dead", "own_fvu", "own_l0"
 
 
@@ -162,35 +164,36 @@ def _at_best_size(by_size: dict[int, list[Record]]) -> tuple[int, Best]:
 
 
 def auto_table(records: Iterable[Record]) -> str:
-    """Our training with `tokens_per_step` and `lr` as `auto` has them, beside the best of the
-    others in the same setting; where both have been run, on the seeds that both have."""
-    by_task: dict[Setup, dict[tuple[int, float], list[Record]]] = {}
+    """Each of our trainings with `tokens_per_step` and `lr` as `auto` has them, beside the best of
+    the others in the same setting; where both have been run, on the seeds that both have."""
+    by_task: dict[tuple[str, Setup], dict[Pair, list[Record]]] = {}
     for record in records:
-        if record.settings.contender == "ours":
+        if record.settings.contender in OURS:
             task = replace(Setup.of(record.settings), tokens_per_step=0)
             pair = record.settings.tokens_per_step, two_digits(record.settings.lr)
-            by_task.setdefault(task, {}).setdefault(pair, []).append(record)
+            by_pair = by_task.setdefault((record.settings.contender, task), {})
+            by_pair.setdefault(pair, []).append(record)
     lines = [
-        "| layer | features | k | tokens | `auto`: per step | learning rate | FVU at L0 k | dead "
-        "| s | best of the grid: per step | learning rate | FVU at L0 k | dead | s | its trials "
-        "| `auto` over it |",
-        "|--:" * 16 + "|",
+        "| SAE | layer | features | k | tokens | `auto`: per step | learning rate | FVU at L0 k "
+        "| dead | s | best of the grid: per step | learning rate | FVU at L0 k | dead | s "
+        "| its trials | `auto` over it |",
+        "|---" + "|--:" * 16 + "|",
     ]
-    for task, by_pair in sorted(by_task.items(), key=lambda item: item[0].place):
-        auto = automatic(task.features, task.tokens)
+    for (name, task), by_pair in sorted(by_task.items(), key=lambda it: (it[0][0], it[0][1].place)):
+        auto = automatic(OURS[name], task.features, task.tokens)
         others = {pair: found for pair, found in by_pair.items() if pair != auto}
         if auto in by_pair and others:
-            lines.append(_auto_beside(task, auto, by_pair[auto], others))
+            lines.append(f"| {name} {_auto_beside(task, auto, by_pair[auto], others)}")
     return "\n".join(lines)
 
 
 def _auto_beside(
     task: Setup,
-    auto: tuple[int, float],
+    auto: Pair,
     records: list[Record],
-    others: dict[tuple[int, float], list[Record]],
+    others: dict[Pair, list[Record]],
 ) -> str:
-    """A line of `auto_table`."""
+    """A line of `auto_table`, without the contender."""
     seeds = {record.settings.seed for record in records}
     same = {pair: [r for r in found if r.settings.seed in seeds] for pair, found in others.items()}
     most = max(map(len, same.values()))
@@ -199,7 +202,7 @@ def _auto_beside(
     shared = {record.settings.seed for record in whole[best]}
     own = [record for record in records if record.settings.seed in shared]
 
-    def cells(pair: tuple[int, float], found: list[Record]) -> str:
+    def cells(pair: Pair, found: list[Record]) -> str:
         return (
             f"| {pair[0]:,} | {pair[1]:.2g} | {_figure(found, 'fvu'):.4f} "
             f"| {_figure(found, 'dead'):.1%} | {_figure(found, 'seconds'):.0f} "
