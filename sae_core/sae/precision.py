@@ -9,7 +9,8 @@ from sae_core.utils.devices import is_fast_at_bfloat16
 
 class Precision(NamedTuple):
     """The number formats of the encoder product. Weights and gradients are in float32, and so is
-    every sum over pairs; products with a code that is dense have the format of its values."""
+    every sum over pairs; products with a code that is dense have the format of its values, and so
+    have the rows that the pairs of a static step read."""
 
     matmul_dtype: torch.dtype
     """Number format in which the product is computed."""

@@ -12,8 +12,8 @@ process, each has a graph, and one graph runs at a time. So what a step needs on
 in the same memory for all of them.
 """
 
+import weakref
 from collections.abc import Callable
-from functools import cache
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -132,7 +132,7 @@ class Ahead:
         self.length = self.most
         try:
             self.step = self.make(raw, max(self.most, REHEARSALS))
-            self.run = capture(self.step) if self.captured else self.step.run
+            self.run = Captured(self.step) if self.captured else self.step.run
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
@@ -159,25 +159,36 @@ def picked(stepping: Stepping, sae: SparseAutoencoder, compute: Compute) -> Step
     return "graph" if compute.group.is_single else "static"
 
 
-def capture(step: StaticStep) -> Callable[[], None]:
-    """Capture the step as a CUDA graph; calling the result launches it.
+class Pool:
+    """Where all graphs have what they need only while they run. It lives as long as one of them:
+    CUDA gives no memory to a graph in a pool whose graphs are gone."""
 
-    Other threads may use the GPU meanwhile.
-    """
-    step.begin(halted=True)
-    stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
-    stream.wait_stream(current)
-    with torch.cuda.stream(stream):
-        for _ in range(REHEARSALS):
+    def __init__(self) -> None:
+        self.handle: Any = torch.cuda.graph_pool_handle()
+
+
+_pools: "weakref.WeakSet[Pool]" = weakref.WeakSet()
+"""The one that is in use, if there is one."""
+
+
+class Captured:
+    """A step as a CUDA graph; a call launches it."""
+
+    def __init__(self, step: StaticStep) -> None:
+        """Capture it. Other threads may use the GPU meanwhile."""
+        step.begin(halted=True)
+        stream, current = torch.cuda.Stream(), torch.cuda.current_stream()
+        stream.wait_stream(current)
+        with torch.cuda.stream(stream):
+            for _ in range(REHEARSALS):
+                step.run()
+        current.wait_stream(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        self.pool = next(iter(_pools), None) or Pool()
+        given = {"pool": self.pool.handle, "capture_error_mode": "thread_local"}
+        with torch.cuda.graph(self.graph, **given):
             step.run()
-    current.wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=_pool(), capture_error_mode="thread_local"):
-        step.run()
-    return graph.replay
+        _pools.add(self.pool)
 
-
-@cache
-def _pool() -> Any:
-    """Where all graphs have what they need only while they run."""
-    return torch.cuda.graph_pool_handle()
+    def __call__(self) -> None:
+        self.graph.replay()

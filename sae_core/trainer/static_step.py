@@ -18,6 +18,10 @@ weights are summed over the pairs of both codes, which are sorted once, as one l
 than `DENSE_SHARE` of a code is active and values are in bfloat16, as dense products. Projection,
 clipping, Adam and the unit norm follow, with the learning rate on the device.
 
+A pair reads a row of W_dec to decode and another time for dL/dvalue, and for the gradients one of x
+and one of dL/dx_hat. This is most of what a large step reads (docs/benchmarks.md). So with bfloat16
+values these rows are in bfloat16; their sums are in float32.
+
 Float32 values are computed separately, for the pairs alone. First, twice as many candidates as are
 wanted are found by an upper bound of each entry: `pre` plus the most that rounding to bfloat16 can
 have taken from it, `ROUNDING |x| |w|`. If the least value kept exceeds the bounds of all entries
@@ -146,6 +150,8 @@ class StaticStep:
         self.record = torch.zeros(n_steps, FIGURES, device=device)
         self.floors = torch.zeros(2, dtype=torch.int32, device=device)
         self.factors = torch.zeros_like(self.W_enc, dtype=torch.bfloat16)
+        self.directions = None if self.is_exact else torch.zeros_like(self.factors)
+        """The decoder in bfloat16."""
         self.sure = torch.ones((), dtype=torch.bool, device=device)
         self.all_features = torch.ones(spec.d_sae, dtype=torch.bool, device=device)
 
@@ -159,6 +165,13 @@ class StaticStep:
         self.halted.fill_(halted)
         self.at.zero_()
         self.factors.copy_(self.W_enc)
+        if self.directions is not None:
+            self.directions.copy_(self.W_dec)
+
+    @property
+    def decoder(self) -> Tensor:
+        """(F, D) what the pairs read."""
+        return self.W_dec if self.directions is None else self.directions
 
     def feed(self, raw: Tensor, lr: float) -> None:
         """Set the batch and the learning rate of the next step, without waiting for the device."""
@@ -263,7 +276,7 @@ class StaticStep:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The figures, (M N, D) the loss's gradient to the reconstructions of all codes, and ()
         what the L1 norm adds to that of each value."""
-        made, decoded = rows.made, self.ops.decode(codes, self.W_dec)
+        made, decoded = rows.made, self.ops.decode(codes, self.decoder)
         parts = decoded.view(-1, codes.n_tokens, decoded.shape[1])
         nested = parts[:-1].cumsum(0) if self.nesting else None
         if self.nesting and nested is not None:
@@ -313,11 +326,12 @@ class StaticStep:
     ) -> tuple[Gradients, Tensor]:
         """To the rows of the weights, not projected, and (D,) the sum of those to the
         reconstructions; of all processes."""
-        d_value = self.ops.sampled(codes, G, self.W_dec)
+        made, d_value = rows.made, self.ops.sampled(codes, G, self.decoder)
         if self.weighting.l1:
             d_value[: self.n_pairs] += torch.where(own.column < self.sae.spec.d_sae, by_l1, 0.0)
-        found = self.ops.gradients(codes, d_value, G, rows.made.x, self.sae.spec.d_sae)
-        by_x_hat = G[: len(rows.made.x)].sum(0)
+        read = (G, made.x) if self.is_exact else (G.bfloat16(), made.half)
+        found = self.ops.gradients(codes, d_value, *read, self.sae.spec.d_sae)
+        by_x_hat = G[: len(made.x)].sum(0)
         self.group.all_reduce_([*found, by_x_hat])
         return found, by_x_hat
 
@@ -341,9 +355,10 @@ class StaticStep:
         scalars = self.ops.decide(figures, squared, facts)
         first, second, third, fourth = self.moments
         rule, for_b_dec = self.rule, self.rule._replace(only_active=False)
+        of_decoder = along, scalars, DECODER_LR_SCALE, self.directions
         self.ops.move_encoder(self.W_enc, W_enc, first, scalars, self.factors, rule)
         self.ops.move_vector(self.b_enc, b_enc, second, scalars, rule)
-        self.ops.move_decoder(self.W_dec, W_dec, third, along, scalars, DECODER_LR_SCALE, rule)
+        self.ops.move_decoder(self.W_dec, W_dec, third, *of_decoder, rule)
         self.ops.move_vector(self.b_dec, b_dec, fourth, scalars, for_b_dec)
         return scalars[3]
 

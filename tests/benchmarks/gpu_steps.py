@@ -33,7 +33,7 @@ from sae_core.sae.precision import pick_precision  # noqa: E402
 from sae_core.sae.reconstruction import Compute  # noqa: E402
 from sae_core.sae.static.backend import backend_for  # noqa: E402
 from sae_core.train_config import TrainingConfig  # noqa: E402
-from sae_core.trainer.ahead import capture  # noqa: E402
+from sae_core.trainer.ahead import Captured  # noqa: E402
 from sae_core.trainer.batches import Batch  # noqa: E402
 from sae_core.trainer.events import Observer  # noqa: E402
 from sae_core.trainer.optimizer import adam  # noqa: E402
@@ -155,7 +155,7 @@ def graph(shape: Shape, dead: bool, skewed: bool) -> Fed:
 
 
 def captured(step: StaticStep) -> Callable[[], None]:
-    return capture(step) if ON_GPU else step.run
+    return Captured(step) if ON_GPU else step.run
 
 
 def eager(shape: Shape, dead: bool, skewed: bool) -> Fed:

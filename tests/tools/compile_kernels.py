@@ -42,8 +42,8 @@ TYPES = {
     ),
     **dict.fromkeys("rows columns kept some finite sure halted".split(), BOOLS),
     **dict.fromkeys(
-        "total floor seen count limits above at row_of column_of start column begin first_segment "
-        "feature_of aside_of row n n_pairs aux_total".split(),
+        "total floor seen count limits numbers before row_of column_of start column begin "
+        "first_segment feature_of aside_of row n n_pairs aux_total".split(),
         INTS,
     ),
     "pre": SHORTS,
@@ -57,11 +57,13 @@ MULTIPLES = {"D", "F", "N", "vocabulary"}
 """Sizes that are usually multiples of 16."""
 
 
-def compiled(kernel: Any, warps: int, constants: dict[str, Any]) -> dict[str, int]:
-    """What a kernel uses with these constants."""
-    names = kernel.arg_names
+def compiled(
+    kernel: Any, warps: int, constants: dict[str, Any], halves: str = ""
+) -> dict[str, int]:
+    """What a kernel uses with these constants, and some of its matrices in bfloat16."""
+    names, types = kernel.arg_names, TYPES | dict.fromkeys(halves, HALVES)
     signature = {
-        name: "constexpr" if name in constants else TYPES.get(name, FLOATS) for name in names
+        name: "constexpr" if name in constants else types.get(name, FLOATS) for name in names
     }
     if "record" in names:
         signature["at"] = LONGS  # the line that comes next
@@ -88,14 +90,18 @@ def resources(kernel: Any) -> dict[str, int]:
     return used | {"narrow loads": text.count("LDG.E.U16"), "fences": text.count("MEMBAR")}
 
 
-def kernels_of(d: int) -> dict[str, tuple[Any, int, dict[str, Any]]]:
-    """Every kernel, its warps and constants as the functions beside it give them."""
+def kernels_of(d: int) -> dict[str, tuple[Any, ...]]:
+    """Every kernel, its warps and constants as the functions beside it give them, and the names of
+    its matrices that are in bfloat16 if values are."""
     whole = triton.next_power_of_2(d)
     tile, segment = {"TILE": select_kernels.TILE}, {"SEGMENT": pair_kernels.SEGMENT}
     wide, block = {"WIDE": pair_kernels.WIDE}, {"BLOCK": min(512, whole)}
     few = {"WIDE": max(1, min(pair_kernels.WIDE, 4096 // whole)), "BLOCK": whole}
+    sampled, segments = (pair_kernels._sampled, 4 if d <= 2048 else 8, few), segment | wide | block
+    decode = pair_kernels._decode, 4, wide | {"BLOCK": min(1024, whole)}
+    adding = pair_kernels._segments, 4, segments
     patterns = {"PATTERNS": select_kernels.PATTERNS, "BELOW": select_kernels.BELOW}
-    active = {"ONLY_ACTIVE": True}
+    active, copied = {"ONLY_ACTIVE": True}, {"ONLY_ACTIVE": True, "COPIED": True}
     counting, warps = select_kernels._count_patterns, update_kernels._warps(d)
     return {
         "prepare": (row_kernels._prepare, warps, {"SITES": 2, "BLOCK": whole}),
@@ -106,13 +112,16 @@ def kernels_of(d: int) -> dict[str, tuple[Any, int, dict[str, Any]]]:
         "threshold": (select_kernels._threshold, 32, patterns),
         "count kept": (select_kernels._count_kept, 4, tile),
         "write kept": (select_kernels._write_kept, 4, tile),
-        "decode": (pair_kernels._decode, 4, wide | {"BLOCK": min(1024, whole)}),
-        "sampled": (pair_kernels._sampled, 4 if d <= 2048 else 8, few),
-        "segments": (pair_kernels._segments, 4, segment | wide | block),
+        "decode": decode,
+        "decode in bfloat16": (*decode, "W"),
+        "sampled": sampled,
+        "sampled in bfloat16": (*sampled, "W"),
+        "segments": adding,
+        "segments in bfloat16": (*adding, "GX"),
         "add segments": (pair_kernels._add_segments, 4, segment | block),
         "squares": (update_kernels._squares, warps, {"BLOCK": whole}),
-        "decoder": (update_kernels._move_rows, warps, active | {"DECODER": True, "BLOCK": whole}),
-        "encoder": (update_kernels._move_rows, warps, active | {"DECODER": False, "BLOCK": whole}),
+        "decoder": (update_kernels._move_rows, warps, copied | {"DECODER": True, "BLOCK": whole}),
+        "encoder": (update_kernels._move_rows, warps, copied | {"DECODER": False, "BLOCK": whole}),
         "terms": (scalar_kernels._terms, 1, {}),
         "decide": (scalar_kernels._decide, 1, {"FIGURES": scalar_kernels.FIGURES}),
         "bias": (update_kernels._move_vector, 4, active | {"BLOCK": 1024}),

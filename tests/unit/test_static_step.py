@@ -1,37 +1,24 @@
 """The step of fixed sizes against the ordinary one: the same training, event by event."""
 
 import json
-from collections import Counter
-from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
 import pytest
 import torch
-from operations import Operations
-from pretend_gpu import GPU, PretendGPU, _move_module
-from short_training import FEATURES, D, Recorder, make_sae
+from short_training import D, Recorder, make_sae
 from synthetic import BATCH_KINDS, KINDS, SparseDirections, SparseMap, spec
-from torch import Tensor
-from torch._subclasses.fake_tensor import (
-    DataDependentOutputException,
-    DynamicOutputShapeException,
-    FakeTensorMode,
-)
 
-from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from sae_core.distributed.process_group import ProcessGroup
 from sae_core.pretrained import Origin
 from sae_core.sae.kinds import build
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
 from sae_core.sae.reconstruction import Compute
-from sae_core.sae.static.backend import TWIN, kernels
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import OptimizerName, TrainingConfig
 from sae_core.trainer import ahead, static_step
 from sae_core.trainer.ahead import Stepping, Waiting, picked
-from sae_core.trainer.optimizer import adam
-from sae_core.trainer.static_step import StaticStep
 from sae_core.trainer.training_state import TrainingState
 from sae_core.training import Trainer
 from sae_core.utils.errors import SAEError
@@ -257,137 +244,3 @@ def test_a_graph_is_for_kinds_with_a_static_step(
     product = Precision(torch.float32, torch.float32)
     for other in (Compute(), Compute(precision=product), given._replace(row_block=64)):
         assert picked("auto", sae, other) == "ordinary"
-
-
-# What a GPU is given
-
-SHAPE = {"d": 576, "width": 9216, "k": 64, "tokens": 4096}
-DENSE = {"d": 1024, "width": 4096, "k": 128, "tokens": 4096}
-
-
-class OneOfFour(ProcessGroup):
-    """The second of four processes, whose messages come back as they are, and how many it sends."""
-
-    def __init__(self) -> None:
-        super().__init__(1, 4)
-        self.sent = 0
-
-    def all_reduce(self, x: Tensor) -> Tensor:
-        self.sent += 1
-        return x.clone()
-
-    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
-        self.sent += 1
-
-
-def without_data(
-    precision: Precision,
-    shape: dict[str, int],
-    kind: str,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> StaticStep:
-    """A step of the kernels; for tensors that have no memory."""
-    d, width = shape["d"], shape["width"]
-    wanted = spec(kind, d_in=d, d_sae=width, top_k=shape["k"], top_k_aux=shape["k"])
-    sae = build(wanted)
-    raw = torch.zeros(shape["tokens"], d, dtype=torch.bfloat16)
-    normalise = Normalisation(torch.zeros(d), 1.0, 10.0)
-    optimizer, ops = adam(sae, 1e-3), kernels()
-    step = StaticStep(sae, optimizer, normalise, 1.0, precision, raw, 4, ops, group)
-    step.begin()
-    step.feed(raw, 1e-3)
-    return step
-
-
-def operations(
-    precision: Precision,
-    shape: dict[str, int],
-    kind: str,
-    group: ProcessGroup = SINGLE_PROCESS,
-) -> list[str]:
-    """What one step launches, in the order: operations and kernels. Its tensors are fake ones, so
-    that whatever has to know a number or a size of its data fails."""
-    with FakeTensorMode():
-        step = without_data(precision, shape, kind, group)
-        with Operations(kernels=False) as counting:
-            step.run()
-    return counting.names
-
-
-@pytest.mark.parametrize(
-    ("precision", "shape", "kind", "most"),
-    [
-        (ROUNDED, SHAPE, "batch_topk", 112),
-        (EXACT, SHAPE, "batch_topk", 228),
-        (ROUNDED, DENSE, "batch_topk", 126),
-        (EXACT, DENSE, "batch_topk", 228),
-        (ROUNDED, SHAPE, "topk", 118),
-        (EXACT, SHAPE, "topk", 164),
-        (ROUNDED, SHAPE, "matryoshka_batch_topk", 149),
-        (ROUNDED, SHAPE, "multi_batch_topk", 198),
-        (EXACT, SHAPE, "multi_batch_topk", 314),
-        (ROUNDED, DENSE, "multi_batch_topk", 215),
-    ],
-)
-def test_a_step_asks_nothing_and_launches_little(
-    precision: Precision, shape: dict[str, int], kind: str, most: int
-) -> None:
-    """With dead features or without. The ordinary step launches 131 operations and waits 16 times;
-    with dead features 212 and 23, and both more for normalising the batch."""
-    names = operations(precision, shape, kind)
-    is_dense = precision == ROUNDED and shape == DENSE
-    assert ("_segments" in names) != is_dense
-    print(len(names), Counter(names))
-    assert len(names) <= most
-
-
-@pytest.mark.parametrize(
-    ("precision", "kind", "messages"),
-    [
-        (ROUNDED, "batch_topk", 10),
-        (EXACT, "batch_topk", 16),
-        (EXACT, "topk", 10),
-        (ROUNDED, "matryoshka_batch_topk", 11),
-        (ROUNDED, "multi_batch_topk", 17),
-    ],
-)
-def test_a_shared_step_asks_nothing_either(precision: Precision, kind: str, messages: int) -> None:
-    """And sends few messages: all gradients go in one."""
-    group = OneOfFour()
-    names = operations(precision, SHAPE, kind, group)
-    assert "_write_kept" in names and group.sent == messages
-
-
-@pytest.mark.parametrize("precision", [EXACT, ROUNDED], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ahead.KINDS)
-def test_a_step_takes_nothing_from_the_host(kind: str, precision: Precision) -> None:
-    """A copy from there would end the capture of a graph."""
-    for shape in (SHAPE, DENSE):
-        with torch.device("meta"):
-            step = without_data(precision, shape, kind)
-        with Operations(kernels=False) as counting:
-            step.run()
-        assert counting.devices == {"meta"}
-
-
-def test_the_fake_tensors_notice_a_question() -> None:
-    with FakeTensorMode():
-        x = torch.zeros(3)
-        for asked in (lambda: x.nonzero(), lambda: float(x.sum()), lambda: x[x > 0]):
-            with pytest.raises((DynamicOutputShapeException, DataDependentOutputException)):
-                asked()
-
-
-def test_no_operation_mixes_devices() -> None:
-    """On a pretended GPU, with dead features, and float32 values."""
-    with PretendGPU():
-        sae = build(spec(d_in=D, d_sae=FEATURES, top_k=2, top_k_aux=2))
-        _move_module(sae, GPU)
-        sae.num_batches_not_active[:9] = 1000
-        raw, mean = (torch.ones(shape, device=GPU) for shape in ((32, D), (D,)))
-        normalise = Normalisation(mean, 1.0, 10.0)
-        step = StaticStep(sae, adam(sae, 1e-3), normalise, 1.0, EXACT, raw, 4, TWIN)
-        step.begin()
-        step.feed(raw, 1e-3)
-        step.run()
-        assert step.record.device == GPU and step.at == 1

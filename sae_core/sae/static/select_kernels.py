@@ -77,8 +77,8 @@ def _threshold(count, total, limits, floor, PATTERNS: tl.constexpr, BELOW: tl.co
 
 
 @triton.jit
-def _count_kept(pre, rows, columns, limits, above, at, F, TILE: tl.constexpr):
-    """How many entries of a tile lie above the threshold, and at it."""
+def _count_kept(pre, rows, columns, limits, numbers, F, TILE: tl.constexpr):
+    """How many entries of a tile lie above the threshold, and, behind those of all tiles, at it."""
     row, tile, n_tiles = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     n_above, n_at = 0, 0
     if tl.load(rows + row) != 0:
@@ -88,18 +88,20 @@ def _count_kept(pre, rows, columns, limits, above, at, F, TILE: tl.constexpr):
         least = tl.load(limits)
         n_above = tl.sum((inside & (key > least)).to(tl.int32))
         n_at = tl.sum((inside & (key == least) & (key > 0)).to(tl.int32))
-    tl.store(above + row * n_tiles + tile, n_above)
-    tl.store(at + row * n_tiles + tile, n_at)
+    tl.store(numbers + row * n_tiles + tile, n_above)
+    tl.store(numbers + (row + tl.num_programs(0)) * n_tiles + tile, n_at)
 
 
 @triton.jit
 def _write_kept(
-    pre, rows, columns, limits, above, at, row_of, column_of, value_of, start, F, TILE: tl.constexpr
+    pre, rows, columns, limits, before, row_of, column_of, value_of, start, F, TILE: tl.constexpr
 ):
-    """Write a tile's kept entries where they belong. `above` and `at` count those before it."""
+    """Write a tile's kept entries where they belong. `before` has the sums of `_count_kept` before
+    each tile, in one row: those at the threshold begin with all that lie above it."""
     row, tile, n_tiles = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
-    ties = tl.load(limits + 1)
-    n_above, n_at = tl.load(above + row * n_tiles + tile), tl.load(at + row * n_tiles + tile)
+    ties, at = tl.load(limits + 1), before + tl.num_programs(0).to(tl.int64) * n_tiles
+    n_above = tl.load(before + row * n_tiles + tile)
+    n_at = tl.load(at + row * n_tiles + tile) - tl.load(at)
     if tile == 0:
         tl.store(start + row, n_above + tl.minimum(n_at, ties))
         tl.store(start + tl.num_programs(0), tl.load(limits + 2))
@@ -160,13 +162,12 @@ def select(
     )  # fmt: skip
     if not group.is_single:
         limits = _own(limits, count, group)
-    kept = torch.empty(2, grid[0] * grid[1], dtype=torch.int32, device=device)
-    launching.launch(_count_kept, grid, *given, limits, kept[0], kept[1], n_features, TILE=tile)
-    before = kept.cumsum(1, dtype=torch.int32) - kept
+    numbers = torch.empty(2 * grid[0] * grid[1], dtype=torch.int32, device=device)
+    launching.launch(_count_kept, grid, *given, limits, numbers, n_features, TILE=tile)
+    # In one row: of several, CUDA lets a block of threads add each.
+    before = numbers.cumsum(0, dtype=torch.int32) - numbers
     slots = Slots.empty(n, n_features, n_slots, limits[0])
-    launching.launch(
-        _write_kept, grid, *given, limits, before[0], before[1], *slots[:4], n_features, TILE=tile
-    )
+    launching.launch(_write_kept, grid, *given, limits, before, *slots[:4], n_features, TILE=tile)
     return slots
 
 

@@ -191,6 +191,7 @@ def move_decoder(
     along: Tensor,
     scalars: Tensor,
     scale: float,
+    copy: Tensor | None = None,
     rule: Rule = PLAIN,
 ) -> None:
     """See `update_kernels`."""
@@ -198,6 +199,8 @@ def move_decoder(
     new, *others = _adam(W, projected, moments, scale * scalars[0], scalars, rule)
     new = new / new.norm(dim=1, keepdim=True).clamp(min=1e-12)
     _put(scalars, [W, *moments], [new, *others], G, rule.only_active)
+    if copy is not None:
+        copy.copy_(W)
 
 
 def move_encoder(

@@ -7,7 +7,7 @@ For a feature's decoder row w of unit norm with gradient g, and its encoder row:
 
 and when the length is known, Adam (Kingma, Ba, arXiv 1412.6980) on the clipped gradients, the
 decoder's row then back to unit norm. Weights, moments and gradients are read once and written once,
-and with them what the next product needs, the encoder in bfloat16.
+and with them what the next step's products read in bfloat16.
 
 `scalars` (4,) float32 come from the device: the learning rate over the first moment's correction,
 the root of the second's, the factor of the clipping, and whether the step is taken (0: nothing is
@@ -49,9 +49,9 @@ def _adam(w, g, m, v, rate, root, beta1, beta2, eps):
 @triton.jit
 def _move_rows(
     W, G, M, V, along, scalars, copy, D, scale, beta1, beta2, eps,
-    DECODER: tl.constexpr, ONLY_ACTIVE: tl.constexpr, BLOCK: tl.constexpr,
+    DECODER: tl.constexpr, COPIED: tl.constexpr, ONLY_ACTIVE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row of the decoder or the encoder; the latter leaves its copy."""
+    """One row of the decoder or the encoder."""
     if tl.load(scalars + 3) != 0:
         feature = tl.program_id(0).to(tl.int64)
         d = tl.arange(0, BLOCK)
@@ -71,7 +71,7 @@ def _move_rows(
             w = w / tl.maximum(length, 1e-12)
         if ONLY_ACTIVE:
             w = tl.where(moves, w, old)
-        if not DECODER:
+        if COPIED:
             tl.store(copy + at, w.to(tl.bfloat16), mask=inside)
         tl.store(W + at, w, mask=inside)
         tl.store(M + at, m, mask=inside)
@@ -122,10 +122,15 @@ def move_decoder(
     along: Tensor,
     scalars: Tensor,
     scale: float,
+    copy: Tensor | None = None,
     rule: Rule = PLAIN,
 ) -> None:
-    """A step of the decoder (F, D), at `scale` times the learning rate; G is not projected yet."""
-    _rows(W, G, moments, along, scalars, W, scale, True, rule)
+    """A step of the decoder (F, D), at `scale` times the learning rate; G is not projected yet.
+
+    Args:
+        copy: (F, D) bfloat16, written.
+    """
+    _rows(W, G, moments, along, scalars, copy, scale, True, rule)
 
 
 def move_encoder(
@@ -146,15 +151,16 @@ def _rows(
     moments: Moments,
     along: Tensor,
     scalars: Tensor,
-    copy: Tensor,
+    copy: Tensor | None,
     scale: float,
     decoder: bool,
     rule: Rule,
 ) -> None:
     n_features, d = W.shape
+    is_copied, copy = copy is not None, W if copy is None else copy
     given = W, G, *moments, along, scalars, copy, d, scale, rule.beta1, rule.beta2, EPS
-    block = triton.next_power_of_2(d)
-    constants = {"DECODER": decoder, "ONLY_ACTIVE": rule.only_active, "BLOCK": block}
+    constants = {"DECODER": decoder, "COPIED": is_copied, "ONLY_ACTIVE": rule.only_active}
+    constants |= {"BLOCK": triton.next_power_of_2(d)}
     launching.launch(_move_rows, (n_features,), *given, **constants, num_warps=_warps(d))
 
 
