@@ -14,6 +14,9 @@ from typing import Any, NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ROOT / "sae_core/sae/kinds"
 
+TELLING = {ast.Import, ast.ImportFrom, ast.Constant}
+"""The nodes of a syntax tree that may name a file."""
+
 
 @cache
 def code_hash(*scripts: str, sae_type: str | None = None) -> str:
@@ -47,16 +50,35 @@ def files_behind(script: str, sae_type: str | None = None) -> frozenset[Path]:
     return frozenset(found)
 
 
-def _written(node: Any) -> str:
-    """A syntax tree without positions, docstrings and empty fields: later versions of Python add
-    fields, which are empty in the code of today."""
-    if isinstance(node, list):
-        return f"[{','.join([_written(item) for item in node if not _is_docstring(item)])}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    values = [(name, getattr(node, name, None)) for name in node._fields]
-    written = [f"{name}={_written(value)}" for name, value in values if value not in (None, [])]
-    return f"{type(node).__name__}({','.join(written)})"
+def _write(node: Any, written: list[str], telling: list[ast.AST]) -> None:
+    """Write a syntax tree without positions, docstrings and empty fields: later versions of Python
+    add fields, which are empty in the code of today. Whether a name is read or assigned to, its
+    place says already.
+
+    Args:
+        written: gets the tree, in pieces.
+        telling: gets the nodes that may name a file.
+    """
+    kind = type(node)
+    if kind is list:
+        for item in node:
+            if not _is_docstring(item):
+                _write(item, written, telling)
+                written.append(",")
+        written.append("]")
+    elif not isinstance(node, ast.AST):
+        written.append(repr(node))
+    else:
+        if kind in TELLING:
+            telling.append(node)
+        written.append(f"{kind.__name__}(")
+        fields = vars(node)
+        for name in node._fields:
+            value = fields.get(name)
+            if value is not None and value != [] and name != "ctx":
+                written.append(f"{name}=")
+                _write(value, written, telling)
+        written.append(")")
 
 
 def _is_docstring(node: Any) -> bool:
@@ -82,28 +104,31 @@ def _read(path: Path) -> _File:
 
 @cache
 def _parse(path: Path, contents: bytes) -> _File:
-    tree = ast.parse(contents, filename=str(path))
-    return _File(_written(tree).encode(), tuple(_imports(path, tree)))
+    written: list[str] = []
+    telling: list[ast.AST] = []
+    _write(ast.parse(contents, filename=str(path)), written, telling)
+    return _File("".join(written).encode(), tuple(_named(path, telling)))
 
 
-def _imports(path: Path, tree: ast.Module) -> Iterator[Path]:
-    for node in ast.walk(tree):
+def _named(path: Path, nodes: list[ast.AST]) -> Iterator[Path]:
+    for node in nodes:
         if isinstance(node, ast.Import):
             for alias in node.names:
-                yield from _files(alias.name)
+                yield from _files(alias.name, ROOT)
         elif isinstance(node, ast.ImportFrom) and node.module:
             for alias in node.names:
-                yield from _files(f"{node.module}.{alias.name}")
+                yield from _files(f"{node.module}.{alias.name}", ROOT)
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             if node.value.endswith(".j2"):
                 yield from path.parent.glob(f"templates/{node.value}")
 
 
-def _files(name: str) -> list[Path]:
+@cache
+def _files(name: str, root: Path) -> tuple[Path, ...]:
     """The files of a dotted name: its packages, and the module that it is or is in."""
-    parts = name.split(".")
-    if parts[0] != "sae_core":
-        return []
-    stems = [ROOT.joinpath(*parts[:depth]) for depth in range(1, len(parts) + 1)]
-    candidates = [p for stem in stems for p in (stem / "__init__.py", stem.with_suffix(".py"))]
-    return [path for path in candidates if path.is_file()]
+    package = name.rpartition(".")[0]
+    above = _files(package, root) if package else ()
+    if not above and name != "sae_core":
+        return ()
+    stem = root.joinpath(*name.split("."))
+    return above + tuple(p for p in (stem / "__init__.py", stem.with_suffix(".py")) if p.is_file())
