@@ -25,6 +25,12 @@ TIMEOUT = 1800
 PLANS_ONLY = {"--dry-run", "--containerize"}
 """Options with which Snakemake runs no job."""
 
+OF_PLANNING = (
+    *("snakemake.cli", "snakemake.report.html_reporter", "docutils.parsers.rst.directives.images"),
+    *("jsonschema", "rich.live", "rich.markdown", "rich.progress", "smart_open", "tyro"),
+)
+"""What Snakemake imports to plan the jobs of the workflow, apart from the project itself."""
+
 JOB = re.compile(r"^(?:local)?(?:rule|checkpoint) (\w+):$")
 
 
@@ -63,7 +69,7 @@ class Project:
         """Run Snakemake here and return all that it printed."""
         if PLANS_ONLY & set(arguments):
             done = run_preloaded(
-                ("snakemake.cli",), *self.command(*arguments)[1:], cwd=self.folder,
+                OF_PLANNING, *self.command(*arguments)[1:], cwd=self.folder,
                 env=self.variables(),
             )  # fmt: skip
             status, printed = done.returncode, done.stderr + done.stdout

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from running import ROOT, Run
+from running import ROOT, run_here
 
 from sae_core.train_config import DataConfig
 from sae_core.utils import cli
@@ -95,8 +95,8 @@ COMMANDS = sorted(
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=lambda path: path.stem)
-def test_every_command_has_it(command: Path, run: Run) -> None:
-    printed = run(command, "--help", env={"PYTHONPATH": str(ROOT)}).stdout
+def test_every_command_has_it(command: Path) -> None:
+    printed = run_here(command, "--help").stdout
     assert "--debug" in printed and "Show the traceback of an error, too." in printed
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sae_core.utils import code_hash as hashing
-from sae_core.utils.code_hash import code_hash
+from sae_core.utils.code_hash import code_hash, files_behind
 
 TRAIN = "scripts/train.py"
 Edit = Callable[[str], str]
@@ -107,3 +107,20 @@ def test_a_kind_counts_with_what_it_builds_on(hash_after: Hash) -> None:
     file, edit = "sae_core/sae/kinds/batch_topk.py", one_more("EDITED = 1\n")
     for kind, counts in (("matryoshka_batch_topk", True), ("gated", False)):
         assert (hash_after(file, edit, kind) != hash_after(file, unchanged, kind)) == counts
+
+
+@pytest.mark.parametrize(
+    ("file", "scripts"),
+    [
+        ("sae_core/reporting/page.py", {"summarise"}),
+        ("sae_core/reporting/templates/report.html.j2", {"summarise"}),
+        ("sae_core/reporting/templates/features.js.j2", {"browse"}),
+        ("sae_core/model_training/single_sae_training.py", set()),
+    ],
+)
+def test_a_file_is_behind_the_scripts_that_use_it(file: str, scripts: set[str], root: Path) -> None:
+    """And a job runs again when a file behind its script changes: test_rebuild.py."""
+    all_scripts = (root / "scripts").glob("*.py")
+    assert {p.stem for p in all_scripts if root / file in files_behind(f"scripts/{p.name}")} == (
+        scripts
+    )

@@ -28,7 +28,7 @@ def settings(kind: str) -> SAEConfig:
     return SAEConfig(sae_type=kind, sae_expansion=3, topk=N_ACTIVE, sparsity_penalty=penalty)
 
 
-TRAINING = TrainingConfig(num_epochs=2, lr=1e-2)
+TRAINING = TrainingConfig(num_epochs=1, lr=1e-2)
 
 
 def test_activations_are_what_they_are_said_to_be() -> None:

@@ -23,7 +23,7 @@ STEPS = 8
 """In an epoch of the script's training."""
 
 SCRIPT = ROOT / "tests/tools/interrupted_training.py"
-IMPORTS = ("sae_core.sae_train", "synthetic", OF_OPTIMIZERS)
+IMPORTS = ("sae_core.sae_train", "sae_core.utils.cli", "synthetic", "hashed_code", OF_OPTIMIZERS)
 TEMPORARY_FAILURE = 75
 OFTEN = ("--checkpoint-freq", "1")
 

@@ -203,7 +203,7 @@ def test_one_that_fails_does_not_stop_the_others(
 
 def run(folder: Path, *options: str) -> subprocess.CompletedProcess[str]:
     qwen3 = "transformers.models.qwen3.modeling_qwen3"
-    imports = ("sae_core.lockstep", "synthetic", qwen3, OF_OPTIMIZERS)
+    imports = ("sae_core.lockstep", "synthetic", "hashed_code", qwen3, OF_OPTIMIZERS)
     return run_preloaded(imports, SCRIPT, folder, *options, cwd=ROOT, env={**os.environ})
 
 

@@ -34,7 +34,8 @@ Result = TypeVar("Result")
 
 TOOL = "tests/tools/shared_training.py"
 IMPORTS = (
-    *("sae_core.sae_train", "sae_core.distributed.torchrun", "synthetic", OF_OPTIMIZERS),
+    *("sae_core.sae_train", "sae_core.distributed.torchrun", "sae_core.utils.cli"),
+    *("synthetic", "hashed_code", OF_OPTIMIZERS),
     *("transformers.models.qwen3.modeling_qwen3", "torch.distributed.launcher.api"),
 )
 OTHERS = ["not_finite", "transcoder", "end_to_end", "end_to_end_sample"]
