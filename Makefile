@@ -18,7 +18,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 # Chapters that the benchmarks read: the shipped ones, or a folder with one folder per subject.
 CHAPTERS := sae_core/data/raw_data
 
-.PHONY: setup run chaos test test-all test-interop test-conda bench gpu lint lint-types lint-code fmt docs recipe rulegraph clean
+.PHONY: setup run chaos test test-all tests tests-all test-interop test-conda bench gpu lint lint-types lint-code fmt docs recipe rulegraph clean
 
 setup: $(VENV)/.installed
 
@@ -60,10 +60,17 @@ lint-code:
 	snakefmt --check workflow
 	snakemake --configfile config/demo.yaml --lint
 
-test: lint
+# Types are checked beside the tests: that takes one core for a minute.
+test: setup lint-code
+	@$(MAKE) --no-print-directory --jobs=2 lint-types tests
+
+tests:
 	python -m pytest -m "not slow" --durations=15
 
-test-all: lint $(PEERS)/.installed
+test-all: setup $(PEERS)/.installed lint-code
+	@$(MAKE) --no-print-directory --jobs=2 lint-types tests-all
+
+tests-all:
 	PEERS=$(CURDIR)/$(PEERS)/bin/python python -m pytest --durations=30 \
 	  tests/conda tests/workflow tests/interop tests/unit
 
