@@ -20,13 +20,16 @@ import torch
 import torch.nn.functional as F
 from demo_model import demo_record, read_chapters
 from machine import describe
+from torch import Tensor
 
+from sae_core.activations.clean_pass import CleanPass
 from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import TokenWindows, read_windows
 from sae_core.evaluation.metrics import evaluate
 from sae_core.formats.checkpoint import load_sae
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.config import SAEConfig
+from sae_core.sae.losses import fraction_of_variance_unexplained
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.sae_train import SAETrainer
 from sae_core.train_config import (
@@ -115,19 +118,46 @@ def training_source(
     return source, epochs
 
 
-@torch.no_grad()
-def gap_beside_sinks(losses: EndToEnd, sae: SparseAutoencoder, held_out: Any, norm: float) -> float:
-    """The cross-entropy that the SAE costs when sinks, tokens above `norm`, are not spliced."""
-    cost = 0.0
-    for part in losses.clean(held_out, norm):
-        x_hat = sae(part.x[part.kept].float())
+class HeldOut:
+    """W windows that no SAE was trained on, run through the unmodified model once.
+
+    Args:
+        losses: of the hook; those of a phase, which is not used otherwise.
+        windows: (W, L) tokens.
+        norm: sinks are longer, and keep their activation.
+    """
+
+    def __init__(self, losses: EndToEnd, windows: Tensor, norm: float) -> None:
+        self.losses = losses
+        self.passes = losses.clean(windows, norm)
+        hidden = torch.cat([part.hidden for part in self.passes])
+        self.clean = self._cross_entropy(torch.cat([part.tokens for part in self.passes]), hidden)
+
+    @torch.no_grad()
+    def gaps(self, sae: SparseAutoencoder) -> Tensor:
+        """(W,) the cross-entropy per token that the SAE costs each window."""
+        spliced = [self._spliced(part, sae(part.x[part.kept].float())) for part in self.passes]
+        return torch.cat(spliced) - self.clean
+
+    @torch.no_grad()
+    def fvu(self, sae: SparseAutoencoder) -> float:
+        """Of the tokens that are spliced."""
+        x = torch.cat([part.x[part.kept].float() for part in self.passes])
+        error = (sae(x) - x).pow(2).sum()
+        return float(fraction_of_variance_unexplained(error, x.pow(2).sum(), x.sum(0), len(x)))
+
+    def _spliced(self, part: CleanPass, x_hat: Tensor) -> Tensor:
         value = part.x.float().masked_scatter(part.kept[..., None], x_hat)
-        hidden, _ = losses.model.resume_hidden(part.tokens, part.residual, losses.hook, value)
-        for sign, states in ((-1, part.hidden), (1, hidden)):
-            for row, targets in zip(states, part.tokens, strict=True):
-                logits = losses.model.unembed(row[:-1]).float()
-                cost += sign * float(F.cross_entropy(logits, targets[1:], reduction="sum"))
-    return cost / held_out[:, 1:].numel()
+        model, hook = self.losses.model, self.losses.hook
+        hidden, _ = model.resume_hidden(part.tokens, part.residual, hook, value)
+        return self._cross_entropy(part.tokens, hidden)
+
+    def _cross_entropy(self, tokens: Tensor, hidden: Tensor) -> Tensor:
+        """(B,) of windows (B, L) with hidden states (B, L, D), a mean over the tokens."""
+        unembed = self.losses.model.unembed
+        pairs = zip(hidden, tokens, strict=True)
+        means = [F.cross_entropy(unembed(rows[:-1]).float(), row[1:]) for rows, row in pairs]
+        return torch.stack(means)
 
 
 def measure(
@@ -164,7 +194,7 @@ def measure(
         sae = load_sae(trainer.export(Path(scratch) / "sae"))
     held_out = windows.evaluation()[: options.max_windows]
     figures = evaluate(model, sae, held_out, options.batch_size)
-    beside = gap_beside_sinks(phase, sae, held_out, trainer.loop.normalise.max_norm)
+    beside = float(HeldOut(phase, held_out, trainer.loop.normalise.max_norm).gaps(sae).mean())
     figures |= {"gap": beside, "minutes": minutes, "tokens": trainer.loop.progress.tokens}
     print(json.dumps({"fraction": fraction} | figures), flush=True)
     return figures
