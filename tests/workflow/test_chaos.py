@@ -23,7 +23,6 @@ def often(project: Project) -> Project:
     config = project.config
     config["runtime"]["resume_minutes"] = 1 / 120
     project.configure(config)
-    project.python = None  # each is killed by itself
     return project
 
 
@@ -34,6 +33,7 @@ def epochs(project: Project) -> list[int]:
 
 
 def test_chaos(completed: Project, project: Project) -> None:
+    project.python = None  # each is killed by itself
     kills, _ = disturb(often(project), 4, 0, *TARGETS)
     assert kills > 0
     expected, found = artifacts(completed.folder), artifacts(project.folder)
@@ -49,8 +49,11 @@ def test_a_training_that_is_killed_as_it_ends_is_not_repeated(
 ) -> None:
     """The last that the process does, when its SAE is there, is to kill itself, once."""
     killed = tmp_path / "killed"
-    (tmp_path / "sitecustomize.py").write_text(f"""
-import atexit, os, pathlib, sys
+    path = project.folder / "scripts" / script
+    start = 'if __name__ == "__main__":'
+    before, _, after = path.read_text().partition(start)
+    path.write_text(f"""{before}
+import atexit, os, pathlib
 
 def kill():
     killed = pathlib.Path({str(killed)!r})
@@ -58,11 +61,8 @@ def kill():
         killed.touch()
         os.kill(os.getpid(), 9)
 
-if any(word.endswith("/{script}") for word in sys.orig_argv):
-    atexit.register(kill)
-""")
-    project.environment["PYTHONPATH"] = str(tmp_path)
-    project.python = None  # a process that starts reads the file above
+atexit.register(kill)
+{start}{after}""")
     config = project.config
     config["harvest"] = {"store": stores}
     project.configure(config)
