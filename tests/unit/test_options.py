@@ -29,9 +29,9 @@ class Result(NamedTuple):
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path, texts: list[str]) -> list[str]:
-    """The options of a run of a few seconds, without its folders."""
+    """The options of a run of a second, without its folders."""
     data = tmp_path_factory.mktemp("data") / "texts.json"
-    data.write_text(json.dumps(texts[:12]))
+    data.write_text(json.dumps(texts[:6]))
     return (
         f"--model-name {tiny_model} --data-path {data} --model-dtype float32 --device cpu "
         "--num-epochs 2 --max-text-length 32 --tokens-per-step 256 --sae-expansion 2 --topk 4 "
