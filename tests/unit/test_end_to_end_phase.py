@@ -14,11 +14,11 @@ from torch import Tensor
 
 from sae_core.activations.shards import harvest
 from sae_core.activations.store import CachedSource, StreamingSource
-from sae_core.activations.token_windows import TokenWindows
+from sae_core.activations.token_windows import TokenWindows, read_windows
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.pretrained import Origin
 from sae_core.sae.kinds import build
-from sae_core.train_config import EndToEndConfig, TrainingConfig
+from sae_core.train_config import DataConfig, EndToEndConfig, TrainingConfig
 from sae_core.trainer.ahead import Stepping
 from sae_core.trainer.batches import Batch
 from sae_core.trainer.end_to_end import EndToEnd
@@ -77,8 +77,10 @@ class Setting:
 
 
 @pytest.fixture(scope="module")
-def setting(language_model: LanguageModel, windows: TokenWindows) -> Setting:
-    return Setting(language_model, windows)
+def setting(language_model: LanguageModel, texts: list[str]) -> Setting:
+    """Half a dozen texts: an epoch has a dozen steps."""
+    data = DataConfig(max_text_length=24, val_fraction=0.25, seed=5)
+    return Setting(language_model, read_windows(language_model.tokenizer, texts[:6], data))
 
 
 def is_there(column: list[float | None]) -> list[bool]:
