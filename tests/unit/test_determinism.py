@@ -63,9 +63,7 @@ def plain(base: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str
     [
         "",
         "--batch-size 1",
-        "--batch-size 5",
-        "--activation-batch-size 64",
-        "--log-freq 1 --checkpoint-freq 1",
+        "--batch-size 5 --activation-batch-size 64 --log-freq 1 --checkpoint-freq 1",
     ],
 )
 def test_settings_of_the_machine_change_no_byte(

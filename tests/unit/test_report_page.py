@@ -30,8 +30,15 @@ from sae_core.reporting.summary import (
 ROOT = Path(__file__).resolve().parents[2]
 
 
+PAGES: dict[str, str] = {}
+"""Those that were asked for: a page takes a second."""
+
+
 def page_of(*evaluations, **making):
-    return report_page([a_run(e) for e in evaluations], a_making(**making))
+    asked = repr((evaluations, making))
+    if asked not in PAGES:
+        PAGES[asked] = report_page([a_run(e) for e in evaluations], a_making(**making))
+    return PAGES[asked]
 
 
 def test_page_has_the_figures_of_features_that_there_are():
