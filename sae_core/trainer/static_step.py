@@ -40,6 +40,7 @@ all of them.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -277,10 +278,11 @@ class StaticStep:
         """The figures, (M N, D) the loss's gradient to the reconstructions of all codes, and ()
         what the L1 norm adds to that of each value."""
         made, decoded = rows.made, self.ops.decode(codes, self.decoder)
-        parts = decoded.view(-1, codes.n_tokens, decoded.shape[1])
-        nested = parts[:-1].cumsum(0) if self.nesting else None
-        if self.nesting and nested is not None:
-            decoded = torch.cat([nested[self.nesting.main], parts[-1]])
+        nested = decoded.view(-1, codes.n_tokens, decoded.shape[1])
+        if self.nesting:
+            for lower, part in pairwise(nested[:-1].unbind()):
+                part += lower
+            decoded = torch.cat([nested[self.nesting.main], nested[-1]])
         G, residual, squares = self.ops.errors(
             decoded, self.b_dec, made.wanted, made.kept, rows.some
         )
@@ -292,8 +294,8 @@ class StaticStep:
             *least, choice.aux_total, rows.n, self.weighting,
         )  # fmt: skip
         G.view(2, -1).mul_(scales[:2, None])
-        if self.nesting and nested is not None:
-            figures, G = self._with_nested(rows, nested, self.nesting.main, figures, G)
+        if self.nesting:
+            figures, G = self._with_nested(rows, nested[:-1], self.nesting.main, figures, G)
         return figures, G, scales[2]
 
     def _with_nested(
@@ -301,17 +303,20 @@ class StaticStep:
     ) -> tuple[Tensor, Tensor]:
         """Both with the loss of the other nested reconstructions (M, N, D), which have no bias yet.
         A group's gradient is the sum of those of all reconstructions that it is in."""
-        others = torch.cat([nested[:main], nested[main + 1 :]])
-        error = others + self.b_dec - rows.made.wanted
-        error = torch.where(rows.made.kept[:, None], error, 0.0)
+        error = torch.cat([nested[:main], nested[main + 1 :]])
+        error += self.b_dec
+        error -= rows.made.wanted
+        error.masked_fill_(~rows.made.kept[:, None], 0.0)
         share = 1 / (len(error) * rows.n.clamp(min=1))
         kind_loss = self.group.all_reduce(share * error.square().sum())
         place = torch.arange(len(figures), device=figures.device)
         figures = figures + torch.where((place == 0) | (place == KIND_LOSS), kind_loss, 0.0)
-        whole, of_aux = G.chunk(2)
-        each = 2 * share * error
-        each = torch.cat([each[:main], whole[None], each[main:]])
-        return figures, torch.cat([each.flip(0).cumsum(0).flip(0).flatten(0, 1), of_aux])
+        error *= 2 * share
+        whole, of_aux = G.view(2, 1, *error.shape[1:])
+        G = torch.cat([error[:main], whole, error[main:], of_aux])
+        for higher, lower in pairwise(reversed(G[:-1].unbind())):
+            lower += higher
+        return figures, G.flatten(0, 1)
 
     def _over_processes(self, *numbers: Tensor) -> Sequence[Tensor]:
         """The sums of all processes, in one message."""

@@ -30,6 +30,7 @@ from typing import NamedTuple
 from sae_core.train_config import windows_per_pass
 from sae_core.trainer.schedule import step_size
 from sae_core.workflow.costs import Cost, light
+from sae_core.workflow.gpu_step import step_bytes
 from sae_core.workflow.plan_tables import BYTES_PER_TOKEN, MODEL_BYTES, Machine, ModelShape
 from sae_core.workflow.workflow_config import ModelPlan, Plan, RunPlan
 
@@ -47,6 +48,9 @@ training on a GPU, where both models' logits of a word take 16: see `sae/kl_kern
 STATE_BYTES, COPIED_BYTES, HALF_BYTES = 16, 12, 2
 """Memory a parameter of an SAE in training: weights, gradient and two moments; on a CPU the copy of
 these that is written; on a GPU the weights in bfloat16."""
+
+GRADIENT_BYTES = 4
+"""Of them, the gradient: in a step of fixed sizes it is part of the step's memory."""
 
 SHUFFLE_TOKENS = 2**18
 """As in `activations/store.py`, which needs torch."""
@@ -87,6 +91,8 @@ class Work(NamedTuple):
     model_memory: float
     """Bytes that the end-to-end phase needs; 0 without one."""
     sae_memory: float
+    step_memory: float
+    """Bytes besides, that a step of fixed sizes needs on a GPU."""
 
     def done(self) -> dict[str, float]:
         """All but the memory."""
@@ -210,7 +216,8 @@ class Planner:
         read = self.plan.training.num_epochs * (self.n_train + self.n_validation) * positions * d
         model_read = self.model_bytes if work.model_flops else 0
         # The model is loaded when activations are no longer shuffled.
-        memory = max(work.model_memory, 3 * self._shuffled()) + work.sae_memory
+        in_steps = 3 * self._shuffled() + work.step_memory
+        memory = max(work.model_memory, in_steps) + work.sae_memory
         return self._cost(
             "train",
             run.name,
@@ -238,6 +245,7 @@ class Planner:
         in_phase = max(work.model_memory for work in works)
         model = self._loading(self.shape.up_to(max(layers))) if not in_phase else in_phase
         batch = self.n_pass_tokens * self.shape.d_model * (4 * len(layers) + 16)
+        a_step = max(work.step_memory for work in works)  # one graph runs at a time
         # A chunk of each layer while the one before it is still in use, and one in its old order.
         shuffled = (2 * len(layers) + 1) * self._shuffled() * self.sites
         return self._cost(
@@ -245,7 +253,7 @@ class Planner:
             f"{self.model.model_id} {'+'.join(map(str, layers))}",
             **totals,
             read=self.model_bytes,
-            memory=model + batch + shuffled + sum(work.sae_memory for work in works),
+            memory=model + batch + shuffled + sum(work.sae_memory for work in works) + a_step,
         )
 
     def _shuffled(self) -> float:
@@ -292,7 +300,16 @@ class Planner:
             disk=4 * parameters * 4,
             model_memory=memory,
             sae_memory=parameters * self._state_bytes(),
+            step_memory=self._step_memory(run, per_step),
         )
+
+    def _step_memory(self, run: RunPlan, tokens: int) -> float:
+        """Memory of a step besides that of its SAE's state."""
+        if self.machine.is_cpu:
+            return 0.0
+        d, is_exact = self.shape.d_model, self.plan.training.compute_dtype == "float32"
+        gradient = GRADIENT_BYTES * 2 * d * run.sae.n_features(d)
+        return max(0.0, step_bytes(run.sae, d, tokens, is_exact) - gradient)
 
     def evaluation(self, run: RunPlan) -> Cost:
         """The held-out windows through the model and the SAE."""

@@ -12,6 +12,7 @@ from unittest.mock import MagicMock
 
 import pytest
 import torch
+from held_memory import HeldMemory
 from operations import Operations
 from pretend_gpu import GPU, PretendGPU, _move_module
 from short_training import FEATURES, D
@@ -24,14 +25,18 @@ from torch._subclasses.fake_tensor import (
 )
 
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
+from sae_core.sae import dense_ops
+from sae_core.sae.config import SAEConfig
 from sae_core.sae.kinds import build
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
-from sae_core.sae.static import launching
+from sae_core.sae.static import launching, pair_kernels
 from sae_core.sae.static.backend import TWIN, kernels
-from sae_core.trainer import ahead
+from sae_core.trainer import ahead, objective
 from sae_core.trainer.optimizer import adam
 from sae_core.trainer.static_step import StaticStep
+from sae_core.workflow import gpu_step
+from sae_core.workflow.gpu_step import step_bytes
 
 EXACT = Precision(torch.bfloat16, torch.float32)
 ROUNDED = Precision(torch.bfloat16, torch.bfloat16)
@@ -60,10 +65,11 @@ def without_data(
     shape: dict[str, int],
     kind: str,
     group: ProcessGroup = SINGLE_PROCESS,
+    **further: Any,
 ) -> StaticStep:
     """A step of the kernels; for tensors that have no memory."""
     d, width = shape["d"], shape["width"]
-    wanted = spec(kind, d_in=d, d_sae=width, top_k=shape["k"], top_k_aux=shape["k"])
+    wanted = spec(kind, d_in=d, d_sae=width, top_k=shape["k"], top_k_aux=shape["k"], **further)
     sae = build(wanted)
     raw = torch.zeros(shape["tokens"], d, dtype=torch.bfloat16)
     normalise = Normalisation(torch.zeros(d), 1.0, 10.0)
@@ -163,6 +169,41 @@ def test_pairs_read_rows_in_the_format_of_the_values(
     for kernel in ("_decode", "_sampled", "_segments"):
         assert read[kernel] == {precision.value_dtype}
     assert read["_move_rows"] == {torch.float32}
+
+
+MEASURED = {
+    "A": SHAPE,
+    "B": DENSE,
+    "C": {"d": 512, "width": 8192, "k": 32, "tokens": 4096},
+    "D": {"d": 2560, "width": 40960, "k": 128, "tokens": 8192},
+    "E": {"d": 1024, "width": 65536, "k": 64, "tokens": 8192},
+}
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", ahead.KINDS)
+@pytest.mark.parametrize("name", MEASURED)
+def test_the_planner_knows_a_steps_memory(name: str, kind: str, exact: bool) -> None:
+    """Against what the tensors of a step hold at once, which nothing is without data."""
+    shape, fractions = MEASURED[name], (0.25, 0.5)
+    d, k = shape["d"], shape["k"]
+    sae = SAEConfig(kind, shape["width"] // d, topk=k, matryoshka_fractions=fractions)
+    with torch.device("meta"):
+        sizes = sae.matryoshka_sizes(shape["width"])
+        step = without_data(EXACT if exact else ROUNDED, shape, kind, matryoshka_sizes=sizes)
+    with Operations(kernels=False), HeldMemory() as memory:
+        step.run()
+    assert not memory.held
+    assert 0.97 < step_bytes(sae, d, shape["tokens"], exact) / memory.most < 1.08
+
+
+def test_its_formula_has_the_numbers_of_the_step() -> None:
+    assert gpu_step.AUXILIARY_STRIDE == objective.AUXILIARY_STRIDE
+    assert gpu_step.SEGMENT == pair_kernels.SEGMENT
+    assert gpu_step.DENSE_SHARE == dense_ops.DENSE_SHARE
+    assert gpu_step.STATIC_KINDS == ahead.KINDS
+    dense = SAEConfig("standard", 4)
+    assert gpu_step.step_bytes(dense, 64, 512, exact=False) == 0
 
 
 class Allocator:
