@@ -47,8 +47,8 @@ ahead, so a short one waits for the first to end."""
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are cores: many tests wait, for processes, servers and time limits."""
-    return len(os.sched_getaffinity(0)) + 1
+    """Two more than there are cores: many tests wait, for processes, servers and time limits."""
+    return len(os.sched_getaffinity(0)) + 2
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
