@@ -11,15 +11,20 @@ if not torch.cuda.is_available() or torch.version.cuda is None:
 from short_training import FEATURES, D, K
 from synthetic import SparseDirections, normal, spec
 
+from sae_core.sae.config import SAEConfig, SAEType
 from sae_core.sae.kinds import build
+from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
 from sae_core.sae.reconstruction import Compute
 from sae_core.sae.static.backend import TWIN, kernels
 from sae_core.train_config import TrainingConfig
 from sae_core.trainer.ahead import Stepping
 from sae_core.trainer.events import Observer
+from sae_core.trainer.optimizer import adam
+from sae_core.trainer.static_step import StaticStep
 from sae_core.training import Trainer
 from sae_core.utils.seeding import generator
+from sae_core.workflow.gpu_step import step_bytes
 
 GPU = torch.device("cuda")
 PRECISIONS = [
@@ -108,6 +113,28 @@ def test_nothing_waits_for_the_host() -> None:
             run()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("precision", PRECISIONS, ids=["bfloat16", "float32"])
+@pytest.mark.parametrize("kind", ["batch_topk", "topk", "multi_batch_topk"])
+def test_a_step_needs_the_memory_that_the_planner_says(kind: SAEType, precision: Precision) -> None:
+    d, width, n = 512, 8192, 4096
+    config = SAEConfig(kind, width // d, topk=32)
+    sae = build(spec(kind, d_in=d, d_sae=width, top_k=config.topk, top_k_aux=config.topk))
+    sae.initialise(generator(0, "weights"))
+    normalise = Normalisation(torch.zeros(d, device=GPU), d**0.5, 1e3)
+    raw, sae = normal(n, d, dtype=torch.float32).to(GPU), sae.to(GPU)
+    step = StaticStep(sae, adam(sae, 1e-3), normalise, 1.0, precision, raw, 2, kernels())
+    step.begin()
+    for _ in range(2):  # the first also compiles, and makes what cuBLAS keeps
+        step.feed(raw, 1e-3)
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        step.run()
+    held = torch.cuda.max_memory_allocated() - before
+    planned = step_bytes(config, d, n, exact=precision.value_dtype == torch.float32)
+    assert 0.8 * planned < held < 1.1 * planned
 
 
 def test_the_kernels_select_what_the_twin_does() -> None:
