@@ -93,13 +93,8 @@ class Trainer:
         stepping: Stepping = "auto",
         origin: Origin | None = None,
     ) -> None:
-        config = resolved(
-            config,
-            sae.spec.sae_type,
-            sae.spec.d_sae,
-            source.tokens_per_step,
-            source.steps_per_epoch,
-        )
+        lengths = source.tokens_per_step, source.steps_per_epoch
+        config = resolved(config, sae.spec.sae_type, sae.spec.d_sae, *lengths)
         self.sae, self.source, self.config, self.observer = sae, source, config, observer
         self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
         self.origin = origin

@@ -44,8 +44,8 @@ def step_bytes(sae: SAEConfig, d: int, n_tokens: int, exact: bool) -> float:
     if sae.sae_type not in STATIC_KINDS:
         return 0.0
     width, tokens = sae.n_features(d), 4 * n_tokens * d
-    nested = {"multi_batch_topk": len(MULTIPLES)}.get(sae.sae_type)
-    nested = nested or len(sae.matryoshka_sizes(width))
+    at_several_k = sae.sae_type == "multi_batch_topk"
+    nested = len(MULTIPLES if at_several_k else sae.matryoshka_sizes(width))
     n_codes, code = max(1, nested), 2 * n_tokens * width
     n_aux = -(-n_tokens // AUXILIARY_STRIDE) * min(sae.topk_aux or sae.k, width)
     n_pairs = n_tokens * sae.trained_k + n_aux
