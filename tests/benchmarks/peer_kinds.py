@@ -1,16 +1,12 @@
-"""sae-lens's other kinds of SAE, for the benchmark of known features.
-
-They are not in `peer_training.py`, whose contents are part of what stands for the records of
-`quality.py`.
-"""
+"""sae-lens's other kinds of SAE, for the benchmark of known features."""
 
 from collections.abc import Callable
 from importlib import import_module
-from itertools import cycle
 from typing import Any, NamedTuple
 
 import torch
 from machine import DEVICE
+from peer_training import fit_sae_lens
 from sae_figures import Data, Trained
 from torch import Tensor
 
@@ -52,28 +48,16 @@ KINDS = {
 
 def train(data: Data, config: SAEConfig, lr: float, seed: int) -> Trained:
     """sae-lens's SAE of our configuration's kind, size and sparsity, with our warm-up and decay."""
-    from sae_lens.config import SAETrainerConfig
-    from sae_lens.training.sae_trainer import SAETrainer
-
     torch.manual_seed(seed)
     kind = KINDS[config.sae_type]
     module = import_module(f"sae_lens.saes.{kind.module}")
     cls = getattr(module, f"{kind.name}TrainingSAE")
-    d_in, n_steps, size = data.held_out.shape[1], len(data.batches), len(data.batches[0])
+    d_in = data.held_out.shape[1]
     scale, features = d_in**0.5, config.sae_expansion * d_in
     options = kind.options(config, scale, features)
     of_sae = getattr(module, f"{kind.name}TrainingSAEConfig")
     sae = cls(of_sae(d_in=d_in, d_sae=features, device=DEVICE.type, **options))
-    trainer_config = SAETrainerConfig(
-        total_training_samples=n_steps * size,
-        train_batch_size_samples=size,
-        lr=lr,
-        lr_end=lr / 10,
-        lr_warm_up_steps=n_steps // 20,
-        lr_decay_steps=n_steps // 5,
-        device=DEVICE.type,
-    )
-    SAETrainer(trainer_config, sae, (scale * x for x in cycle(data.batches))).fit()
+    fit_sae_lens(sae, data, scale, lr)
     return _trained(sae, scale)
 
 

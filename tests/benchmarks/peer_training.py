@@ -1,6 +1,7 @@
 """The peers' contenders in the benchmark of quality: sae-lens's and dictionary-learning's."""
 
 from itertools import cycle
+from typing import Any
 
 import torch
 from machine import DEVICE
@@ -8,18 +9,29 @@ from sae_figures import Data, Trained
 
 
 def sae_lens(data: Data, features: int, k: int, lr: float, seed: int) -> Trained:
-    """sae-lens's trainer, with our warm-up and decay."""
-    from sae_lens.config import SAETrainerConfig
+    """sae-lens's BatchTopK SAE."""
     from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
-    from sae_lens.training.sae_trainer import SAETrainer
 
     torch.manual_seed(seed)
-    d_in, n_steps = data.held_out.shape[1], len(data.batches)
+    d_in = data.held_out.shape[1]
     scale = d_in**0.5  # what its normalisation of activations comes to
     sae = BatchTopKTrainingSAE(
         BatchTopKTrainingSAEConfig(d_in=d_in, d_sae=features, k=k, device=DEVICE.type)
     )
-    size = len(data.batches[0])
+    fit_sae_lens(sae, data, scale, lr)
+    return Trained(
+        lambda x: sae.encode_with_hidden_pre(scale * x)[1],
+        lambda code: sae.decode(code) / scale,
+        float(sae.topk_threshold),
+    )
+
+
+def fit_sae_lens(sae: Any, data: Data, scale: float, lr: float) -> None:
+    """sae-lens's trainer, with our warm-up and decay, on activations times `scale`."""
+    from sae_lens.config import SAETrainerConfig
+    from sae_lens.training.sae_trainer import SAETrainer
+
+    n_steps, size = len(data.batches), len(data.batches[0])
     trainer_config = SAETrainerConfig(
         total_training_samples=n_steps * size,
         train_batch_size_samples=size,
@@ -30,11 +42,6 @@ def sae_lens(data: Data, features: int, k: int, lr: float, seed: int) -> Trained
         device=DEVICE.type,
     )
     SAETrainer(trainer_config, sae, (scale * x for x in cycle(data.batches))).fit()
-    return Trained(
-        lambda x: sae.encode_with_hidden_pre(scale * x)[1],
-        lambda code: sae.decode(code) / scale,
-        float(sae.topk_threshold),
-    )
 
 
 def dictionary_learning(data: Data, features: int, k: int, lr: float, seed: int) -> Trained:
