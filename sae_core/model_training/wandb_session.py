@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from sae_core.model_training.wandb_exit import bound_exit, end_client, killed_after
 from sae_core.settings.services import TrackingConfig
 from sae_core.utils.errors import SAEError, one_line
 from sae_core.utils.files import write_file
@@ -112,6 +113,7 @@ def log_in(settings: TrackingConfig) -> TrackingConfig:
 
     global _login_seconds
     wandb.setup(wandb.Settings(silent=True))
+    bound_exit()
     began = time.monotonic()
     try:
         with _http_timeout(LOGIN_TIMEOUT):
@@ -182,7 +184,7 @@ def start(settings: TrackingConfig, note: RunNote, **about: Any) -> Any:
                     "--wandb-project, run `python -m wandb login`, or use --wandb-mode offline"
                 ) from error
             print("W&B: cannot be reached; the run is stored locally instead", flush=True)
-            wandb.teardown()  # else the client holds the failed run's id
+            end_client()  # else it holds the failed run's id
     run = _init("offline", note, **about)
     folder = run.settings.sync_dir
     print(f"W&B: offline; sync the run with `python -m wandb sync {folder}`", flush=True)
@@ -217,6 +219,7 @@ def _init(mode: Literal["online", "offline"], note: RunNote, **about: Any) -> An
         ),
         **about,
     )
+    bound_exit()
     # A resumed run forgets its axes unless they are defined again.
     run.define_metric("epoch")
     run.define_metric("tokens")
@@ -229,7 +232,8 @@ def finish(run: Any, exit_code: int) -> None:
     """Send the rest of the run; what is not sent in time is on disk, and a line says how to send
     it."""
     try:
-        run.finish(exit_code=exit_code)
+        with killed_after(FINISH_TIMEOUT):
+            run.finish(exit_code=exit_code)
     except Exception as error:  # TimeoutError, or a background process that is gone
         command = f"python -m wandb sync --no-skip-online {run.settings.sync_dir}"
         print(

@@ -12,7 +12,7 @@ from typing import Annotated
 
 import tyro
 
-from sae_core.model_training import wandb_session
+from sae_core.model_training import wandb_exit, wandb_session
 from sae_core.model_training.wandb_utils import WandbRun
 from sae_core.settings.services import TrackingConfig
 from sae_core.training import EpochRecord
@@ -34,6 +34,8 @@ class Training:
     """What W&B has to log in and to start a run, where an outage is to be known sooner."""
     finish_seconds: float = wandb_session.FINISH_TIMEOUT
     """Likewise, to send the rest."""
+    exit_seconds: float = wandb_exit.EXIT_TIMEOUT
+    """Likewise, for its background process to end."""
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
@@ -45,6 +47,7 @@ def run(training: Training) -> None:
     folder = training.folder
     wandb_session.START_TIMEOUT = training.start_seconds
     wandb_session.FINISH_TIMEOUT = training.finish_seconds
+    wandb_exit.EXIT_TIMEOUT = training.exit_seconds
     login = wandb_session.log_in(training.tracking)
     config = {"data": {"seed": training.seed}, "runtime": {"device": "cpu"}}
     tags = ("standard", "layer 1", "x" * 80)

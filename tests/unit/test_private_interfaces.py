@@ -115,6 +115,17 @@ def test_snakemake_has_what_the_rules_ask_it_for() -> None:
     assert SnakemakeApi
 
 
+def test_wandb_keeps_its_background_process() -> None:
+    # Not above: the import takes a second, which few tests need.
+    from wandb.sdk.lib.service.service_connection import ServiceConnection
+    from wandb.sdk.lib.service.service_process import ServiceProcess
+
+    made = inspect.signature(ServiceConnection).parameters
+    assert "proc" in made and "self._proc = proc" in inspect.getsource(ServiceConnection)
+    kept = "self._process = process" in inspect.getsource(ServiceProcess)
+    assert kept, changed("wandb", "the handle of its background process")
+
+
 LOGIN = """
 import os, wandb
 os.environ["WANDB_HTTP_TIMEOUT"] = "1"

@@ -10,10 +10,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 from miniwandb import KEY, LONG_KEY, MiniWandb, StoredRun
 from preloaded import forking_tools
-from running import ROOT
+from running import ROOT, run_python
 from tracked_training import EPOCHS, metrics
 
 from sae_core.model_training import wandb_session
@@ -265,6 +266,42 @@ def test_a_server_that_answers_in_part_is_not_waited_for(
     training.sync(printed)
     check_history(server.only)
     check_summary(server.only, training)
+
+
+def runs_in(folder: Path, process: psutil.Process) -> bool:
+    try:
+        return process.name() == "wandb-core" and process.cwd() == str(folder)
+    except psutil.Error:  # it has ended, or is another user's
+        return False
+
+
+@pytest.mark.slow
+def test_a_background_process_that_hangs_does_not_hold_up_the_training(training: Training) -> None:
+    process = training.paused(*IMPATIENT, "--exit-seconds", "1")
+    [client] = [p for p in psutil.process_iter() if runs_in(training.folder, p)]
+    client.suspend()
+    printed = training.finish(process)
+    assert "W&B: not all of the run was sent" in printed
+    assert not client.is_running()
+
+
+STOPPED_AT_EXIT = """
+import psutil, wandb
+from sae_core.model_training import wandb_exit
+wandb_exit.EXIT_TIMEOUT = 0.5
+wandb.setup(wandb.Settings(silent=True))
+wandb_exit.bound_exit()
+[client] = psutil.Process().children()
+client.suspend()
+print("done")
+"""
+
+
+@pytest.mark.slow
+def test_a_background_process_that_hangs_as_it_ends_is_killed(tmp_path: Path) -> None:
+    given = {"HOME": str(tmp_path), "WANDB_API_KEY": KEY}
+    done = run_python("-c", STOPPED_AT_EXIT, cwd=tmp_path, env=given)
+    assert (done.stdout, done.stderr) == ("done\n", "")
 
 
 def test_an_outage_takes_five_seconds_at_most() -> None:
