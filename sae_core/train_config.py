@@ -188,8 +188,9 @@ class TrainingConfig:
     """Share of the steps, the last ones, over which the learning rate falls to zero."""
 
     optimizer: OptimizerName = "adam"
-    """`active_adam` leaves a feature where it is in a step in which it is active on no token, and
-    has a second moment of 0.98 instead of 0.999: fewer features die, and the learning rate can be
+    """`active_adam` moves a feature only in the steps in which it is active on some token; its
+    decoder row has no second moment and moves by the same length as all others, and for the rest
+    the second moment is 0.98 instead of 0.999. Fewer features die, and the learning rate can be
     larger. It is meant to go with an --lr-decay of 0.9."""
 
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"

@@ -16,7 +16,7 @@ What it computes is the step of `training.py`. With N rows of raw activations:
 so dL/dx_hat = 2 w e / n and dL/dx_hat' = 2 c_aux e' / |residual - its mean|^2. The gradients of the
 weights are summed over the pairs of both codes, which are sorted once, as one list; or, if more
 than `DENSE_SHARE` of a code is active and values are in bfloat16, as dense products. Projection,
-clipping, Adam and the unit norm follow, with the learning rate on the device.
+clipping, the optimizer and the unit norm follow, with the learning rate on the device.
 
 A pair reads a row of W_dec to decode and another time for dL/dvalue, and for the gradients one of x
 and one of dL/dx_hat. This is most of what a large step reads (docs/benchmarks.md). So with bfloat16
@@ -58,7 +58,7 @@ from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots, entries
 from sae_core.sae.static.per_token import largest_of_each
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.trainer.objective import AUXILIARY_STRIDE
-from sae_core.trainer.optimizer import DECODER_LR_SCALE, MAX_GRADIENT_NORM, Adam, stored_moments
+from sae_core.trainer.optimizer import MAX_GRADIENT_NORM, Adam, stored_moments
 from sae_core.utils.transfer import to_device
 
 KIND_LOSS = Figures._fields.index("kind_loss")
@@ -360,7 +360,7 @@ class StaticStep:
         scalars = self.ops.decide(figures, squared, facts)
         first, second, third, fourth = self.moments
         rule, for_b_dec = self.rule, self.rule._replace(only_active=False)
-        of_decoder = along, scalars, DECODER_LR_SCALE, self.directions
+        of_decoder = along, scalars, self.directions
         self.ops.move_encoder(self.W_enc, W_enc, first, scalars, self.factors, rule)
         self.ops.move_vector(self.b_enc, b_enc, second, scalars, rule)
         self.ops.move_decoder(self.W_dec, W_dec, third, *of_decoder, rule)

@@ -1,9 +1,9 @@
 """GPU memory of a training step of fixed sizes, of an SAE with a top-k (`trainer/static_step.py`).
 
-A training keeps weights, Adam's moments and copies of the weights in bfloat16. A step needs more
-only while it runs, and trainings in one process share that memory. With N tokens of width d, F
-features, M nested codes (1 without any), and P pairs of the top-k and of the auxiliary loss, it is
-most at one of three points:
+A training keeps weights, the optimizer's moments and copies of the weights in bfloat16. A step
+needs more only while it runs, and trainings in one process share that memory. With N tokens of
+width d, F features, M nested codes (1 without any), and P pairs of the top-k and of the auxiliary
+loss, it is most at one of three points:
 
     in all of them   x in float32 and bfloat16, and what is wanted     10 N d
                      the pairs: rows, features, values, their order    40 P

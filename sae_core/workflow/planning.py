@@ -49,6 +49,10 @@ STATE_BYTES, COPIED_BYTES, HALF_BYTES = 16, 12, 2
 """Memory a parameter of an SAE in training: weights, gradient and two moments; on a CPU the copy of
 these that is written; on a GPU the weights in bfloat16."""
 
+SECOND_BYTES = 2
+"""Of them, the decoder's second moment, which `active_adam` does not keep: the decoder has half of
+the parameters."""
+
 GRADIENT_BYTES = 4
 """Of them, the gradient: in a step of fixed sizes it is part of the step's memory."""
 
@@ -135,7 +139,9 @@ class Planner:
         """Activations stored per token and layer: a transcoder's target is one more."""
 
     def _state_bytes(self) -> int:
-        return STATE_BYTES + (COPIED_BYTES if self.machine.is_cpu else HALF_BYTES)
+        left_out = SECOND_BYTES if self.plan.training.optimizer == "active_adam" else 0
+        copied = COPIED_BYTES - left_out if self.machine.is_cpu else HALF_BYTES
+        return STATE_BYTES - left_out + copied
 
     def _weight_bytes(self) -> int:
         """A parameter of the loaded model. `auto` is float32 on a CPU that is slow at bfloat16."""

@@ -17,6 +17,7 @@ from gpu_steps import SHAPES  # noqa: E402
 from step import Shape  # noqa: E402
 
 from sae_core.sae.dense_ops import DENSE_SHARE  # noqa: E402
+from sae_core.train_config import OptimizerName  # noqa: E402
 
 BYTES_PER_SECOND, PRODUCTS_PER_SECOND = 3.0e12, 7.9e14
 """Of an H100, as it reaches them."""
@@ -27,12 +28,15 @@ LAUNCH = 2e-6
 OPERATIONS = 110
 
 
-def milliseconds(shape: Shape, value: int = 2) -> dict[str, float]:
+def milliseconds(
+    shape: Shape, value: int = 2, optimizer: OptimizerName = "adam"
+) -> dict[str, float]:
     """Of each part, without dead features.
 
     Args:
         value: bytes of a number that pairs read.
     """
+    n_moments = 4 if optimizer == "adam" else 3  # of encoder and decoder together
     n, d, width = shape.tokens, shape.d, shape.width
     matrix, tokens, code = 4 * d * width, 4 * n * d, 2 * n * width
     pairs = n * shape.k * d * value
@@ -44,7 +48,7 @@ def milliseconds(shape: Shape, value: int = 2) -> dict[str, float]:
         "gradients": (5 * code if is_dense else 2 * pairs) + 2 * matrix,
         "clipping": 3 * matrix,
         # Weights, gradients and moments read, all but the gradients written, and copies.
-        "update": 2 * (7 * matrix + matrix / 2),
+        "update": (2 * 3 + 2 * n_moments) * matrix + 2 * matrix / 2,
         "tokens": 24 * tokens,
     }
     n_products = 5 if is_dense else 1
@@ -55,11 +59,13 @@ def milliseconds(shape: Shape, value: int = 2) -> dict[str, float]:
 
 def main() -> None:
     parts = list(milliseconds(SHAPES["A"]))
-    print("| d, F, k, N | " + " | ".join(parts) + " | together | with float32 rows |")
-    print("|---" + "|--:" * (len(parts) + 2) + "|")
+    further = "with float32 rows", "with active_adam"
+    print("| d, F, k, N | " + " | ".join([*parts, "together", *further]) + " |")
+    print("|---" + "|--:" * (len(parts) + 3) + "|")
     for shape in SHAPES.values():
-        found, wide = milliseconds(shape), milliseconds(shape, value=4)
-        numbers = [*found.values(), sum(found.values()), sum(wide.values())]
+        found = milliseconds(shape)
+        others = milliseconds(shape, value=4), milliseconds(shape, optimizer="active_adam")
+        numbers = [*found.values(), *(sum(each.values()) for each in (found, *others))]
         at = f"{shape.d:,}, {shape.width:,}, {shape.k}, {shape.tokens:,}"
         print(f"| {at} | " + " | ".join(f"{number:.2f}" for number in numbers) + " |")
 

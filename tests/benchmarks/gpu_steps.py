@@ -276,7 +276,7 @@ def final_bytes(as_graph: bool, dtype: str, skewed: bool) -> list[Tensor]:
     for x, _ in zip(cycle(batches(SHAPES["A"], skewed)), range(N_STEPS), strict=False):
         step.feed(x, LR)
         run()
-    moments = [tensor for pair in step.moments for tensor in pair]
+    moments = [moment for both in step.moments for moment in both if moment is not None]
     return [step.W_enc, step.b_enc, step.W_dec, step.b_dec, *moments, step.record[:N_STEPS]]
 
 

@@ -101,7 +101,8 @@ def kernels_of(d: int) -> dict[str, tuple[Any, ...]]:
     decode = pair_kernels._decode, 4, wide | {"BLOCK": min(1024, whole)}
     adding = pair_kernels._segments, 4, segments
     patterns = {"PATTERNS": select_kernels.PATTERNS, "BELOW": select_kernels.BELOW}
-    active, copied = {"ONLY_ACTIVE": True}, {"ONLY_ACTIVE": True, "COPIED": True}
+    active, copied = {"ONLY_ACTIVE": True}, {"COPIED": True, "BLOCK": whole}
+    decoder, encoder = ({"DECODER": own, "ONLY_ACTIVE": not own} | copied for own in (True, False))
     counting, warps = select_kernels._count_patterns, update_kernels._warps(d)
     return {
         "prepare": (row_kernels._prepare, warps, {"SITES": 2, "BLOCK": whole}),
@@ -120,8 +121,9 @@ def kernels_of(d: int) -> dict[str, tuple[Any, ...]]:
         "segments in bfloat16": (*adding, "GX"),
         "add segments": (pair_kernels._add_segments, 4, segment | block),
         "squares": (update_kernels._squares, warps, {"BLOCK": whole}),
-        "decoder": (update_kernels._move_rows, warps, copied | {"DECODER": True, "BLOCK": whole}),
-        "encoder": (update_kernels._move_rows, warps, copied | {"DECODER": False, "BLOCK": whole}),
+        "decoder": (update_kernels._move_rows, warps, decoder),
+        "decoder, normalised steps": (update_kernels._turn_rows, warps, copied),
+        "encoder": (update_kernels._move_rows, warps, encoder),
         "terms": (scalar_kernels._terms, 1, {}),
         "decide": (scalar_kernels._decide, 1, {"FIGURES": scalar_kernels.FIGURES}),
         "bias": (update_kernels._move_vector, 4, active | {"BLOCK": 1024}),

@@ -1,10 +1,10 @@
 """Trainings that one process, or several, can do: python shared_training.py FOLDER --gpus N
 
-Each kind of SAE from made-up activations, many features dead from the start, goes to FOLDER/<kind>;
-one of activations that are not all finite, which stores a state whenever it can, to
-FOLDER/not_finite; two with end-to-end losses in half of the steps, streamed from a tiny model, to
-FOLDER/end_to_end and, where only some windows and so not every process's have these losses, to
-FOLDER/end_to_end_sample.
+Each kind of SAE from made-up activations, many features dead from the start, goes to FOLDER/<kind>,
+one of them by `active_adam`; one of activations that are not all finite, which stores a state
+whenever it can, to FOLDER/not_finite; two with end-to-end losses in half of the steps, streamed
+from a tiny model, to FOLDER/end_to_end and, where only some windows and so not every process's have
+these losses, to FOLDER/end_to_end_sample.
 """
 
 import atexit
@@ -36,6 +36,7 @@ from sae_core.train_config import (
     DataConfig,
     EndToEndConfig,
     ModelConfig,
+    OptimizerName,
     RuntimeConfig,
     TrainingConfig,
 )
@@ -92,6 +93,7 @@ def train(
 ) -> None:
     kind = name if name in KINDS else "batch_topk"
     sparsity = 0.01 if kind in ("standard", "gated") else 0.0
+    optimizer: OptimizerName = "active_adam" if kind == "multi_batch_topk" else "adam"
     end_to_end = EndToEndConfig(
         use_end_to_end="model" in options,
         end_to_end_fraction=0.5,
@@ -106,7 +108,7 @@ def train(
             sparsity_penalty=sparsity,
             n_batches_to_dead=1,
         ),
-        training=TrainingConfig(num_epochs=2, compute_dtype="float32"),
+        training=TrainingConfig(num_epochs=2, compute_dtype="float32", optimizer=optimizer),
         end_to_end=end_to_end,
         runtime=RuntimeConfig(
             device=trainings.device,

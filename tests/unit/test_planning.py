@@ -185,6 +185,13 @@ def test_a_phase_in_which_fewer_windows_are_spliced_costs_less() -> None:
     assert 0 < flops(1) - flops(2) < spliced / 2
 
 
+def test_active_adam_keeps_no_second_moment_of_the_decoder() -> None:
+    """Nor does the copy of the state that a CPU writes."""
+    plans = [demo_planner(training={"optimizer": name}) for name in ("adam", "active_adam")]
+    plain, other = (plan.training(next(plan.model.runs(30))).memory for plan in plans)
+    assert plain - other == 2 * 4 * 576 * 4608
+
+
 def test_logits_take_more_than_their_product() -> None:
     small = demo_planner()
     run = next(small.model.runs(30))

@@ -213,14 +213,20 @@ def test_when_the_host_looks_changes_no_byte(window: int) -> None:
 
 @pytest.mark.parametrize("before", ["static", "ordinary"])
 @pytest.mark.parametrize("after", ["static", "ordinary"])
-def test_a_state_goes_on_in_either_code(before: Stepping, after: Stepping) -> None:
-    whole, first, second = (trainer(s, n_dead=30)[0] for s in (before, before, after))
+@pytest.mark.parametrize("optimizer", ["adam", "active_adam"])
+def test_a_state_goes_on_in_either_code(
+    before: Stepping, after: Stepping, optimizer: OptimizerName
+) -> None:
+    whole, first, second = (
+        trainer(s, n_dead=30, optimizer=optimizer)[0] for s in (before, before, after)
+    )
     run(whole)
     first.begin()
     for batch in islice(first.rest_of_epoch(), 5):
         first.train_on(batch)
     tensors, values = first.state()
     copied = {name: tensor.clone() for name, tensor in tensors.items()}
+    assert ("adam.2.exp_avg_sq" in copied) == (optimizer == "adam")  # the decoder's
     second.restore(TrainingState(copied, json.loads(json.dumps(values))))
     run(second)
     if before == after:

@@ -214,9 +214,10 @@ def test_active_adam_against_a_dense_twin() -> None:
             m[name] = 0.9 * m[name] + 0.1 * gradient.double()
             v[name] = 0.98 * v[name] + 0.02 * gradient.double() ** 2
             moved = (m[name] / (1 - 0.9**step)) / ((v[name] / (1 - 0.98**step)).sqrt() + 1e-8)
-            scale = 2 * rate if name == "W_dec" else rate
+            if name == "W_dec":
+                moved = 14 * m[name] / m[name].norm(dim=1, keepdim=True)
             moves = gradient != 0  # no other entry is exactly zero
-            wanted[name] = torch.where(moves, wanted[name] - scale * moved, wanted[name])
+            wanted[name] = torch.where(moves, wanted[name] - rate * moved, wanted[name])
         hand_over_gradients(sae, optimizer)
         set_learning_rate(optimizer, rate)
         optimizer.step()

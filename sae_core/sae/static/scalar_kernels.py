@@ -67,6 +67,7 @@ def _decide(
     tl.store(scalars + 1, root.to(tl.float32))
     tl.store(scalars + 2, tl.where(length > max_length, max_length / (length + 1e-6), 1.0))
     tl.store(scalars + 3, taken)
+    tl.store(scalars + 4, tl.load(lr).to(tl.float32))
     line = tl.load(at)
     place = tl.arange(0, 16)
     row = tl.load(figures + place, mask=place < FIGURES, other=0.0)
@@ -103,14 +104,15 @@ def terms(
 
 
 def decide(figures: Tensor, squared: Tensor, facts: Facts) -> Tensor:
-    """(4,) what `update_kernels` takes: rate, root, clipping, and whether the step is taken.
+    """(5,) what `update_kernels` takes: rate, root, clipping, whether the step is taken, and the
+    learning rate.
 
     Counts the step, halts those after it unless it is taken, and records its figures.
 
     Args:
         squared: () the squared length of all gradients.
     """
-    scalars = figures.new_empty(4)
+    scalars = figures.new_empty(5)
     given = facts.finite, facts.sure, facts.lr, facts.halted, *facts.counts, facts.at, facts.record
     logs = math.log(facts.rule.beta1), math.log(facts.rule.beta2)
     launching.launch(

@@ -9,7 +9,7 @@ from torch import Tensor
 from sae_core.distributed.process_group import SINGLE_PROCESS, ProcessGroup
 from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.static.facts import Facts, Weighting
-from sae_core.sae.static.moments import EPS, PLAIN, Moments, Rule
+from sae_core.sae.static.moments import EPS, LEAST_LENGTH, PLAIN, Moments, Rule
 from sae_core.sae.static.pairs import Codes, Gradients, Prepared, Slots
 from sae_core.sae.static.sharing import own_ties
 
@@ -147,13 +147,13 @@ def decide(figures: Tensor, squared: Tensor, facts: Facts) -> Tensor:
     for count in facts.counts:
         count += taken
     step = facts.counts[0].double().clamp(min=1)
-    beta1, beta2, _ = facts.rule
-    rate, root = facts.lr / (1 - beta1**step), (1 - beta2**step).sqrt()
+    rate = facts.lr / (1 - facts.rule.beta1**step)
+    root = (1 - facts.rule.beta2**step).sqrt()
     clip = torch.where(length > facts.max_length, facts.max_length / (length + 1e-6), 1.0)
     row = torch.cat([figures[:-1], taken[None].float()])
     facts.record.index_copy_(0, facts.at[None], row[None])
     facts.at.add_(1)
-    return torch.stack([rate.float(), root.float(), clip, taken.float()])
+    return torch.stack([rate.float(), root.float(), clip, taken.float(), facts.lr.float()])
 
 
 def squares(g_dec: Tensor, W_dec: Tensor, g_enc: Tensor) -> tuple[Tensor, Tensor]:
@@ -167,19 +167,26 @@ def _adam(
     W: Tensor, G: Tensor, moments: Moments, rate: Tensor, scalars: Tensor, rule: Rule
 ) -> list[Tensor]:
     """The weights and moments after a step."""
+    assert moments.second is not None
     first = rule.beta1 * moments.first + (1 - rule.beta1) * G
     second = rule.beta2 * moments.second + (1 - rule.beta2) * G * G
     return [W - rate * first / (second.sqrt() / scalars[1] + EPS), first, second]
 
 
 def _put(
-    scalars: Tensor, old: list[Tensor], new: list[Tensor], G: Tensor, only_active: bool
+    scalars: Tensor,
+    W: Tensor,
+    moments: Moments,
+    new: list[Tensor],
+    G: Tensor,
+    only_active: bool,
 ) -> None:
-    """Take the new numbers, if the step is taken; the weights, which come first, perhaps only where
-    there is a gradient."""
+    """Take the new weights and moments, if the step is taken; the weights, which come first,
+    perhaps only where there is a gradient."""
     if only_active:
         moves = (G != 0).any(1, keepdim=True) if G.dim() == 2 else G != 0
-        new = [torch.where(moves, new[0], old[0]), *new[1:]]
+        new = [torch.where(moves, new[0], W), *new[1:]]
+    old = [W, *(moment for moment in moments if moment is not None)]
     for before, after in zip(old, new, strict=True):
         before.copy_(torch.where(scalars[3] != 0, after, before))
 
@@ -190,15 +197,19 @@ def move_decoder(
     moments: Moments,
     along: Tensor,
     scalars: Tensor,
-    scale: float,
     copy: Tensor | None = None,
     rule: Rule = PLAIN,
 ) -> None:
     """See `update_kernels`."""
     projected = (G - along[:, None] * W) * scalars[2]
-    new, *others = _adam(W, projected, moments, scale * scalars[0], scalars, rule)
-    new = new / new.norm(dim=1, keepdim=True).clamp(min=1e-12)
-    _put(scalars, [W, *moments], [new, *others], G, rule.only_active)
+    if moments.second is None:
+        momentum = rule.beta1 * moments.first + (1 - rule.beta1) * projected
+        length = momentum.norm(dim=1, keepdim=True).clamp(min=LEAST_LENGTH)
+        new = [W - rule.decoder_lr_scale * scalars[4] * momentum / length, momentum]
+    else:
+        new = _adam(W, projected, moments, rule.decoder_lr_scale * scalars[0], scalars, rule)
+    new[0] = new[0] / new[0].norm(dim=1, keepdim=True).clamp(min=LEAST_LENGTH)
+    _put(scalars, W, moments, new, G, rule.only_active)
     if copy is not None:
         copy.copy_(W)
 
@@ -213,7 +224,7 @@ def move_encoder(
 ) -> None:
     """See `update_kernels`."""
     new = _adam(W, G * scalars[2], moments, scalars[0], scalars, rule)
-    _put(scalars, [W, *moments], new, G, rule.only_active)
+    _put(scalars, W, moments, new, G, rule.only_active)
     copy.copy_(W)
 
 
@@ -222,4 +233,4 @@ def move_vector(
 ) -> None:
     """See `update_kernels`."""
     new = _adam(W, G * scalars[2], moments, scalars[0], scalars, rule)
-    _put(scalars, [W, *moments], new, G, rule.only_active)
+    _put(scalars, W, moments, new, G, rule.only_active)

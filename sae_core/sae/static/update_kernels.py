@@ -5,13 +5,14 @@ For a feature's decoder row w of unit norm with gradient g, and its encoder row:
     g' = g - (g . w) w                                      what the unit norm would undo
     squares = |g'|^2 + |g_enc|^2                            summed, the length of all gradients
 
-and when the length is known, Adam (Kingma, Ba, arXiv 1412.6980) on the clipped gradients, the
-decoder's row then back to unit norm. Weights, moments and gradients are read once and written once,
-and with them what the next step's products read in bfloat16.
+and when the length is known, Adam or `active_adam` (`trainer/optimizer.py`) on the clipped
+gradients, the decoder's row then back to unit norm. Weights, moments and gradients are read once
+and written once, and with them what the next step's products read in bfloat16. By `active_adam` the
+decoder has no second moment, and a row that has a gradient moves by a length along its momentum.
 
-`scalars` (4,) float32 come from the device: the learning rate over the first moment's correction,
-the root of the second's, the factor of the clipping, and whether the step is taken (0: nothing is
-written).
+`scalars` (5,) float32 come from the device: the learning rate over the first moment's correction,
+the root of the second's, the factor of the clipping, whether the step is taken (0: nothing is
+written), and the learning rate.
 """
 
 import torch
@@ -20,7 +21,9 @@ import triton.language as tl
 from torch import Tensor
 
 from sae_core.sae.static import launching
-from sae_core.sae.static.moments import EPS, PLAIN, Moments, Rule
+from sae_core.sae.static.moments import EPS, LEAST_LENGTH, PLAIN, Moments, Rule
+
+LEAST = tl.constexpr(LEAST_LENGTH)
 
 
 @triton.jit
@@ -68,7 +71,7 @@ def _move_rows(
         w, m, v = _adam(w, g, m, v, rate, root, beta1, beta2, eps)
         if DECODER:
             length = tl.sqrt(tl.sum(tl.where(inside, w * w, 0.0), 0))
-            w = w / tl.maximum(length, 1e-12)
+            w = w / tl.maximum(length, LEAST)
         if ONLY_ACTIVE:
             w = tl.where(moves, w, old)
         if COPIED:
@@ -76,6 +79,30 @@ def _move_rows(
         tl.store(W + at, w, mask=inside)
         tl.store(M + at, m, mask=inside)
         tl.store(V + at, v, mask=inside)
+
+
+@triton.jit
+def _turn_rows(
+    W, G, M, along, scalars, copy, D, scale, beta1, COPIED: tl.constexpr, BLOCK: tl.constexpr
+):
+    """One row of the decoder: a normalised step, if it has a gradient."""
+    if tl.load(scalars + 3) != 0:
+        feature = tl.program_id(0).to(tl.int64)
+        d = tl.arange(0, BLOCK)
+        at, inside = feature * D + d, d < D
+        old = tl.load(W + at, mask=inside, other=0.0)
+        g = tl.load(G + at, mask=inside, other=0.0)
+        m = tl.load(M + at, mask=inside, other=0.0)
+        moves = tl.max(tl.abs(g), 0) > 0
+        g = (g - tl.load(along + feature) * old) * tl.load(scalars + 2)
+        m = beta1 * m + (1 - beta1) * g
+        w = old - scale * tl.load(scalars + 4) * m / tl.maximum(tl.sqrt(tl.sum(m * m, 0)), LEAST)
+        w = w / tl.maximum(tl.sqrt(tl.sum(w * w, 0)), LEAST)
+        w = tl.where(moves, w, old)
+        if COPIED:
+            tl.store(copy + at, w.to(tl.bfloat16), mask=inside)
+        tl.store(W + at, w, mask=inside)
+        tl.store(M + at, m, mask=inside)
 
 
 @triton.jit
@@ -121,16 +148,22 @@ def move_decoder(
     moments: Moments,
     along: Tensor,
     scalars: Tensor,
-    scale: float,
     copy: Tensor | None = None,
     rule: Rule = PLAIN,
 ) -> None:
-    """A step of the decoder (F, D), at `scale` times the learning rate; G is not projected yet.
+    """A step of the decoder (F, D), by Adam if it has a second moment; G is not projected yet.
 
     Args:
         copy: (F, D) bfloat16, written.
     """
-    _rows(W, G, moments, along, scalars, copy, scale, True, rule)
+    if moments.second is not None:
+        _rows(W, G, moments, along, scalars, copy, True, rule)
+        return
+    n_features, d = W.shape
+    is_copied, copy = copy is not None, W if copy is None else copy
+    given = W, G, moments.first, along, scalars, copy, d, rule.decoder_lr_scale, rule.beta1
+    constants = {"COPIED": is_copied, "BLOCK": triton.next_power_of_2(d)}
+    launching.launch(_turn_rows, (n_features,), *given, **constants, num_warps=_warps(d))
 
 
 def move_encoder(
@@ -142,7 +175,7 @@ def move_encoder(
     rule: Rule = PLAIN,
 ) -> None:
     """A step of the encoder (F, D) and its copy (F, D) in bfloat16."""
-    _rows(W, G, moments, W, scalars, copy, 1.0, False, rule)
+    _rows(W, G, moments, W, scalars, copy, False, rule)
 
 
 def _rows(
@@ -152,12 +185,12 @@ def _rows(
     along: Tensor,
     scalars: Tensor,
     copy: Tensor | None,
-    scale: float,
     decoder: bool,
     rule: Rule,
 ) -> None:
     n_features, d = W.shape
     is_copied, copy = copy is not None, W if copy is None else copy
+    scale = rule.decoder_lr_scale if decoder else 1.0
     given = W, G, *moments, along, scalars, copy, d, scale, rule.beta1, rule.beta2, EPS
     constants = {"DECODER": decoder, "COPIED": is_copied, "ONLY_ACTIVE": rule.only_active}
     constants |= {"BLOCK": triton.next_power_of_2(d)}
