@@ -14,6 +14,9 @@ from sae_core.sae.static.backend import has_kernels
 LOGIT_ROWS = 256
 """Tokens whose logits, V each, are in memory at once."""
 
+CACHED_LOGITS = 2**18
+"""Logits that a CPU's thread works on at once: in float32 they stay in a core's cache."""
+
 KERNEL_ROWS = 2048
 """The same where `kl_kernel` runs, which needs a third of the memory: products this large have a
 GPU's full speed."""
@@ -123,13 +126,25 @@ def kl_of_logits(
     return kl, log_q.exp_().sub_(p).to(spliced.dtype) if with_gradient else None
 
 
+def kl_in_cache(
+    clean: Tensor, spliced: Tensor, with_gradient: bool
+) -> tuple[Tensor, Tensor | None]:
+    """`kl_of_logits`, so few tokens at a time that a CPU's memory does not hold it up."""
+    n_rows = max(1, CACHED_LOGITS // clean.shape[1]) * torch.get_num_threads()
+    blocks = zip(clean.split(n_rows), spliced.split(n_rows), strict=True)
+    results = [kl_of_logits(*block, with_gradient) for block in blocks]
+    kl = torch.cat([part for part, _ in results])
+    gradients = [gradient for _, gradient in results if gradient is not None]
+    return kl, torch.cat(gradients) if with_gradient else None
+
+
 def _kl_on(device: torch.device, dtype: torch.dtype) -> tuple[Callable[..., Any], int]:
     """What computes the KL of logits there, and of how many tokens at a time."""
-    if not has_kernels(device) or dtype == torch.float64:
-        return kl_of_logits, LOGIT_ROWS
-    from sae_core.sae import kl_kernel
+    if has_kernels(device) and dtype != torch.float64:
+        from sae_core.sae import kl_kernel
 
-    return kl_kernel.kl_of_logits, KERNEL_ROWS
+        return kl_kernel.kl_of_logits, KERNEL_ROWS
+    return kl_in_cache if device.type == "cpu" else kl_of_logits, LOGIT_ROWS
 
 
 def unembedded_kl(unembed: Callable[[Tensor], Tensor], clean: Tensor, spliced: Tensor) -> Tensor:

@@ -54,6 +54,29 @@ def test_chunked_kl_equals_the_plain_formula(rows: int, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_few_tokens_at_a_time_give_the_same_bytes(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clean, spliced = normal(30, 50).to(dtype), normal(30, 50, seed=2).to(dtype)
+    kl, gradient = losses.kl_of_logits(clean.clone(), spliced, True)
+    sizes, at_once = [], losses.kl_of_logits
+
+    def noted(clean: Tensor, *rest: Any) -> Any:
+        sizes.append(len(clean))
+        return at_once(clean, *rest)
+
+    monkeypatch.setattr(losses, "CACHED_LOGITS", 200)
+    monkeypatch.setattr(losses, "kl_of_logits", noted)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    alone, none = losses.kl_in_cache(clean.clone(), spliced, False)
+    found, its_gradient = losses.kl_in_cache(clean, spliced, True)
+    assert sizes == 2 * [8, 8, 8, 6]
+    assert torch.equal(alone, kl) and torch.equal(found, kl) and none is None
+    assert gradient is not None and its_gradient is not None
+    assert torch.equal(its_gradient, gradient)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("scale", [1.0, 300.0])
 def test_the_kernel_gives_the_kl_and_its_gradient(
     dtype: torch.dtype, scale: float, monkeypatch: pytest.MonkeyPatch
