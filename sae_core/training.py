@@ -6,8 +6,9 @@ Per step, on a batch x of N activations, centred and scaled to `E||x||^2 = 1`:
 
 with f the code, aux the auxiliary loss on dead features and own what the kind of SAE adds; Adam, a
 short warm-up, and a linear decay to zero over the last fifth of the steps; the decoder at twice the
-learning rate of the rest, its rows kept at unit norm. For a transcoder, the x that `x_hat` is
-compared with is its target, centred and scaled like x.
+learning rate of the rest, its rows kept at unit norm (`trainer/optimizer.py` has this, and another
+optimizer). For a transcoder, the x that `x_hat` is compared with is its target, centred and scaled
+like x.
 
 The validation loss is that of the SAE as it is used, and leaves out the auxiliary loss, which would
 make it rise when the first features count as dead. The epoch where it is least is exported.

@@ -59,7 +59,7 @@ def milliseconds(
 
 def main() -> None:
     parts = list(milliseconds(SHAPES["A"]))
-    further = "with float32 rows", "with active_adam"
+    further = "with float32 rows", "with `active_adam`"
     print("| d, F, k, N | " + " | ".join([*parts, "together", *further]) + " |")
     print("|---" + "|--:" * (len(parts) + 3) + "|")
     for shape in SHAPES.values():
