@@ -17,7 +17,7 @@ from sae_core.sae.normalisation import Normalisation
 from sae_core.sae.precision import Precision
 from sae_core.sae.reconstruction import Compute
 from sae_core.sae.static.backend import TWIN, kernels
-from sae_core.train_config import TrainingConfig
+from sae_core.train_config import OptimizerName, TrainingConfig
 from sae_core.trainer.ahead import Stepping
 from sae_core.trainer.events import Observer
 from sae_core.trainer.optimizer import adam
@@ -34,7 +34,11 @@ PRECISIONS = [
 
 
 def trainer(
-    stepping: Stepping, precision: Precision, log_freq: int = 100, kind: str = "batch_topk"
+    stepping: Stepping,
+    precision: Precision,
+    log_freq: int = 100,
+    kind: str = "batch_topk",
+    optimizer: OptimizerName = "adam",
 ) -> Trainer:
     wanted = spec(kind, d_in=D, d_sae=FEATURES, top_k=K, n_batches_to_dead=2, aux_penalty=0.5)
     if wanted.matryoshka_sizes:
@@ -44,7 +48,7 @@ def trainer(
     return Trainer(
         sae.to(GPU),
         SparseDirections(),
-        TrainingConfig(num_epochs=6, early_stopping_patience=0, lr=0.01),
+        TrainingConfig(num_epochs=6, early_stopping_patience=0, lr=0.01, optimizer=optimizer),
         Observer(),
         Compute(precision=precision),
         log_freq=log_freq,
@@ -93,8 +97,11 @@ def test_graphs_of_several_trainings_take_turns() -> None:
         assert_same(found, trained("static", precision, kind=kind))
 
 
-def test_a_graph_trains_as_the_ordinary_code() -> None:
-    graph, ordinary = trained("graph", PRECISIONS[1]), trained("ordinary", PRECISIONS[1])
+@pytest.mark.parametrize("optimizer", ["adam", "active_adam"])
+def test_a_graph_trains_as_the_ordinary_code(optimizer: OptimizerName) -> None:
+    graph, ordinary = (
+        trained(how, PRECISIONS[1], optimizer=optimizer) for how in ("graph", "ordinary")
+    )
     for name in ("loss", "aux_loss", "val_loss"):
         assert graph.history[name] == pytest.approx(ordinary.history[name], rel=1e-3), name
 
