@@ -64,6 +64,10 @@ class SparseAutoencoder(nn.Module, ABC):
     encoder_scale: ClassVar[float] = 1.0
     """Length of the encoder's directions at the start; the decoder's have length 1."""
 
+    lr_scales: ClassVar[dict[str, float]] = {}
+    """Learning rates of parameters, as multiples of the encoder's; 1 unless they are here. The
+    decoder's is the optimizer's."""
+
     in_units_of_x: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
     """What `folded` scales: the tensors that are added to or compared with pre-activations."""
 

@@ -96,10 +96,11 @@ def adam(sae: SparseAutoencoder, lr: float, rule: Rule = PLAIN) -> Adam:
     other layout at every step.
     """
     stored = {name: _as_stored(tensor.detach()) for name, tensor in sae.named_parameters()}
+    scales = sae.lr_scales | {"W_dec": rule.decoder_lr_scale}
     groups = [
         {
             "params": [tensor],
-            "lr_scale": rule.decoder_lr_scale if name == "W_dec" else 1.0,
+            "lr_scale": scales.get(name, 1.0),
             "of_features": name != "b_dec",
         }
         for name, tensor in stored.items()

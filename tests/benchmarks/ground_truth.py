@@ -2,9 +2,10 @@
 
     python tests/benchmarks/ground_truth.py
 
-The penalties of the kinds without a k are such that about as many features are active. An
-lr_decay of 0.9 goes with `active_adam`. `--peers` adds their SAEs of the same kinds, where the
-peers are: sae-lens has all but `multi_batch_topk`, dictionary-learning is compared in BatchTopK.
+The kinds without a k are trained with each of the `--penalties`, which libraries are compared at
+the same L0 by. An lr_decay of 0.9 goes with `active_adam`. `--peers` adds their SAEs of the same
+kinds, where the peers are: sae-lens has all but `multi_batch_topk`, and dictionary-learning is
+compared in five.
 L0, FVU and dead features are those of held-out tokens, at each SAE's own threshold.
 """
 
@@ -37,13 +38,21 @@ from sae_core.train_config import TrainingConfig  # noqa: E402
 
 D_IN, N_FEATURES, N_ACTIVE, EXPANSION = 128, 512, 6, 8
 N_TOKENS, TOKENS_PER_STEP, EPOCHS = 2**19, 1024, 2
-PENALTIES = {"standard": 0.3, "gated": 0.3}
+PENALISED = ("standard", "gated")
+"""The kinds without a k."""
 OPTIMIZERS = {"adam": TrainingConfig(), "active_adam": ACTIVE_ADAM}
 BATCH_TOPK: dict[str, Callable[[Data, int, int, float, int], Trained]] = {
     "sae-lens": peer_training.sae_lens,
     "dictionary-learning": peer_training.dictionary_learning,
 }
-THEIRS = {"sae-lens": ["batch_topk", *peer_kinds.KINDS], "dictionary-learning": ["batch_topk"]}
+OTHER_KINDS: dict[str, Callable[[Data, SAEConfig, float, int], Trained]] = {
+    "sae-lens": peer_kinds.sae_lens,
+    "dictionary-learning": peer_kinds.dictionary_learning,
+}
+THEIRS = {
+    "sae-lens": ["batch_topk", *peer_kinds.KINDS],
+    "dictionary-learning": ["batch_topk", *peer_kinds.TRAINERS],
+}
 """The kinds that a peer is compared in."""
 
 
@@ -58,21 +67,24 @@ class Learnt(NamedTuple):
     """CPU time of the training."""
 
 
-def configured(kind: str) -> SAEConfig:
-    """The SAE that is asked for."""
-    return SAEConfig(
-        sae_type=kind,
-        sae_expansion=EXPANSION,
-        topk=N_ACTIVE,
-        sparsity_penalty=PENALTIES.get(kind, 0.0),
-    )
+def configured(kinds: list[str], penalties: list[float]) -> dict[str, SAEConfig]:
+    """The SAEs that are asked for, by their names in the table."""
+    wanted = {kind: (kind, 0.0) for kind in kinds if kind not in PENALISED}
+    for kind, penalty in product([k for k in kinds if k in PENALISED], penalties):
+        wanted[f"{kind}, {penalty:g}"] = kind, penalty
+    return {
+        name: SAEConfig(
+            sae_type=kind, sae_expansion=EXPANSION, topk=N_ACTIVE, sparsity_penalty=penalty
+        )
+        for name, (kind, penalty) in wanted.items()
+    }
 
 
-def ours(kind: str, optimizer: str, source: KnownFeatures, lr: float) -> Learnt:
+def ours(config: SAEConfig, optimizer: str, source: KnownFeatures, lr: float) -> Learnt:
     """One of our SAEs."""
     training = replace(OPTIMIZERS[optimizer], num_epochs=EPOCHS, lr=lr)
     start = time.process_time()
-    trainer = learn(configured(kind), source, training)
+    trainer = learn(config, source, training)
     seconds = time.process_time() - start
     sae = trainer.sae.eval()
     return Learnt(
@@ -80,17 +92,17 @@ def ours(kind: str, optimizer: str, source: KnownFeatures, lr: float) -> Learnt:
     )
 
 
-def peers(peer: str, kind: str, source: KnownFeatures, lr: float) -> Learnt:
+def peers(peer: str, config: SAEConfig, source: KnownFeatures, lr: float) -> Learnt:
     """A peer's SAE of the same kind."""
     drawn = [x for epoch in range(EPOCHS) for x in source.train_batches(epoch)]
     normalise = Normalisation.measure(torch.cat(drawn[:8]).to(DEVICE))
     held = held_out(source, normalise)
     data = Data([normalise(x.to(DEVICE)) for x in drawn], held, held)
     start = time.process_time()
-    if kind == "batch_topk":
+    if config.sae_type == "batch_topk":
         sae = BATCH_TOPK[peer](data, D_IN * EXPANSION, N_ACTIVE, lr, 0)
     else:
-        sae = peer_kinds.train(data, configured(kind), lr, 0)
+        sae = OTHER_KINDS[peer](data, config, lr, 0)
     return Learnt(sae, held, time.process_time() - start)
 
 
@@ -128,9 +140,10 @@ def row(
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kinds", nargs="*", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--optimizers", nargs="+", choices=OPTIMIZERS, default=list(OPTIMIZERS))
+    parser.add_argument("--optimizers", nargs="*", choices=OPTIMIZERS, default=list(OPTIMIZERS))
     parser.add_argument("--peers", nargs="*", choices=THEIRS, default=[], help="where they are")
     parser.add_argument("--rates", type=float, nargs="+", default=[3e-3, 1e-2])
+    parser.add_argument("--penalties", type=float, nargs="+", default=[0.15, 0.25])
     parser.add_argument("--tokens", type=int, default=N_TOKENS, help="an epoch; there are two")
     options = parser.parse_args()
     print(
@@ -140,12 +153,15 @@ def main() -> None:
     )
     print(f"| SAE | lr | recovered (cosine > {RECOVERED}) | mean cosine | L0 | FVU | dead | s |")
     print("|---" + "|--:" * 7 + "|")
-    kinds = options.kinds
-    contenders = {f"`{k}`, {o}": partial(ours, k, o) for k, o in product(kinds, options.optimizers)}
+    saes = configured(options.kinds, options.penalties)
+    contenders = {
+        f"{name}, {optimizer}": partial(ours, config, optimizer)
+        for (name, config), optimizer in product(saes.items(), options.optimizers)
+    }
     contenders |= {
-        f"`{k}`, {peer}": partial(peers, peer, k)
-        for peer, k in product(options.peers, kinds)
-        if k in THEIRS[peer]
+        f"{name}, {peer}": partial(peers, peer, config)
+        for peer, (name, config) in product(options.peers, saes.items())
+        if config.sae_type in THEIRS[peer]
     }
     for name, train in contenders.items():
         for lr in options.rates:

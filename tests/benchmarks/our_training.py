@@ -49,6 +49,8 @@ OURS = {
     "ours, matryoshka_batch_topk": Own("matryoshka_batch_topk"),
     "ours, matryoshka_batch_topk, active_adam": Own("matryoshka_batch_topk", ACTIVE_ADAM),
     "ours, multi_batch_topk, active_adam": Own("multi_batch_topk", ACTIVE_ADAM),
+    "ours, jumprelu": Own("jumprelu"),
+    "ours, jumprelu, active_adam": Own("jumprelu", ACTIVE_ADAM),
 }
 """By their names in the records."""
 
@@ -121,4 +123,6 @@ def train(data: Data, features: int, k: int, lr: float, seed: int, own: Own) -> 
     for step, x in enumerate(data.batches):
         trainer.step(Batch(x), learning_rate(step, len(data.batches), lr, own.settings.lr_decay))
     sae.calibrate(iter([data.calibration]))
+    if own.sae_type == "jumprelu":  # what its thresholds leave: it has one for each feature
+        return Trained(sae.encode, sae.decode, 0.0)
     return Trained(sae.pre_activations, sae.decode, float(sae.known_threshold))

@@ -1,4 +1,4 @@
-"""sae-lens's other kinds of SAE, for the benchmark of known features."""
+"""The peers' other kinds of SAE, for the benchmark of known features."""
 
 from collections.abc import Callable
 from importlib import import_module
@@ -46,7 +46,7 @@ KINDS = {
 }
 
 
-def train(data: Data, config: SAEConfig, lr: float, seed: int) -> Trained:
+def sae_lens(data: Data, config: SAEConfig, lr: float, seed: int) -> Trained:
     """sae-lens's SAE of our configuration's kind, size and sparsity, with our warm-up and decay."""
     torch.manual_seed(seed)
     kind = KINDS[config.sae_type]
@@ -71,3 +71,55 @@ def _trained(sae: Any, scale: float) -> Trained:
 
     least = 0.0 if threshold is None else float(threshold)
     return Trained(code, lambda code: sae.decode(code) / scale, least)
+
+
+class Trainer(NamedTuple):
+    """Where dictionary-learning has a kind, and how it is asked for as much sparsity as ours."""
+
+    module: str
+    name: str
+    options: Callable[[SAEConfig, int], dict[str, Any]]
+    """From our configuration, and the steps of the warm-up."""
+
+
+TRAINERS = {
+    "jumprelu": Trainer(
+        "jumprelu",
+        "JumpReluTrainer",
+        lambda config, n: {"target_l0": config.topk, "sparsity_warmup_steps": n},
+    ),
+    "gated": Trainer(
+        "gdm",
+        "GatedSAETrainer",
+        lambda config, n: {"l1_penalty": config.sparsity_penalty, "sparsity_warmup_steps": n},
+    ),
+    "standard": Trainer(
+        "standard",
+        "StandardTrainer",
+        lambda config, n: {"l1_penalty": config.sparsity_penalty, "sparsity_warmup_steps": n},
+    ),
+    "topk": Trainer("top_k", "TopKTrainer", lambda config, n: {"k": config.topk}),
+}
+
+
+def dictionary_learning(data: Data, config: SAEConfig, lr: float, seed: int) -> Trained:
+    """dictionary-learning's SAE of our configuration's kind, with our warm-up and decay."""
+    kind, d_in, n_steps = TRAINERS[config.sae_type], data.held_out.shape[1], len(data.batches)
+    module = import_module(f"dictionary_learning.trainers.{kind.module}")
+    warm_up = n_steps // 20
+    trainer = getattr(module, kind.name)(
+        steps=n_steps,
+        activation_dim=d_in,
+        dict_size=config.sae_expansion * d_in,
+        layer=0,
+        lm_name="none",
+        lr=lr,
+        warmup_steps=warm_up,
+        decay_start=n_steps - n_steps // 5,
+        seed=seed,
+        device=DEVICE.type,
+        **kind.options(config, warm_up),
+    )
+    for step, x in enumerate(data.batches):
+        trainer.update(step, x)
+    return Trained(trainer.ae.encode, trainer.ae.decode, 0.0)

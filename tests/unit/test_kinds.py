@@ -244,12 +244,13 @@ def test_the_plan_knows_the_pairs_of_a_step(kind: str) -> None:
     assert (config.trained_k == 0) == (kind in DENSE_KINDS)
 
 
-def test_thresholds_of_jumprelu_start_where_k_features_exceed_them() -> None:
-    sae = build(spec("jumprelu", d_in=64, d_sae=512, top_k=16))
+@pytest.mark.parametrize(("top_k", "l0"), [(4, 64), (100, 256)])
+def test_jumprelu_starts_with_16_k_features_or_half_of_all(top_k: int, l0: int) -> None:
+    sae = build(spec("jumprelu", d_in=64, d_sae=512, top_k=top_k))
     sae.initialise(generator(0, "weights"))
     x = torch.randn(500, 64, generator=generator(1)) / 8  # E||x||^2 = 1
-    assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(16, rel=0.2)
-    assert sae.threshold.shape == (512,) and (sae.threshold > 0).all()
+    assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(l0, rel=0.2)
+    assert sae.threshold.shape == (512,)
 
 
 def test_earlier_batches_do_not_change_a_training_batch() -> None:

@@ -10,12 +10,16 @@ pre-activations near it, with a rectangle of width eps as the kernel (equations 
 
 The code is brought to k active features per token by the paper's penalty with a target,
 `(L0 / k - 1)^2`, L0 being the mean over the batch. Only the pairs above `theta - eps / 2` matter.
+
+The code is thinned out little by little: many features are active at the start, and thresholds and
+biases move slowly. Otherwise all but few features are silenced before they have learned anything,
+which most do not come back from (docs/benchmarks.md, "Known features").
 """
 
 from collections.abc import Iterable
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -27,8 +31,12 @@ from sae_core.sae.precision import Precision
 from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
 from sae_core.sae_base import SparseAutoencoder, as_rows
 
-BANDWIDTH = 0.1
-"""eps, for activations of `E||x||^2 = 1`."""
+BANDWIDTH = 0.03
+"""eps, for activations of `E||x||^2 = 1`. What is within half of it is computed, too: a wider one
+costs time."""
+
+START = 16
+"""Active features per token at the start, as a multiple of k."""
 
 
 class _Jump(Function):
@@ -53,11 +61,15 @@ class JumpReLUSAE(SparseAutoencoder):
 
     threshold: nn.Parameter
 
+    encoder_scale = 0.3
+
+    lr_scales: ClassVar[dict[str, float]] = {"threshold": 0.05, "b_enc": 0.1}
+
     def __init__(self, spec: SAESpec) -> None:
         super().__init__(spec)
-        # Where `top_k` of the pre-activations of random unit rows, of variance 1 / D, exceed it.
-        share = min(0.5, max(spec.top_k, 1) / spec.d_sae)
-        start = NormalDist(sigma=spec.d_in**-0.5).inv_cdf(1 - share)
+        # Where so many pre-activations of random rows, of variance 1 / D for a unit row, exceed it.
+        share = min(0.5, START * max(spec.top_k, 1) / spec.d_sae)
+        start = NormalDist(sigma=self.encoder_scale * spec.d_in**-0.5).inv_cdf(1 - share)
         del self.threshold
         self.threshold = nn.Parameter(torch.full((spec.d_sae,), start))
 
