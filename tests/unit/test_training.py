@@ -226,6 +226,24 @@ def test_active_adam_against_a_dense_twin() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_learning_rates_of_the_parameters(kind: str) -> None:
+    """Adam's first step moves every number by the learning rate of its parameter."""
+    sae, rate = make_sae(kind), 0.01
+    optimizer = adam(sae, rate)
+    before = {name: tensor.detach().clone() for name, tensor in sae.named_parameters()}
+    for parameter in sae.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    hand_over_gradients(sae, optimizer)
+    set_learning_rate(optimizer, rate)
+    optimizer.step()
+    slow = {"threshold": 0.05, "b_enc": 0.1} if kind == "jumprelu" else {}
+    scales = {"W_dec": 2.0, **slow}
+    for name, parameter in sae.named_parameters():
+        moved = torch.full_like(parameter, rate * scales.get(name, 1.0))
+        torch.testing.assert_close(before[name] - parameter, moved, rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_every_kind_learns_with_active_adam(kind: str) -> None:
     penalty = 0.1 if kind in DENSE_KINDS else 0.0
     history = train(
