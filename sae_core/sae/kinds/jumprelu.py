@@ -12,8 +12,8 @@ The code is brought to k active features per token by the paper's penalty with a
 `(L0 / k - 1)^2`, L0 being the mean over the batch. Only the pairs above `theta - eps / 2` matter.
 
 The code is thinned out little by little: many features are active at the start, and thresholds and
-biases move slowly. Otherwise all but few features are silenced before they have learned anything,
-which most do not come back from (docs/benchmarks.md, "Known features").
+biases move slowly. A code that is sparse from the start recovers far fewer features that are known
+to be there (docs/benchmarks.md, "Known features").
 """
 
 from collections.abc import Iterable
