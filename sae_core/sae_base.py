@@ -64,10 +64,6 @@ class SparseAutoencoder(nn.Module, ABC):
     encoder_scale: ClassVar[float] = 1.0
     """Length of the encoder's directions at the start; the decoder's have length 1."""
 
-    lr_scales: ClassVar[dict[str, float]] = {}
-    """Learning rates of parameters, as multiples of the encoder's; 1 unless they are here. The
-    decoder's is the optimizer's."""
-
     in_units_of_x: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")
     """What `folded` scales: the tensors that are added to or compared with pre-activations."""
 
@@ -227,6 +223,16 @@ class SparseAutoencoder(nn.Module, ABC):
         Args:
             precision: its product only finds the pairs; their values are in the weights' format.
         """
+
+    def lr_scales(self, travel: float) -> dict[str, float]:
+        """Learning rates of parameters, as multiples of the encoder's: 1 of those that are not
+        here. The decoder's is the optimizer's.
+
+        Args:
+            travel: the sum of the learning rates of all steps, which is about how far Adam can move
+                a number.
+        """
+        return {}
 
     def auxiliary_loss(
         self,

@@ -56,7 +56,7 @@ from sae_core.trainer.events import EpochRecord, Observer
 from sae_core.trainer.objective import Objective
 from sae_core.trainer.optimizer import adam, clip_gradients, hand_over_gradients, set_learning_rate
 from sae_core.trainer.origin import begin_with
-from sae_core.trainer.schedule import learning_rate, resolved
+from sae_core.trainer.schedule import learning_rate, resolved, travel
 from sae_core.trainer.static_step import StaticStep
 from sae_core.trainer.step_memory import StepMemory
 from sae_core.trainer.training_state import Means, Progress, TrainingState, learned, put_back
@@ -111,7 +111,8 @@ class Trainer:
         self.memory = StepMemory(compute, source.tokens_per_step)
         self.validator = Validator(self.batches, self.objective, self.memory)
         self.lr = float(config.lr)
-        self.optimizer = adam(sae, self.lr, RULES[config.optimizer])
+        length = travel(self.batches.n_steps, self.lr, config.lr_decay)
+        self.optimizer = adam(sae, self.lr, RULES[config.optimizer], length)
         self.ahead: Ahead | None = None
         if (how := picked(stepping, sae, compute)) != "ordinary":
             self.ahead = Ahead(self._static_step, how == "graph", log_freq, self._tell, self._redo)

@@ -20,6 +20,7 @@ by about the same angle, those of features with small gradients too. Muon (Liu e
 2502.16982) gives all singular values of a step the same size in a like manner.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -89,14 +90,17 @@ class Adam(torch.optim.Adam):
         return state
 
 
-def adam(sae: SparseAutoencoder, lr: float, rule: Rule = PLAIN) -> Adam:
+def adam(sae: SparseAutoencoder, lr: float, rule: Rule = PLAIN, travel: float = math.inf) -> Adam:
     """The optimizer of the SAE's parameters.
 
     It works on them as they lie in memory, which is as the transpose of `W_enc`: it would copy any
     other layout at every step.
+
+    Args:
+        travel: the sum of the learning rates of all steps.
     """
     stored = {name: _as_stored(tensor.detach()) for name, tensor in sae.named_parameters()}
-    scales = sae.lr_scales | {"W_dec": rule.decoder_lr_scale}
+    scales = sae.lr_scales(travel) | {"W_dec": rule.decoder_lr_scale}
     groups = [
         {
             "params": [tensor],

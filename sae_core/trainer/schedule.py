@@ -107,3 +107,8 @@ def learning_rate(
     rise = (step + 1) / max(1.0, WARM_UP * n_steps)
     fall = (n_steps - step) / max(1.0, decay * n_steps)
     return peak * min(1.0, rise, fall)
+
+
+def travel(n_steps: int, peak: float, decay: float) -> float:
+    """The sum of the learning rates of all steps."""
+    return math.fsum(learning_rate(step, n_steps, peak, decay) for step in range(n_steps))

@@ -225,18 +225,26 @@ def test_active_adam_against_a_dense_twin() -> None:
         torch.testing.assert_close(parameter.double(), wanted[name], rtol=1e-5, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_learning_rates_of_the_parameters(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "travel", "slow"),
+    [
+        *((kind, 1.0, {}) for kind in KINDS if kind != "jumprelu"),
+        ("jumprelu", math.inf, {"threshold": 0.05, "b_enc": 0.1}),
+        ("jumprelu", 2.0, {"threshold": 0.05, "b_enc": 0.1}),
+        ("jumprelu", 0.2, {"threshold": 0.25, "b_enc": 0.5}),
+        ("jumprelu", 0.01, {}),
+    ],
+)
+def test_learning_rates_of_the_parameters(kind: str, travel: float, slow: dict[str, float]) -> None:
     """Adam's first step moves every number by the learning rate of its parameter."""
     sae, rate = make_sae(kind), 0.01
-    optimizer = adam(sae, rate)
+    optimizer = adam(sae, rate, travel=travel)
     before = {name: tensor.detach().clone() for name, tensor in sae.named_parameters()}
     for parameter in sae.parameters():
         parameter.grad = torch.ones_like(parameter)
     hand_over_gradients(sae, optimizer)
     set_learning_rate(optimizer, rate)
     optimizer.step()
-    slow = {"threshold": 0.05, "b_enc": 0.1} if kind == "jumprelu" else {}
     scales = {"W_dec": 2.0, **slow}
     for name, parameter in sae.named_parameters():
         moved = torch.full_like(parameter, rate * scales.get(name, 1.0))
@@ -265,6 +273,28 @@ def test_what_the_optimizer_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.optim.Adam.step", checked)
     train(sae, num_epochs=2, lr=0.02, recon_weight=100.0)
     assert rates == [learning_rate(s, 16, 0.02) for s in range(16)]
+
+
+@pytest.mark.parametrize(
+    ("lr", "decay", "travelled"),
+    [(0.02, 0.2, 0.05), (0.01, 0.9, 0.05), (1e-3, 0.2, None), (0.5, 0.2, None)],
+)
+def test_thresholds_can_move_so_far(
+    lr: float, decay: float, travelled: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In all steps together, unless their rate would be above the encoder's, or far below it."""
+    sae, rates, step = make_sae("jumprelu"), [], torch.optim.Adam.step
+
+    def recorded(optimizer: torch.optim.Adam) -> None:
+        at = {g["params"][0].data_ptr(): g["lr"] for g in optimizer.param_groups}
+        rates.append((at[sae.W_enc.data_ptr()], at[sae.threshold.data_ptr()]))
+        step(optimizer)
+
+    monkeypatch.setattr("torch.optim.Adam.step", recorded)
+    train(sae, num_epochs=2, lr=lr, lr_decay=decay)
+    encoder, threshold = map(sum, zip(*rates, strict=True))
+    expected = travelled or (encoder if lr < 0.01 else 0.05 * encoder)
+    assert len(rates) == 16 and threshold == pytest.approx(expected)
 
 
 def test_validation_batch_of_nothing_but_outliers() -> None:

@@ -19,7 +19,7 @@ to be there (docs/benchmarks.md, "Known features").
 from collections.abc import Iterable
 from dataclasses import replace
 from statistics import NormalDist
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,12 @@ costs time."""
 
 START = 16
 """Active features per token at the start, as a multiple of k."""
+
+TRAVEL, LEAST_RATE = 0.05, 0.05
+"""How far thresholds can move in a training, for activations of `E||x||^2 = 1`, and their least
+learning rate, as a multiple of the encoder's. A long training would otherwise be dense for as large
+a share of its steps as a short one. A threshold that can move less than this does not bring a dense
+code to k features."""
 
 
 class _Jump(Function):
@@ -63,8 +69,6 @@ class JumpReLUSAE(SparseAutoencoder):
 
     encoder_scale = 0.3
 
-    lr_scales: ClassVar[dict[str, float]] = {"threshold": 0.05, "b_enc": 0.1}
-
     def __init__(self, spec: SAESpec) -> None:
         super().__init__(spec)
         # Where so many pre-activations of random rows, of variance 1 / D for a unit row, exceed it.
@@ -72,6 +76,10 @@ class JumpReLUSAE(SparseAutoencoder):
         start = NormalDist(sigma=self.encoder_scale * spec.d_in**-0.5).inv_cdf(1 - share)
         del self.threshold
         self.threshold = nn.Parameter(torch.full((spec.d_sae,), start))
+
+    def lr_scales(self, travel: float) -> dict[str, float]:
+        of_threshold = min(1.0, max(LEAST_RATE, TRAVEL / travel))
+        return {"threshold": of_threshold, "b_enc": min(1.0, 2 * of_threshold)}
 
     def reconstruct(
         self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
