@@ -181,7 +181,8 @@ class TrainingConfig:
     step and up to 900,000 tokens of training, and 0.006 with --optimizer active_adam; three
     quarters of that for the kind multi_batch_topk. It falls with the root of the features and the
     third root of the training's tokens, and grows with the root of those per step; with active_adam
-    it falls with the fourth root of the steps. The rate rises over the first 5% of the steps, and
+    it falls with the third root of the steps and, from its value at 32, with the root of topk. The
+    rate rises over the first 5% of the steps, and
     --lr-decay says when it falls."""
 
     lr_decay: Annotated[float, Limits(exclusive_minimum=0, maximum=1)] = 0.2

@@ -95,7 +95,8 @@ class Trainer:
         origin: Origin | None = None,
     ) -> None:
         lengths = source.tokens_per_step, source.steps_per_epoch
-        config = resolved(config, sae.spec.sae_type, sae.spec.d_sae, *lengths)
+        spec = sae.spec
+        config = resolved(config, spec.sae_type, spec.d_sae, spec.top_k, *lengths)
         self.sae, self.source, self.config, self.observer = sae, source, config, observer
         self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
         self.origin = origin

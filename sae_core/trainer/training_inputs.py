@@ -119,7 +119,7 @@ def resolved_training(activations: Activations, settings: Settings) -> TrainingC
     source, sae = activations.source, settings.sae
     d_sae = sae.n_features(activations.d_in)
     lengths = source.tokens_per_step, source.steps_per_epoch
-    return resolved(settings.training, sae.sae_type, d_sae, *lengths)
+    return resolved(settings.training, sae.sae_type, d_sae, sae.k, *lengths)
 
 
 def resolved_spec(activations: Activations, settings: Settings, device: torch.device) -> SAESpec:

@@ -90,13 +90,13 @@ def two_digits(number: float) -> float:
     return float(f"{number:.2g}")
 
 
-def automatic(own: Own, features: int, tokens: int) -> tuple[int, float]:
+def automatic(own: Own, features: int, k: int, tokens: int) -> tuple[int, float]:
     """Tokens per step and learning rate of a training on about `tokens`, as `auto` has them; the
     rate with two digits, as grids have it."""
     n_tokens = DRAWN * max(1, round(tokens / DRAWN))
     auto = replace(own.settings, num_epochs=1, tokens_per_step="auto", lr="auto")
     size = step_size(auto, n_tokens)
-    found = resolved(auto, own.sae_type, features, size, n_tokens // size)
+    found = resolved(auto, own.sae_type, features, k, size, n_tokens // size)
     return size, two_digits(float(found.lr))
 
 

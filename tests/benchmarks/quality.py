@@ -124,7 +124,8 @@ def grid(options: argparse.Namespace) -> Iterator[Settings]:
         rest = options.tokens, data, our_training.TOKENS_TO_DEAD
         wanted = list(pairs)
         if options.auto and contender in OURS:
-            wanted.append(our_training.automatic(OURS[contender], features, options.tokens))
+            own = OURS[contender]
+            wanted.append(our_training.automatic(own, features, k, options.tokens))
         for size, lr in dict.fromkeys(wanted):
             yield Settings(contender, hook, k, features, size, lr, seed, *rest)
 

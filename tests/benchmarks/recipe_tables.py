@@ -180,7 +180,7 @@ def auto_table(records: Iterable[Record]) -> str:
         "|---" + "|--:" * 16 + "|",
     ]
     for (name, task), by_pair in sorted(by_task.items(), key=lambda it: (it[0][0], it[0][1].place)):
-        auto = automatic(OURS[name], task.features, task.tokens)
+        auto = automatic(OURS[name], task.features, task.k, task.tokens)
         others = {pair: found for pair, found in by_pair.items() if pair != auto}
         if auto in by_pair and others:
             lines.append(f"| {name} {_auto_beside(task, auto, by_pair[auto], others)}")
