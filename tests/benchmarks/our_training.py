@@ -119,9 +119,11 @@ def train(data: Data, features: int, k: int, lr: float, seed: int, own: Own) -> 
     sae.initialise(generator(seed, "weights"))
     sae.to(DEVICE)
     compute = Compute(precision=pick_precision(own.compute_dtype, DEVICE))
-    trainer = Trainer(sae, NoSource(1, 0, 1, 1, 0), own.settings, Observer(), compute)
+    n_steps, size = len(data.batches), len(data.batches[0])
+    settings = replace(own.settings, num_epochs=1, lr=lr)
+    trainer = Trainer(sae, NoSource(n_steps, 0, size, size, 0), settings, Observer(), compute)
     for step, x in enumerate(data.batches):
-        trainer.step(Batch(x), learning_rate(step, len(data.batches), lr, own.settings.lr_decay))
+        trainer.step(Batch(x), learning_rate(step, n_steps, lr, settings.lr_decay))
     sae.calibrate(iter([data.calibration]))
     if own.sae_type == "jumprelu":  # what its thresholds leave: it has one for each feature
         return Trained(sae.encode, sae.decode, 0.0)

@@ -231,7 +231,7 @@ def test_active_adam_against_a_dense_twin() -> None:
         *((kind, 1.0, {}) for kind in KINDS if kind != "jumprelu"),
         ("jumprelu", math.inf, {"threshold": 0.05, "b_enc": 0.1}),
         ("jumprelu", 2.0, {"threshold": 0.05, "b_enc": 0.1}),
-        ("jumprelu", 0.2, {"threshold": 0.15, "b_enc": 0.3}),
+        ("jumprelu", 0.2, {"threshold": 0.3, "b_enc": 0.6}),
         ("jumprelu", 0.01, {}),
     ],
 )
@@ -277,7 +277,7 @@ def test_what_the_optimizer_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("lr", "decay", "travelled"),
-    [(0.02, 0.2, 0.03), (0.01, 0.9, 0.03), (1e-3, 0.2, None), (0.5, 0.2, None)],
+    [(0.02, 0.2, 0.06), (0.01, 0.9, 0.06), (1e-3, 0.2, None), (0.5, 0.2, None)],
 )
 def test_thresholds_can_move_so_far(
     lr: float, decay: float, travelled: float | None, monkeypatch: pytest.MonkeyPatch

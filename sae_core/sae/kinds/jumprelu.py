@@ -38,7 +38,7 @@ costs time."""
 START = 16
 """Active features per token at the start, as a multiple of k."""
 
-TRAVEL, LEAST_RATE = 0.03, 0.05
+TRAVEL, LEAST_RATE = 0.06, 0.05
 """How far thresholds can move in a training, for activations of `E||x||^2 = 1`, and their least
 learning rate, as a multiple of the encoder's. A long training would otherwise be dense for as large
 a share of its steps as a short one. A threshold that can move less than this does not bring a dense
