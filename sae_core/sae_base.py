@@ -61,7 +61,7 @@ class SparseAutoencoder(nn.Module, ABC):
     trained on them, and what it makes of one ruins the model's predictions. False makes the SAE
     treat them like all other activations, as SAELens does."""
 
-    encoder_scale: ClassVar[float] = 1.0
+    encoder_scale: ClassVar[float] = 0.3
     """Length of the encoder's directions at the start; the decoder's have length 1."""
 
     in_units_of_x: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")

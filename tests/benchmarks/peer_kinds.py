@@ -82,22 +82,18 @@ class Trainer(NamedTuple):
     """From our configuration, and the steps of the warm-up."""
 
 
+def _penalised(config: SAEConfig, n_steps: int) -> dict[str, Any]:
+    return {"l1_penalty": config.sparsity_penalty, "sparsity_warmup_steps": n_steps}
+
+
 TRAINERS = {
     "jumprelu": Trainer(
         "jumprelu",
         "JumpReluTrainer",
         lambda config, n: {"target_l0": config.topk, "sparsity_warmup_steps": n},
     ),
-    "gated": Trainer(
-        "gdm",
-        "GatedSAETrainer",
-        lambda config, n: {"l1_penalty": config.sparsity_penalty, "sparsity_warmup_steps": n},
-    ),
-    "standard": Trainer(
-        "standard",
-        "StandardTrainer",
-        lambda config, n: {"l1_penalty": config.sparsity_penalty, "sparsity_warmup_steps": n},
-    ),
+    "gated": Trainer("gdm", "GatedSAETrainer", _penalised),
+    "standard": Trainer("standard", "StandardTrainer", _penalised),
     "topk": Trainer("top_k", "TopKTrainer", lambda config, n: {"k": config.topk}),
 }
 

@@ -102,7 +102,10 @@ def kernels_of(d: int) -> dict[str, tuple[Any, ...]]:
     adding = pair_kernels._segments, 4, segments
     patterns = {"PATTERNS": select_kernels.PATTERNS, "BELOW": select_kernels.BELOW}
     active, copied = {"ONLY_ACTIVE": True}, {"COPIED": True, "BLOCK": whole}
-    decoder, encoder = ({"DECODER": own, "ONLY_ACTIVE": not own} | copied for own in (True, False))
+    decoder, turned, encoder = (
+        {"DECODER": own, "NORMALISED": no_second, "ONLY_ACTIVE": no_second or not own} | copied
+        for own, no_second in ((True, False), (True, True), (False, False))
+    )
     counting, warps = select_kernels._count_patterns, update_kernels._warps(d)
     return {
         "prepare": (row_kernels._prepare, warps, {"SITES": 2, "BLOCK": whole}),
@@ -122,7 +125,7 @@ def kernels_of(d: int) -> dict[str, tuple[Any, ...]]:
         "add segments": (pair_kernels._add_segments, 4, segment | block),
         "squares": (update_kernels._squares, warps, {"BLOCK": whole}),
         "decoder": (update_kernels._move_rows, warps, decoder),
-        "decoder, normalised steps": (update_kernels._turn_rows, warps, copied),
+        "decoder, normalised steps": (update_kernels._move_rows, warps, turned),
         "encoder": (update_kernels._move_rows, warps, encoder),
         "terms": (scalar_kernels._terms, 1, {}),
         "decide": (scalar_kernels._decide, 1, {"FIGURES": scalar_kernels.FIGURES}),

@@ -21,8 +21,6 @@ from sae_core.utils.errors import SAEError
 class BatchTopKSAE(SparseAutoencoder):
     """Batch top-k while training, a threshold afterwards."""
 
-    encoder_scale = 0.3
-
     def reconstruct(
         self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:

@@ -27,8 +27,6 @@ from sae_core.sae_base import SparseAutoencoder
 class GatedSAE(SparseAutoencoder):
     """`b_enc` is the bias of the gate; the threshold stays 0."""
 
-    encoder_scale = 0.3
-
     in_units_of_x = (*SparseAutoencoder.in_units_of_x, "b_mag")
 
     def __init__(self, spec: SAESpec) -> None:

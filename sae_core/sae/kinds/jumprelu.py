@@ -67,8 +67,6 @@ class JumpReLUSAE(SparseAutoencoder):
 
     threshold: nn.Parameter
 
-    encoder_scale = 0.3
-
     def __init__(self, spec: SAESpec) -> None:
         super().__init__(spec)
         # Where so many pre-activations of random rows, of variance 1 / D for a unit row, exceed it.

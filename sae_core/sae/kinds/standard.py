@@ -17,6 +17,8 @@ from sae_core.sae_base import SparseAutoencoder
 class StandardSAE(SparseAutoencoder):
     """`relu(pre)` in training and at inference; the threshold stays 0."""
 
+    encoder_scale = 1.0
+
     def reconstruct(
         self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
     ) -> Reconstruction:

@@ -18,8 +18,6 @@ from sae_core.sae_base import SparseAutoencoder
 class TopKSAE(SparseAutoencoder):
     """The `top_k` largest positive pre-activations of each token; the threshold stays 0."""
 
-    encoder_scale = 0.3
-
     def encode(self, x: Tensor) -> Tensor:
         pre = self.pre_activations(x)
         return torch.relu(pre) * self._largest(pre)

@@ -52,9 +52,11 @@ def _adam(w, g, m, v, rate, root, beta1, beta2, eps):
 @triton.jit
 def _move_rows(
     W, G, M, V, along, scalars, copy, D, scale, beta1, beta2, eps,
-    DECODER: tl.constexpr, COPIED: tl.constexpr, ONLY_ACTIVE: tl.constexpr, BLOCK: tl.constexpr,
+    DECODER: tl.constexpr, NORMALISED: tl.constexpr, COPIED: tl.constexpr,
+    ONLY_ACTIVE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """One row of the decoder or the encoder."""
+    """One row of the decoder or the encoder; NORMALISED: by a length along its momentum, without
+    V."""
     if tl.load(scalars + 3) != 0:
         feature = tl.program_id(0).to(tl.int64)
         d = tl.arange(0, BLOCK)
@@ -62,43 +64,24 @@ def _move_rows(
         old = tl.load(W + at, mask=inside, other=0.0)
         g = tl.load(G + at, mask=inside, other=0.0)
         m = tl.load(M + at, mask=inside, other=0.0)
-        v = tl.load(V + at, mask=inside, other=0.0)
         moves, w = tl.max(tl.abs(g), 0) > 0, old
         if DECODER:
             g -= tl.load(along + feature) * w
         g *= tl.load(scalars + 2)
-        rate, root = scale * tl.load(scalars), tl.load(scalars + 1)
-        w, m, v = _adam(w, g, m, v, rate, root, beta1, beta2, eps)
+        if NORMALISED:
+            m = beta1 * m + (1 - beta1) * g
+            length = tl.sqrt(tl.sum(m * m, 0))
+            w -= scale * tl.load(scalars + 4) * m / tl.maximum(length, LEAST)
+        else:
+            v = tl.load(V + at, mask=inside, other=0.0)
+            rate, root = scale * tl.load(scalars), tl.load(scalars + 1)
+            w, m, v = _adam(w, g, m, v, rate, root, beta1, beta2, eps)
+            tl.store(V + at, v, mask=inside)
         if DECODER:
             length = tl.sqrt(tl.sum(tl.where(inside, w * w, 0.0), 0))
             w = w / tl.maximum(length, LEAST)
         if ONLY_ACTIVE:
             w = tl.where(moves, w, old)
-        if COPIED:
-            tl.store(copy + at, w.to(tl.bfloat16), mask=inside)
-        tl.store(W + at, w, mask=inside)
-        tl.store(M + at, m, mask=inside)
-        tl.store(V + at, v, mask=inside)
-
-
-@triton.jit
-def _turn_rows(
-    W, G, M, along, scalars, copy, D, scale, beta1, COPIED: tl.constexpr, BLOCK: tl.constexpr
-):
-    """One row of the decoder: a normalised step, if it has a gradient."""
-    if tl.load(scalars + 3) != 0:
-        feature = tl.program_id(0).to(tl.int64)
-        d = tl.arange(0, BLOCK)
-        at, inside = feature * D + d, d < D
-        old = tl.load(W + at, mask=inside, other=0.0)
-        g = tl.load(G + at, mask=inside, other=0.0)
-        m = tl.load(M + at, mask=inside, other=0.0)
-        moves = tl.max(tl.abs(g), 0) > 0
-        g = (g - tl.load(along + feature) * old) * tl.load(scalars + 2)
-        m = beta1 * m + (1 - beta1) * g
-        w = old - scale * tl.load(scalars + 4) * m / tl.maximum(tl.sqrt(tl.sum(m * m, 0)), LEAST)
-        w = w / tl.maximum(tl.sqrt(tl.sum(w * w, 0)), LEAST)
-        w = tl.where(moves, w, old)
         if COPIED:
             tl.store(copy + at, w.to(tl.bfloat16), mask=inside)
         tl.store(W + at, w, mask=inside)
@@ -156,14 +139,7 @@ def move_decoder(
     Args:
         copy: (F, D) bfloat16, written.
     """
-    if moments.second is not None:
-        _rows(W, G, moments, along, scalars, copy, True, rule)
-        return
-    n_features, d = W.shape
-    is_copied, copy = copy is not None, W if copy is None else copy
-    given = W, G, moments.first, along, scalars, copy, d, rule.decoder_lr_scale, rule.beta1
-    constants = {"COPIED": is_copied, "BLOCK": triton.next_power_of_2(d)}
-    launching.launch(_turn_rows, (n_features,), *given, **constants, num_warps=_warps(d))
+    _rows(W, G, moments, along, scalars, copy, True, rule)
 
 
 def move_encoder(
@@ -191,9 +167,11 @@ def _rows(
     n_features, d = W.shape
     is_copied, copy = copy is not None, W if copy is None else copy
     scale = rule.decoder_lr_scale if decoder else 1.0
-    given = W, G, *moments, along, scalars, copy, d, scale, rule.beta1, rule.beta2, EPS
-    constants = {"DECODER": decoder, "COPIED": is_copied, "ONLY_ACTIVE": rule.only_active}
-    constants |= {"BLOCK": triton.next_power_of_2(d)}
+    first, second = moments
+    both = first, first if second is None else second  # without a second one it is not read
+    given = W, G, *both, along, scalars, copy, d, scale, rule.beta1, rule.beta2, EPS
+    constants = {"DECODER": decoder, "NORMALISED": second is None, "COPIED": is_copied}
+    constants |= {"ONLY_ACTIVE": rule.only_active, "BLOCK": triton.next_power_of_2(d)}
     launching.launch(_move_rows, (n_features,), *given, **constants, num_warps=_warps(d))
 
 
