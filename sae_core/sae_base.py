@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sae_core.sae import losses, sparse_ops
 from sae_core.sae.config import SAESpec
+from sae_core.sae.dense_start import ENCODER_SCALE
 from sae_core.sae.largest_entries import block_rows
 from sae_core.sae.normalisation import beyond
 from sae_core.sae.precision import Precision
@@ -61,7 +62,7 @@ class SparseAutoencoder(nn.Module, ABC):
     trained on them, and what it makes of one ruins the model's predictions. False makes the SAE
     treat them like all other activations, as SAELens does."""
 
-    encoder_scale: ClassVar[float] = 0.3
+    encoder_scale: ClassVar[float] = ENCODER_SCALE
     """Length of the encoder's directions at the start; the decoder's have length 1."""
 
     in_units_of_x: ClassVar[tuple[str, ...]] = ("b_enc", "threshold")

@@ -134,44 +134,67 @@ class LowerBound:
         self.value, self.last = BOUND_MARGIN * fall * least, least
 
 
+def _without_zeros(pairs: Pairs, value: Tensor) -> tuple[Pairs, Tensor]:
+    """On a CPU the pairs whose value (P,) is not 0, and these values: a sum is the same with them
+    alone, because it is in the order of the pairs there. Elsewhere all of them."""
+    if value.device.type != "cpu":
+        return pairs, value
+    code = SparseCode(pairs, value).where(value != 0)
+    return code.pairs, code.value
+
+
 class _Encode(Function):
-    """The gradient of the kept pre-activations; their values come from the selection."""
+    """The gradient of the kept pre-activations; their values come from the selection.
+
+    Args:
+        has_zeros: whether many of the pairs get a gradient of 0; they are left out of the sums.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, code: SparseCode, *weights: Tensor) -> Tensor:
+    def forward(ctx: Any, x: Tensor, code: SparseCode, has_zeros: bool, *weights: Tensor) -> Tensor:
         ctx.save_for_backward(x, *weights)
-        ctx.pairs = code.pairs
+        ctx.pairs, ctx.has_zeros = code.pairs, has_zeros
         return code.value.clone()
 
     @staticmethod
     def backward(ctx: Any, d_value: Tensor) -> tuple[Tensor | None, ...]:
         x, W_enc, b_enc, b_dec = ctx.saved_tensors
-        order, rows, offsets = ctx.pairs.by_column
+        pairs = ctx.pairs
+        if ctx.has_zeros:
+            pairs, d_value = _without_zeros(pairs, d_value)
+        order, rows, offsets = pairs.by_column
         ordered = d_value[order]
         d_W_enc_FD = bag(rows, slices(x - b_dec, len(rows)), offsets, ordered)
         if x.device.type == "cuda":  # where `index_add_` adds in another order every time
             d_b_enc = torch.segment_reduce(ordered, "sum", offsets=offsets)
         else:
-            d_b_enc = torch.zeros_like(b_enc).index_add_(0, ctx.pairs.column, d_value)
-        return None, None, d_W_enc_FD.T, d_b_enc, -(W_enc @ d_b_enc)
+            d_b_enc = torch.zeros_like(b_enc).index_add_(0, pairs.column, d_value)
+        return None, None, None, d_W_enc_FD.T, d_b_enc, -(W_enc @ d_b_enc)
 
 
 class _Decode(Function):
-    """`code @ W_dec` as bags of decoder rows, with both gradients on the pairs."""
+    """`code @ W_dec` as bags of decoder rows, with both gradients on the pairs.
+
+    Args:
+        has_zeros: whether many values are 0. Such a pair is in no bag; its value has a gradient.
+    """
 
     @staticmethod
-    def forward(ctx: Any, pairs: Pairs, value: Tensor, W_dec: Tensor) -> Tensor:
+    def forward(ctx: Any, pairs: Pairs, value: Tensor, has_zeros: bool, W_dec: Tensor) -> Tensor:
         ctx.pairs, ctx.W_dec = pairs, slices(W_dec, len(value))
+        ctx.added = pairs
+        if has_zeros:
+            ctx.added, value = _without_zeros(pairs, value)
         ctx.save_for_backward(value)
-        return bag(pairs.column, ctx.W_dec, pairs.row_start, value)
+        return bag(ctx.added.column, ctx.W_dec, ctx.added.row_start, value)
 
     @staticmethod
     def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
         (value,) = ctx.saved_tensors
-        order, rows, offsets = ctx.pairs.by_column
-        g_slices = slices(g, len(value))
+        g_slices = slices(g, len(ctx.pairs.row))
         d_value = sampled_product(g_slices, ctx.W_dec, ctx.pairs)
-        return None, d_value, bag(rows, g_slices, offsets, value[order])
+        order, rows, offsets = ctx.added.by_column
+        return None, d_value, None, bag(rows, g_slices, offsets, value[order])
 
 
 def _dense_format(pairs: Pairs, weights: Weights, products: Precision | None) -> torch.dtype | None:
@@ -182,15 +205,19 @@ def _dense_format(pairs: Pairs, weights: Weights, products: Precision | None) ->
 
 
 def _with_gradient(
-    x: Tensor, code: SparseCode, weights: Weights, products: Precision | None
+    x: Tensor,
+    code: SparseCode,
+    weights: Weights,
+    products: Precision | None,
+    has_zeros: bool = False,
 ) -> SparseCode:
-    """The code with a gradient to the weights."""
+    """The code with a gradient to the weights; `has_zeros` as that of `_Encode`."""
     given = weights.W_enc, weights.b_enc, weights.b_dec
     if dtype := _dense_format(code.pairs, weights, products):
         rows = block_rows(code.pairs.n_columns, dtype, x.device)
         value = dense_ops.DenseEncode.apply(x, code, rows, dtype, *given)
     else:
-        value = _Encode.apply(x, code, *given)
+        value = _Encode.apply(x, code, has_zeros, *given)
     return replace(code, value=value)
 
 
@@ -225,18 +252,24 @@ def encode(
     return _with_gradient(x, code, weights, products)
 
 
-def decode(code: SparseCode, weights: Weights, products: Precision | None = None) -> Tensor:
+def decode(
+    code: SparseCode,
+    weights: Weights,
+    products: Precision | None = None,
+    has_zeros: bool = False,
+) -> Tensor:
     """(N, D) reconstructions `code @ W_dec + b_dec`, with gradients to the code and weights.
 
     Args:
         products: of those with a code that is dense; by default there are none.
+        has_zeros: whether many values are 0: pairs that are wanted for their gradient alone.
     """
     W_dec = weights.W_dec
     if dtype := _dense_format(code.pairs, weights, products):
         rows = block_rows(code.pairs.n_columns, dtype, W_dec.device)
         x_hat = dense_ops.DenseDecode.apply(code.pairs, code.value, rows, dtype, W_dec)
     else:
-        x_hat = _Decode.apply(code.pairs, code.value, W_dec)
+        x_hat = _Decode.apply(code.pairs, code.value, has_zeros, W_dec)
     return x_hat + weights.b_dec
 
 
@@ -338,6 +371,7 @@ def encode_above(
     row_block: int | None = None,
     precision: Precision | None = None,
 ) -> SparseCode:
-    """`above` whose `value` carries gradients, as that of `encode` does."""
+    """`above` whose `value` carries gradients, as that of `encode` does. Many of the gradients may
+    be 0: their pairs are left out of the sums."""
     code = above(x, weights, threshold, precision, row_block=row_block)
-    return _with_gradient(x, code, weights, precision)
+    return _with_gradient(x, code, weights, precision, has_zeros=True)

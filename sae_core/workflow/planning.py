@@ -8,11 +8,11 @@ D the number of features, k the active features per token and L the length of a 
 * tokenize: none, but a tokenizer takes time;
 * harvest: the blocks up to the last hooked one; without a store, the same in every epoch;
 * a training step: 2 d D for the encoder product, and 8 k d for decoding and the gradients, which
-  work on pairs of token and feature; 10 d D where the code is dense (the `standard` and `gated`
-  kinds); with end-to-end losses the model once, the blocks after the hook once and back, which
-  takes `BACKWARD` times as long, and the logits three times, and the same for the batch that
-  balances the losses; every validation in their phase the model once and the blocks after
-  the hook once, both with logits;
+  work on pairs of token and feature; more where the code is dense, that of the `standard` and
+  `gated` kinds, and of `jumprelu` at the start (`plain_step.py`); with end-to-end losses the model
+  once, the blocks after the hook once and back, which takes `BACKWARD` times as long, and the
+  logits three times, and the same for the batch that balances the losses; every validation in
+  their phase the model once and the blocks after the hook once, both with logits;
 * the evaluation: the model and, three times, the blocks after the hook, each with logits;
 * the analysis of features: the blocks up to the hook, and 2 d D for the encoder product.
 
@@ -29,8 +29,9 @@ from typing import NamedTuple
 
 from sae_core.train_config import windows_per_pass
 from sae_core.trainer.schedule import step_size
+from sae_core.workflow import plain_step
 from sae_core.workflow.costs import Cost, light
-from sae_core.workflow.gpu_step import step_bytes
+from sae_core.workflow.gpu_step import STATIC_KINDS, step_bytes
 from sae_core.workflow.plan_tables import BYTES_PER_TOKEN, MODEL_BYTES, Machine, ModelShape
 from sae_core.workflow.workflow_config import ModelPlan, Plan, RunPlan
 
@@ -96,7 +97,7 @@ class Work(NamedTuple):
     """Bytes that the end-to-end phase needs; 0 without one."""
     sae_memory: float
     step_memory: float
-    """Bytes besides, that a step of fixed sizes needs on a GPU."""
+    """Bytes besides, that a step needs while it runs."""
 
     def done(self) -> dict[str, float]:
         """All but the memory."""
@@ -223,7 +224,9 @@ class Planner:
         model_read = self.model_bytes if work.model_flops else 0
         # The model is loaded when activations are no longer shuffled.
         in_steps = 3 * self._shuffled() + work.step_memory
-        memory = max(work.model_memory, in_steps) + work.sae_memory
+        # A dense code is there during the model's passes; those of other kinds are sparse by then.
+        in_phase = work.model_memory + (0 if run.sae.k else work.step_memory)
+        memory = max(in_phase, in_steps) + work.sae_memory
         return self._cost(
             "train",
             run.name,
@@ -275,7 +278,7 @@ class Planner:
         steps = training.num_epochs * (n_rows // per_step)
         validated = self.n_validation * positions
         d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
-        dense = (2 if run.sae.k else 10) * d * width
+        as_matrix = not self._is_exact()
         model_flops, memory, n_logits = 0.0, 0.0, 0.0
         if e2e.use_end_to_end:
             behind = self.shape.n_layers - run.layer - 1
@@ -300,8 +303,9 @@ class Planner:
             tokens=steps * per_step,
             steps=steps,
             model_flops=model_flops,
-            sae_flops=steps * per_step * dense + training.num_epochs * validated * 2 * d * width,
-            pair_flops=steps * per_step * 8 * run.sae.trained_k * d,
+            sae_flops=steps * per_step * plain_step.dense_flops(run.sae, d, as_matrix)
+            + training.num_epochs * validated * 2 * d * width,
+            pair_flops=steps * per_step * plain_step.pair_flops(run.sae, d, as_matrix),
             traffic=steps * parameters * OPTIMIZER_BYTES + n_logits * logit_bytes,
             disk=4 * parameters * 4,
             model_memory=memory,
@@ -309,13 +313,17 @@ class Planner:
             step_memory=self._step_memory(run, per_step),
         )
 
+    def _is_exact(self) -> bool:
+        """Whether values are in float32."""
+        return self.machine.is_cpu or self.plan.training.compute_dtype == "float32"
+
     def _step_memory(self, run: RunPlan, tokens: int) -> float:
         """Memory of a step besides that of its SAE's state."""
-        if self.machine.is_cpu:
-            return 0.0
-        d, is_exact = self.shape.d_model, self.plan.training.compute_dtype == "float32"
-        gradient = GRADIENT_BYTES * 2 * d * run.sae.n_features(d)
-        return max(0.0, step_bytes(run.sae, d, tokens, is_exact) - gradient)
+        d, sae, is_cpu = self.shape.d_model, run.sae, self.machine.is_cpu
+        if is_cpu or sae.sae_type not in STATIC_KINDS:
+            return plain_step.step_bytes(sae, d, tokens, self._is_exact(), is_cpu)
+        gradient = GRADIENT_BYTES * 2 * d * sae.n_features(d)
+        return max(0.0, step_bytes(sae, d, tokens, self._is_exact()) - gradient)
 
     def evaluation(self, run: RunPlan) -> Cost:
         """The held-out windows through the model and the SAE."""

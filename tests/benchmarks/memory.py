@@ -1,13 +1,16 @@
-"""The most memory that a training step takes above weights, optimizer state and its batch."""
+"""The most memory that the first training steps take above weights, optimizer state and the batch,
+and the processor time of the last of them."""
 
 import argparse
 import threading
 import time
 from pathlib import Path
+from typing import get_args
 
 from machine import describe
 from step import Shape, batches, ours
 
+from sae_core.sae.config import SAEType
 from sae_core.utils.devices import keep_freed_memory
 
 
@@ -36,23 +39,27 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=36_864)
     parser.add_argument("--k", type=int, default=64)
     parser.add_argument("--tokens", type=int, default=8192)
+    parser.add_argument("--kind", choices=get_args(SAEType), default="batch_topk")
     options = parser.parse_args()
     shape = Shape(options.d, options.width, options.k, options.tokens)
     keep_freed_memory()
     x = batches(shape)[0]
-    step = ours(shape, "auto", dead=False)
+    step = ours(shape, "auto", dead=False, kind=options.kind)
     weights = 4 * (2 * shape.d * shape.width + shape.width + shape.d)
     before = resident()  # weights and batch
     peak = Peak()
     peak.start()
     for _ in range(4):
+        start = time.process_time()
         step(x)
+        seconds = time.process_time() - start
     peak.running = False
     peak.join()
     taken = peak.most - before - 2 * weights  # what is left besides Adam's two moments
     print(f"\nPeak memory of a step ({describe()})\n")
-    print("| d, F, k, N | above weights and optimizer |\n|---|--:|")
-    print(f"| {', '.join(f'{size:,}' for size in shape)} | {taken / 1e6:,.0f} MB |")
+    print("| kind | d, F, k, N | above weights and optimizer | processor time |\n|---|---|--:|--:|")
+    sizes = ", ".join(f"{size:,}" for size in shape)
+    print(f"| `{options.kind}` | {sizes} | {taken / 1e6:,.0f} MB | {seconds:.2f} s |")
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sae_core.activations.store import ActivationSource
 from sae_core.models.language_model import Hook
-from sae_core.sae.config import SAEConfig
+from sae_core.sae.config import SAEConfig, SAEType
 from sae_core.sae.kinds import build
 from sae_core.sae.precision import pick_precision
 from sae_core.sae.reconstruction import Compute
@@ -80,14 +80,14 @@ class NoSource(ActivationSource):
         raise NotImplementedError
 
 
-def our_sae(shape: Shape) -> SparseAutoencoder:
-    """A BatchTopK SAE as the trainer begins with."""
-    return copy.deepcopy(_initial(shape))
+def our_sae(shape: Shape, kind: SAEType = "batch_topk") -> SparseAutoencoder:
+    """An SAE as the trainer begins with."""
+    return copy.deepcopy(_initial(shape, kind))
 
 
 @cache
-def _initial(shape: Shape) -> SparseAutoencoder:
-    config = SAEConfig(topk=shape.k)
+def _initial(shape: Shape, kind: SAEType) -> SparseAutoencoder:
+    config = SAEConfig(kind, topk=shape.k)
     spec = sae_spec(config, Hook(0, "hook_resid_post"), shape.d, DEVICE, {})
     spec.d_sae = shape.width
     sae = build(spec)
@@ -100,9 +100,9 @@ def dead_features(shape: Shape) -> Tensor:
     return torch.arange(shape.width, device=DEVICE) % round(1 / DEAD_SHARE) == 0
 
 
-def ours(shape: Shape, compute_dtype: str, dead: bool) -> Step:
+def ours(shape: Shape, compute_dtype: str, dead: bool, kind: SAEType = "batch_topk") -> Step:
     """A step of the trainer."""
-    sae = our_sae(shape)
+    sae = our_sae(shape, kind)
     if dead:
         sae.num_batches_not_active[dead_features(shape)] = 10**6
         sae.W_enc.data[:, dead_features(shape)] *= 0.1

@@ -1,9 +1,9 @@
-"""Most bytes that tensors without data hold at once."""
+"""Most bytes that tensors hold at once."""
 
 import weakref
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, strided
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -33,4 +33,5 @@ class HeldMemory(TorchDispatchMode):
 
 
 def _is(value: Any) -> bool:
-    return isinstance(value, Tensor)
+    """A sparse tensor has no memory of its own, but that of its parts."""
+    return isinstance(value, Tensor) and value.layout is strided

@@ -13,8 +13,9 @@ from tiny_model import configuration
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_core.sae.config import SAEConfig
+from sae_core.sae.dense_start import near_at_start
 from sae_core.utils.code_hash import ROOT
-from sae_core.workflow import fitting, plan_jobs
+from sae_core.workflow import fitting, plain_step, plan_jobs
 from sae_core.workflow.costs import Cost
 from sae_core.workflow.gpu_step import step_bytes
 from sae_core.workflow.plan_tables import (
@@ -423,21 +424,73 @@ def test_a_training_without_an_end_to_end_phase_needs_no_model() -> None:
     assert memory() > 8 > 7 > memory(use_end_to_end=False)
 
 
-def test_a_training_on_a_gpu_needs_the_memory_of_its_step() -> None:
-    """What a step holds beyond the gradient, which the state contains; the standard kind has no
-    such step."""
+def test_a_training_needs_the_memory_of_its_step() -> None:
+    """What a step holds beyond the gradient, which the state contains; on a CPU those of kinds with
+    a top-k are not counted."""
     d, tokens = 2560, 8192
 
-    def memory(kind: str, machine: str) -> float:
+    def memory(kind: str, machine: str, **end_to_end: Any) -> float:
         config = {
             "models": [{"name": "m", "layers": [1], "saes": [{"sae_type": kind, "topk": 64}]}],
             "training": {"tokens_per_step": tokens},
-            "end_to_end": {"use_end_to_end": False},
+            "end_to_end": end_to_end or {"use_end_to_end": False},
         }
         plan = planner(config, 1e7, TABLES.shapes["Qwen/Qwen3-4B"], TABLES.machines[machine])
         return plan.training(next(plan.model.runs(36))).memory
 
     sae = SAEConfig("batch_topk", 4, topk=64)
     step = step_bytes(sae, d, tokens, exact=False) - 4 * 2 * d * 4 * d
-    assert 3e8 < step == pytest.approx(memory("batch_topk", "h100") - memory("standard", "h100"))
-    assert memory("batch_topk", "cpu") == memory("standard", "cpu")
+    bare = memory("batch_topk", "h100") - step
+    assert step > 3e8 and memory("batch_topk", "cpu") == memory("topk", "cpu")
+    for kind in ("standard", "gated", "jumprelu"):
+        own = SAEConfig(kind, 4, topk=64)
+        for machine, start in (("h100", bare), ("cpu", memory("topk", "cpu"))):
+            is_cpu = machine == "cpu"
+            planned = plain_step.step_bytes(own, d, tokens, exact=is_cpu, is_cpu=is_cpu)
+            assert 7e8 < planned == pytest.approx(memory(kind, machine) - start)
+
+
+def test_a_dense_code_is_there_beside_the_model_in_the_end_to_end_phase() -> None:
+    """That of JumpReLU is sparse by then."""
+    tokens = 1024
+
+    def memory(kind: str) -> float:
+        plan = planner(
+            {
+                "models": [{"name": "m", "layers": [1], "saes": [{"sae_type": kind}]}],
+                "training": {"tokens_per_step": tokens},
+            },
+            1e6,
+            TABLES.shapes["Qwen/Qwen3-4B"],
+            TABLES.machines["h100"],
+        )
+        return plan.training(next(plan.model.runs(36))).memory
+
+    step = plain_step.step_bytes(SAEConfig("gated"), 2560, tokens, exact=False, is_cpu=False)
+    assert 1e8 < step == pytest.approx(memory("gated") - memory("jumprelu"))
+
+
+def test_jumprelus_dense_steps_are_counted() -> None:
+    """In pairs on a CPU, and with float32 values; as matrices where a GPU multiplies those fast."""
+
+    def flops(kind: str, machine: str, **training: Any) -> float:
+        config = {
+            "models": [{"name": "m", "layers": [1], "saes": [{"sae_type": kind, "topk": 64}]}],
+            "training": {"tokens_per_step": 1024, "num_epochs": 1, **training},
+            "end_to_end": {"use_end_to_end": False},
+        }
+        plan = planner(config, 1e7, TABLES.shapes["Qwen/Qwen3-4B"], TABLES.machines[machine])
+        cost = plan.training(next(plan.model.runs(36)))
+        return cost.flops / cost.tokens
+
+    d, width, start = 2560, 4 * 2560, 16 * 64
+    in_pairs = plain_step.THINNING * d * (2 * near_at_start(d, width, 64) + 6 * start)
+    as_matrix = plain_step.THINNING * 8 * d * width
+    for machine, training, more in (
+        ("cpu", {}, in_pairs),
+        ("h100", {"compute_dtype": "float32"}, in_pairs),
+        ("h100", {}, as_matrix),
+    ):
+        sparse = flops("topk", machine, **training)
+        assert flops("jumprelu", machine, **training) - sparse == pytest.approx(more)
+    assert flops("multi_batch_topk", "cpu") - flops("topk", "cpu") == pytest.approx(8 * d * 64)

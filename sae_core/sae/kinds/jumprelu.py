@@ -9,7 +9,8 @@ pre-activations near it, with a rectangle of width eps as the kernel (equations 
     where |pre - theta| < eps / 2, and 0 elsewhere
 
 The code is brought to k active features per token by the paper's penalty with a target,
-`(L0 / k - 1)^2`, L0 being the mean over the batch. Only the pairs above `theta - eps / 2` matter.
+`(L0 / k - 1)^2`, L0 being the mean over the batch. Only the pairs above `theta - eps / 2` matter,
+and those below theta, most of all at the start, for its gradient alone.
 
 The code is thinned out little by little: many features are active at the start, and thresholds and
 biases move slowly. A code that is sparse from the start recovers far fewer features that are known
@@ -18,7 +19,6 @@ to be there (docs/benchmarks.md, "Known features").
 
 from collections.abc import Iterable
 from dataclasses import replace
-from statistics import NormalDist
 from typing import Any
 
 import torch
@@ -27,16 +27,10 @@ from torch.autograd import Function
 
 from sae_core.sae import sparse_ops
 from sae_core.sae.config import SAESpec
+from sae_core.sae.dense_start import BANDWIDTH, threshold_at_start
 from sae_core.sae.precision import Precision
 from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
 from sae_core.sae_base import SparseAutoencoder, as_rows
-
-BANDWIDTH = 0.03
-"""eps, for activations of `E||x||^2 = 1`. What is within half of it is computed, too: a wider one
-costs time."""
-
-START = 16
-"""Active features per token at the start, as a multiple of k."""
 
 TRAVEL, LEAST_RATE = 0.06, 0.05
 """How far thresholds can move in a training, for activations of `E||x||^2 = 1`, and their least
@@ -69,9 +63,7 @@ class JumpReLUSAE(SparseAutoencoder):
 
     def __init__(self, spec: SAESpec) -> None:
         super().__init__(spec)
-        # Where so many pre-activations of random rows, of variance 1 / D for a unit row, exceed it.
-        share = min(0.5, START * max(spec.top_k, 1) / spec.d_sae)
-        start = NormalDist(sigma=self.encoder_scale * spec.d_in**-0.5).inv_cdf(1 - share)
+        start = threshold_at_start(spec.d_in, spec.d_sae, spec.top_k)
         del self.threshold
         self.threshold = nn.Parameter(torch.full((spec.d_sae,), start))
 
@@ -94,7 +86,7 @@ class JumpReLUSAE(SparseAutoencoder):
         l0 = active.sum() / len(x)
         mean_l0 = compute.group.mean(l0, len(x), compute.total(x))
         return Reconstruction(
-            x_hat=sparse_ops.decode(replace(near, value=value), self.weights, how),
+            x_hat=sparse_ops.decode(replace(near, value=value), self.weights, how, has_zeros=True),
             l1=value.sum() / len(x),
             l0=float(l0.detach()),
             fired=fired,
