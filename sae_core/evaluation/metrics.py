@@ -41,7 +41,7 @@ Of a transcoder, x and the activation that is replaced are those at its target, 
 outlier if its norm there or at the hook exceeds ten times the median.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, NamedTuple
 
@@ -58,7 +58,7 @@ from sae_core.evaluation.calibration import calibrated
 from sae_core.evaluation.identity import density_histogram
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.config import SAESpec
-from sae_core.sae.losses import fraction_of_variance_unexplained
+from sae_core.sae.losses import fraction_of_variance_unexplained, in_cache
 from sae_core.sae.normalisation import OUTLIER_FACTOR
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import BatchSize, DataConfig, WindowsConfig
@@ -181,44 +181,46 @@ def _measured(
     (_, target), sums = _sites(sae.spec), _Sums()
     x_hat, features = _reconstruct(sae, batch.x.float())
     _add_own_figures(sums, batch, x_hat, features)
-    _add_splices(sums, model, target, batch, x_hat, sae.is_outlier(batch.x, batch.target))
-    mean = reference.mean.expand_as(x_hat)
+    spliced = _splices(sums, model, target, batch, x_hat, sae.is_outlier(batch.x, batch.target))
+    mean, ablated = reference.mean.expand_as(x_hat), {}
     for name, value in (("mean_ablation", mean), ("zero_ablation", torch.zeros_like(x_hat))):
-        hidden, _ = model.resume_hidden(batch.tokens, batch.residual, target, value)
-        sums.add(**{f"ce_{name}": _predictions(model, batch, hidden)["ce"]})
-    sums.add(ce_clean=_predictions(model, batch, batch.hidden)["ce"])
+        ablated[name], _ = model.resume_hidden(batch.tokens, batch.residual, target, value)
+    _add_predictions(sums, model, batch, spliced, ablated)
     return sums, (features > 0).sum(-1)[batch.kept]
 
 
-def _add_splices(
+def _splices(
     sums: _Sums,
     model: LanguageModel,
     target: Hook,
     batch: CleanPass,
     x_hat: Tensor,
     outlier: Tensor,
-) -> None:
-    """What the model makes of the reconstructions, with each choice of tokens left alone; `outlier`
-    (B, L) bool are those that the SAE leaves alone itself."""
+) -> dict[tuple[str, ...], Tensor]:
+    """The final hidden states (B, L, D) of the model with the reconstructions, by the suffixes of
+    the figures: one pass for all that leave the same tokens alone, as without a sink in this batch.
+    `outlier` (B, L) bool are those that the SAE leaves alone itself."""
     none, unseen = torch.zeros_like(batch.kept), ~batch.seen
     left_alone = {HEADLINE: unseen, ALL_SPLICED: none, SINKS_KEPT: ~batch.kept, BY_NORM: outlier}
-    found: dict[str, _Sums] = {}
+    alike: list[list[str]] = []
     for suffix, alone in left_alone.items():
-        same = [found[other] for other in found if torch.equal(alone, left_alone[other])]
-        if same:  # such as without a sink in this batch
-            found[suffix] = same[0]
-        else:
-            value = torch.where(alone[..., None], batch.target.float(), x_hat)
-            later = list(batch.later) if suffix == HEADLINE else []
-            hidden, spliced = model.resume_hidden(
-                batch.tokens, batch.residual, target, value, later
-            )
-            found[suffix] = _predictions(model, batch, hidden, with_kl=True)
-            for point in later:
-                error = (spliced[point].float() - batch.later[point].float())[batch.kept]
-                sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
         sums.add(**{f"n_left_alone{suffix}": alone.sum()})
-        sums.add(**{f"{name}_sae{suffix}": value for name, value in found[suffix].values.items()})
+        same = [others for others in alike if torch.equal(alone, left_alone[others[0]])]
+        if same:
+            same[0].append(suffix)
+        else:
+            alike.append([suffix])
+    found = {}
+    for suffixes in alike:
+        value = torch.where(left_alone[suffixes[0]][..., None], batch.target.float(), x_hat)
+        later = list(batch.later) if HEADLINE in suffixes else []
+        found[tuple(suffixes)], spliced = model.resume_hidden(
+            batch.tokens, batch.residual, target, value, later
+        )
+        for point in later:
+            error = (spliced[point].float() - batch.later[point].float())[batch.kept]
+            sums.add(**{f"mse_{point.layer}": error.pow(2).mean(-1).sum()})
+    return found
 
 
 def _reference(
@@ -265,22 +267,43 @@ def _add_own_figures(sums: _Sums, batch: CleanPass, x_hat: Tensor, features: Ten
     sums.add(active=(features > 0)[batch.kept].sum(0))
 
 
-def _predictions(
-    model: LanguageModel, batch: CleanPass, hidden: Tensor, with_kl: bool = False
-) -> _Sums:
-    """`ce`, the summed cross-entropy of the logits of `hidden` (B, L, D), and `kl`, from the clean
-    model's. The logits of all tokens never exist at once: with a large vocabulary they would take
-    more memory than the model."""
+def _add_predictions(
+    sums: _Sums,
+    model: LanguageModel,
+    batch: CleanPass,
+    spliced: Mapping[tuple[str, ...], Tensor],
+    ablated: Mapping[str, Tensor],
+) -> None:
+    """The summed cross-entropies of the logits of hidden states (B, L, D), and of the spliced ones
+    the KL from the clean model's. The logits of all tokens never exist at once: with a large
+    vocabulary they would take more memory than the model."""
     target = batch.tokens[:, 1:].flatten()
-    rows, clean = hidden[:, :-1].flatten(0, 1), batch.hidden[:, :-1].flatten(0, 1)
-    sums = _Sums()
+    clean_rows = batch.hidden[:, :-1].flatten(0, 1)
     for part in torch.arange(len(target), device=target.device).split(LOGIT_ROWS):
-        log_p = F.log_softmax(model.unembed(rows[part]), dim=-1, dtype=torch.float32)
-        sums.add(ce=F.nll_loss(log_p, target[part], reduction="sum"))
-        if with_kl:
-            log_clean = F.log_softmax(model.unembed(clean[part]), dim=-1, dtype=torch.float32)
-            sums.add(kl=torch.linalg.vecdot(log_clean.exp(), log_clean.sub_(log_p)).sum())
-    return sums
+        clean, wanted = model.unembed(clean_rows[part]), target[part]
+        sums.add(ce_clean=_figures_of(wanted, clean)["ce"])
+        for name, hidden in ablated.items():
+            logits = model.unembed(hidden[:, :-1].flatten(0, 1)[part])
+            sums.add(**{f"ce_{name}": _figures_of(wanted, logits)["ce"]})
+        for suffixes, hidden in spliced.items():
+            logits = model.unembed(hidden[:, :-1].flatten(0, 1)[part])
+            found = _figures_of(wanted, logits, clean)
+            for suffix in suffixes:
+                sums.add(**{f"{name}_sae{suffix}": value for name, value in found.items()})
+
+
+def _figures_of(target: Tensor, *logits: Tensor) -> dict[str, Tensor]:
+    """`ce`, the summed cross-entropy of logits (n, V) for targets (n,), and with those of the clean
+    model after them `kl`, from it."""
+    log_likelihood, kl = [], []
+    for of_rows, wanted, *clean in in_cache(logits[0], target[:, None], *logits[1:]):
+        log_p = F.log_softmax(of_rows, dim=-1, dtype=torch.float32)
+        log_likelihood.append(log_p.gather(1, wanted))
+        for of_clean in clean:
+            log_clean = F.log_softmax(of_clean, dim=-1, dtype=torch.float32)
+            kl.append(torch.linalg.vecdot(log_clean.exp(), log_clean.sub_(log_p)))
+    ce = F.nll_loss(torch.cat(log_likelihood), torch.zeros_like(target), reduction="sum")
+    return {"ce": ce, "kl": torch.cat(kl).sum()} if kl else {"ce": ce}
 
 
 def _figures(

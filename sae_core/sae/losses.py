@@ -1,6 +1,6 @@
 """The terms of the loss, each a scalar tensor. Shapes: N tokens, D activation width."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -126,13 +126,20 @@ def kl_of_logits(
     return kl, log_q.exp_().sub_(p).to(spliced.dtype) if with_gradient else None
 
 
+def in_cache(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The rows of tensors, the first of which has logits (n, V): on a CPU so few tokens at a time
+    that its memory does not hold up what is done with them, elsewhere all at once."""
+    logits, n_rows = tensors[0], len(tensors[0])
+    if logits.device.type == "cpu":
+        n_rows = max(1, CACHED_LOGITS // logits.shape[1]) * torch.get_num_threads()
+    return zip(*(tensor.split(n_rows) for tensor in tensors), strict=True)
+
+
 def kl_in_cache(
     clean: Tensor, spliced: Tensor, with_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """`kl_of_logits`, so few tokens at a time that a CPU's memory does not hold it up."""
-    n_rows = max(1, CACHED_LOGITS // clean.shape[1]) * torch.get_num_threads()
-    blocks = zip(clean.split(n_rows), spliced.split(n_rows), strict=True)
-    results = [kl_of_logits(*block, with_gradient) for block in blocks]
+    """`kl_of_logits`, a few tokens at a time."""
+    results = [kl_of_logits(p, q, with_gradient) for p, q in in_cache(clean, spliced)]
     kl = torch.cat([part for part, _ in results])
     gradients = [gradient for _, gradient in results if gradient is not None]
     return kl, torch.cat(gradients) if with_gradient else None

@@ -13,7 +13,8 @@ D the number of features, k the active features per token and L the length of a 
   once, the blocks after the hook once and back, which takes `BACKWARD` times as long, and the
   logits three times, and the same for the batch that balances the losses; every validation in
   their phase the model once and the blocks after the hook once, both with logits;
-* the evaluation: the model and, three times, the blocks after the hook, each with logits;
+* the evaluation: the model and, `EVALUATED_PASSES` times, the blocks after the hook, each with
+  logits; besides the model up to the hook;
 * the analysis of features: the blocks up to the hook, and 2 d D for the encoder product.
 
 A job takes, in seconds, `start_seconds` of the machine, `step_ms` for every training step, in which
@@ -66,6 +67,10 @@ PROGRAM_GB = 0.5
 EVALUATED_ROWS, TRAINED_ROWS, KERNEL_ROWS = 128, 256, 2048
 """Tokens whose logits are in memory at once: `LOGIT_ROWS` of `evaluation/metrics.py` and of
 `losses.py`, and `KERNEL_ROWS` of the latter; both need torch."""
+
+EVALUATED_PASSES = 4
+"""Of the blocks after the hook in an evaluation: with the SAE, with all tokens given to it, and two
+ablations. Where tokens other than a window's first are attention sinks there are up to two more."""
 
 TOKENISED_PER_SECOND, TOKENISING_GB = 1.2e6, 0.9
 """Tokens of two processes that tokenise, see docs/benchmarks.md, and their memory where texts have
@@ -330,15 +335,16 @@ class Planner:
         tokens = self.n_evaluation * self.length
         d, width = self.shape.d_model, run.sae.n_features(self.shape.d_model)
         behind = self.shape.n_layers - run.layer - 1
-        blocks = (run.layer + 1) + self.shape.n_layers + 3 * behind
+        blocks = (run.layer + 1) + self.shape.n_layers + EVALUATED_PASSES * behind
+        n_logits = 1 + EVALUATED_PASSES
         batch = self.n_pass_tokens
         return self._cost(
             "evaluate",
             run.name,
             tokens=tokens,
-            model_flops=tokens * self.shape.flops(blocks, self.length, logits=4),
+            model_flops=tokens * self.shape.flops(blocks, self.length, logits=n_logits),
             sae_flops=tokens * 4 * d * width,
-            traffic=4 * tokens * self.shape.vocab_size * LOGIT_BYTES,
+            traffic=n_logits * tokens * self.shape.vocab_size * LOGIT_BYTES,
             read=self.model_bytes,
             memory=max(
                 self.loading_bytes,

@@ -17,10 +17,12 @@ from sae_core.activations.token_windows import TokenWindows, read_windows
 from sae_core.evaluation.identity import density_histogram
 from sae_core.evaluation.metrics import SPLICES, evaluate, held_out_repeated, held_out_windows
 from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae import losses
 from sae_core.sae.kinds import build
 from sae_core.sae_base import SparseAutoencoder
 from sae_core.train_config import DataConfig, ModelConfig
 from sae_core.utils.errors import SAEError
+from sae_core.workflow import planning
 
 CPU = torch.device("cpu")
 POST = Hook(1, "hook_resid_post")
@@ -185,6 +187,42 @@ def test_batch_size_changes_nothing(
 ) -> None:
     found = evaluate(with_sinks, hooked(POST), evaluated, batch_size=batch_size)
     assert_close(found, evaluate(with_sinks, hooked(POST), evaluated, batch_size=4), rel=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 7])
+def test_how_many_logits_stay_in_cache_changes_nothing(
+    rows: int,
+    language_model: LanguageModel,
+    evaluated: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = evaluate(language_model, hooked(POST), evaluated, batch_size=4)
+    vocabulary = language_model.unembed(torch.zeros(1, WIDTH)).shape[1]
+    monkeypatch.setattr(losses, "CACHED_LOGITS", rows * vocabulary)
+    assert evaluate(language_model, hooked(POST), evaluated, batch_size=4) == found
+
+
+def test_the_plan_knows_the_passes_and_logits(
+    language_model: LanguageModel, evaluated: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without sinks two choices of tokens left alone differ. The clean model's logits serve for its
+    cross-entropy and for each KL."""
+    resumed, unembedded = [], []
+    resume, unembed = language_model.resume_hidden, language_model.unembed
+
+    def resumed_with(tokens: Tensor, *given: Any) -> Any:
+        resumed.append(tokens.numel())
+        return resume(tokens, *given)
+
+    def unembedded_with(rows: Tensor) -> Tensor:
+        unembedded.append(len(rows))
+        return unembed(rows)
+
+    monkeypatch.setattr(language_model, "resume_hidden", resumed_with)
+    monkeypatch.setattr(language_model, "unembed", unembedded_with)
+    evaluate(language_model, hooked(POST), evaluated, batch_size=4)
+    assert sum(resumed) == planning.EVALUATED_PASSES * evaluated.numel()
+    assert sum(unembedded) == (1 + planning.EVALUATED_PASSES) * evaluated[:, 1:].numel()
 
 
 def linear(decoder: float, b_dec: Tensor | None = None) -> SparseAutoencoder:
