@@ -109,7 +109,7 @@ class Trainer:
         patience = config.early_stopping_patience if source.n_validation else 0
         self.progress = Progress(stopping=EarlyStopping(patience, config.early_stopping_min_delta))
         self.last_batch: Tensor | None = None
-        self.memory = StepMemory(compute, source.tokens_per_step)
+        self.memory = StepMemory(compute, source.tokens_per_step, sae.W_enc)
         self.validator = Validator(self.batches, self.objective, self.memory)
         self.lr = float(config.lr)
         length = travel(self.batches.n_steps, self.lr, config.lr_decay)

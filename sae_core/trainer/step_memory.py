@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 
+from torch import Tensor
+
+from sae_core.sae.largest_entries import block_rows, tile_rows
 from sae_core.sae.reconstruction import Compute
 from sae_core.trainer.training_state import Progress
 from sae_core.utils.memory import Microbatch, Result
@@ -11,17 +14,21 @@ ADVICE = "use fewer --tokens-per-step, a smaller --sae-expansion or another --de
 
 
 class StepMemory:
-    """Takes fewer rows of the encoder product at once when memory runs out.
+    """Takes fewer rows of the encoder product at once when memory runs out, down to one tile. No
+    number of rows changes what else a step needs: the pairs of a sparse code, or a dense one.
 
     Args:
         compute: how a step is computed; its `row_block` is where it begins.
         tokens_per_step: rows of a whole batch.
+        weights: of the encoder, (D, F).
     """
 
-    def __init__(self, compute: Compute, tokens_per_step: int) -> None:
-        self.compute, self.tokens_per_step = compute, tokens_per_step
+    def __init__(self, compute: Compute, tokens_per_step: int, weights: Tensor) -> None:
+        of_rows = weights.shape[1], weights.dtype, weights.device
+        self.compute = compute
+        self.usual = min(block_rows(*of_rows, compute.row_block), tokens_per_step)
         self.microbatch = Microbatch(
-            compute.row_block or tokens_per_step, "rows of the encoder product", ADVICE
+            self.usual, "rows of the encoder product", ADVICE, tile_rows(*of_rows)
         )
 
     def run(self, work: Callable[[Compute], Result], progress: Progress) -> Result:
@@ -30,7 +37,7 @@ class StepMemory:
 
         def with_rows(rows: int) -> Result:
             # A smaller block than was asked for only once memory has run out.
-            block = self.compute.row_block if rows >= self.tokens_per_step else rows
+            block = self.compute.row_block if rows >= self.usual else rows
             return work(
                 self.compute._replace(
                     row_block=block,

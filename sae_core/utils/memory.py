@@ -16,18 +16,19 @@ class Microbatch:
     Args:
         size: how many to begin with.
         items: what they are, for the messages.
-        advice: what to do when not even one fits.
+        advice: what to do when not even the fewest fit.
+        least: the fewest that take less memory than more would.
     """
 
-    def __init__(self, size: int, items: str, advice: str) -> None:
-        self.size, self.items, self.advice = size, items, advice
+    def __init__(self, size: int, items: str, advice: str, least: int = 1) -> None:
+        self.size, self.items, self.advice, self.least = size, items, advice, least
 
     def retry(self, work: Callable[[int], Result]) -> Result:
         """`work(size)`, again with half the size as long as memory runs out. `work` must leave
         things as they were when it fails.
 
         Raises:
-            SAEError: there is not enough memory for one item.
+            SAEError: there is not enough memory for the fewest items.
         """
         while True:
             try:
@@ -55,11 +56,11 @@ class Microbatch:
             yield result
 
     def _halve(self, reason: str) -> None:
-        if self.size == 1:
+        if self.size <= self.least:
             raise SAEError(
-                f"out of memory with {self.items} reduced to 1: {self.advice} ({reason})"
+                f"out of memory with the fewest {self.items}, {self.size}: {self.advice} ({reason})"
             )
-        self.size //= 2
+        self.size = max(self.size // 2, self.least)
         print(f"out of memory: continuing with {self.size} {self.items}", flush=True)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -17,6 +17,7 @@ from sae_core.activations.store import StreamingSource
 from sae_core.activations.token_windows import TokenWindows
 from sae_core.evaluation.metrics import evaluate
 from sae_core.models.language_model import Hook, LanguageModel
+from sae_core.sae import largest_entries
 from sae_core.sae.kinds import KINDS
 from sae_core.sae.reconstruction import PLAIN, Compute, Reconstruction
 from sae_core.train_config import EndToEndConfig
@@ -133,6 +134,13 @@ def test_end_to_end_losses(
         assert torch.equal(gradient, loss(1)[1]) or torch.equal(gradient, loss(3)[1])
 
 
+@pytest.fixture
+def small_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which can be fewer rows than a batch of these tests has."""
+    monkeypatch.setattr(largest_entries, "TILE_ROWS", 16)
+
+
+@pytest.mark.usefixtures("small_tiles")
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_step(kind: str) -> None:
     class Small(KINDS[kind]):  # type: ignore[misc, name-defined]
@@ -157,13 +165,35 @@ def test_training_step(kind: str) -> None:
     assert all(torch.equal(tensor, tensors[n]) for n, tensor in found.state().tensors.items())
 
 
+@pytest.mark.usefixtures("small_tiles")
+def test_a_step_is_tried_again_only_with_blocks_that_are_smaller(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A block is a tile at least; what a step needs besides does not depend on it."""
+    tried = []
+
+    class Large(KINDS["jumprelu"]):  # type: ignore[misc]
+        """Has no memory for its pairs."""
+
+        def reconstruct(
+            self, x: Tensor, target: Tensor | None = None, compute: Compute = PLAIN
+        ) -> Reconstruction:
+            tried.append(compute.row_block)
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    with pytest.raises(SAEError, match="product, 16: use fewer --tokens-per-step, a smaller"):
+        train(make_sae("jumprelu", Large), row_block=100)
+    assert tried == [100, 48, 24, 16]  # 100 rows are six tiles
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
 def test_one_window_that_does_not_fit(
     language_model: LanguageModel, windows: TokenWindows, tmp_path: Path
 ) -> None:
     with memory_for(language_model, 0), pytest.raises(SAEError) as error:
         harvest(language_model, windows, [HOOK], tmp_path / "shard", batch_size=4)
     message = str(error.value)
-    assert "out of memory with windows per forward pass reduced to 1" in message
+    assert "out of memory with the fewest windows per forward pass, 1: " in message
     assert "--max-text-length" in message and "Tried to allocate 2.00 GiB" in message
 
 
@@ -197,6 +227,7 @@ def test_other_errors_are_not_taken_for_it() -> None:
         Microbatch(4, "items", "give up").retry(work)
 
 
+@pytest.mark.usefixtures("small_tiles")
 def test_rows_are_not_lost_when_a_training_ran_out_of_memory_once(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
