@@ -94,8 +94,7 @@ class Trainer:
         stepping: Stepping = "auto",
         origin: Origin | None = None,
     ) -> None:
-        lengths = source.tokens_per_step, source.steps_per_epoch
-        spec = sae.spec
+        spec, lengths = sae.spec, (source.tokens_per_step, source.steps_per_epoch)
         config = resolved(config, spec.sae_type, spec.d_sae, spec.top_k, *lengths)
         self.sae, self.source, self.config, self.observer = sae, source, config, observer
         self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
@@ -397,8 +396,4 @@ class Trainer:
                     self.progress,
                 )
             self.progress.bound.update(made.least)
-            length = self.group.all_reduce((made.x_hat - part.wanted).pow(2).sum()).sqrt()
-            pull = 2 * length / (len(batch.x) * self.normalise.output.scale)
-            assert batch.passes is not None
-            x_hat = self.normalise.raw(part.of_spliced(made.x_hat))
-            self.batches.phase.balance(batch.passes, x_hat, float(pull), len(part.x))
+            self.objective.balance(batch, part, made)

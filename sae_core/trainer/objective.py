@@ -60,6 +60,15 @@ class Objective:
             loss = loss + added
         return Terms(loss, recon, made.l1, recon_part, l1_part, aux.loss, made.kind_loss, figures)
 
+    def balance(self, batch: Batch, part: Batch, made: Reconstruction) -> None:
+        """Weigh the terms of the phase by its first batch, of which `part` is this process's: by
+        the length of the gradient of its squared error."""
+        assert batch.passes is not None
+        length = self.group.all_reduce((made.x_hat - part.wanted).pow(2).sum()).sqrt()
+        pull = 2 * length / (len(batch.x) * self.batches.normalise.output.scale)
+        x_hat = self.batches.normalise.raw(part.of_spliced(made.x_hat))
+        self.batches.phase.balance(batch.passes, x_hat, float(pull), len(part.x))
+
     def over_processes(
         self, terms: Terms, made: Reconstruction, share: float
     ) -> tuple[Terms, Reconstruction]:
