@@ -4,8 +4,7 @@
 
 The kinds without a k are trained with each of the `--penalties`, which libraries are compared at
 the same L0 by. An lr_decay of 0.9 goes with `active_adam`. `--peers` adds their SAEs of the same
-kinds, where the peers are: sae-lens has all but `multi_batch_topk`, and dictionary-learning is
-compared in five.
+kinds, where the peers are: they have all but `multi_batch_topk`.
 L0, FVU and dead features are those of held-out tokens, at each SAE's own threshold.
 """
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from importlib import import_module
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch
@@ -79,22 +80,40 @@ class Trainer(NamedTuple):
     module: str
     name: str
     options: Callable[[SAEConfig, int], dict[str, Any]]
-    """From our configuration, and the steps of the warm-up."""
+    """From our configuration, and the steps of the training."""
+
+
+def _warm_up(n_steps: int) -> int:
+    return n_steps // 20
 
 
 def _penalised(config: SAEConfig, n_steps: int) -> dict[str, Any]:
-    return {"l1_penalty": config.sparsity_penalty, "sparsity_warmup_steps": n_steps}
+    return {"l1_penalty": config.sparsity_penalty, "sparsity_warmup_steps": _warm_up(n_steps)}
+
+
+def _targeted(config: SAEConfig, n_steps: int) -> dict[str, Any]:
+    return {"target_l0": config.topk, "sparsity_warmup_steps": _warm_up(n_steps)}
+
+
+def _groups(config: SAEConfig, n_steps: int) -> dict[str, Any]:
+    """Its groups are what each of our levels adds to the one before."""
+    shares = pairwise([0, *config.matryoshka_fractions, 1])
+    return {
+        "k": config.topk,
+        "group_fractions": [level - before for before, level in shares],
+        "threshold_start_step": n_steps // 2,
+        "threshold_beta": 0.9,
+    }
 
 
 TRAINERS = {
-    "jumprelu": Trainer(
-        "jumprelu",
-        "JumpReluTrainer",
-        lambda config, n: {"target_l0": config.topk, "sparsity_warmup_steps": n},
+    "matryoshka_batch_topk": Trainer(
+        "matryoshka_batch_top_k", "MatryoshkaBatchTopKTrainer", _groups
     ),
+    "jumprelu": Trainer("jumprelu", "JumpReluTrainer", _targeted),
     "gated": Trainer("gdm", "GatedSAETrainer", _penalised),
     "standard": Trainer("standard", "StandardTrainer", _penalised),
-    "topk": Trainer("top_k", "TopKTrainer", lambda config, n: {"k": config.topk}),
+    "topk": Trainer("top_k", "TopKTrainer", lambda config, _: {"k": config.topk}),
 }
 
 
@@ -102,7 +121,6 @@ def dictionary_learning(data: Data, config: SAEConfig, lr: float, seed: int) -> 
     """dictionary-learning's SAE of our configuration's kind, with our warm-up and decay."""
     kind, d_in, n_steps = TRAINERS[config.sae_type], data.held_out.shape[1], len(data.batches)
     module = import_module(f"dictionary_learning.trainers.{kind.module}")
-    warm_up = n_steps // 20
     trainer = getattr(module, kind.name)(
         steps=n_steps,
         activation_dim=d_in,
@@ -110,12 +128,18 @@ def dictionary_learning(data: Data, config: SAEConfig, lr: float, seed: int) -> 
         layer=0,
         lm_name="none",
         lr=lr,
-        warmup_steps=warm_up,
+        warmup_steps=_warm_up(n_steps),
         decay_start=n_steps - n_steps // 5,
         seed=seed,
         device=DEVICE.type,
-        **kind.options(config, warm_up),
+        **kind.options(config, n_steps),
     )
     for step, x in enumerate(data.batches):
         trainer.update(step, x)
-    return Trained(trainer.ae.encode, trainer.ae.decode, 0.0)
+
+    def code(x: Tensor) -> Tensor:
+        """The nested kind takes rows only."""
+        features: Tensor = trainer.ae.encode(torch.atleast_2d(x))
+        return features.view(*x.shape[:-1], -1)
+
+    return Trained(code, trainer.ae.decode, 0.0)
