@@ -177,13 +177,13 @@ class TrainingConfig:
     `auto`."""
 
     lr: PositiveFloat | Literal["auto"] = 1e-3
-    """Peak learning rate of the optimizer; `auto` takes 0.004 for 4,608 features, 4,096 tokens per
-    step and up to 900,000 tokens of training, and 0.006 with --optimizer active_adam; three
-    quarters of that for the kind multi_batch_topk. It falls with the root of the features and the
-    third root of the training's tokens, and grows with the root of those per step; with active_adam
-    it falls with the third root of the steps and, from its value at 32, with the root of topk. The
-    rate rises over the first 5% of the steps, and
-    --lr-decay says when it falls."""
+    """Peak learning rate of the optimizer; `auto` takes 0.004 for 4,608 features, 576 numbers in an
+    activation, 4,096 tokens per step and up to 900,000 tokens of training. It falls with the root
+    of the features, the root of the activation's width and the third root of the training's tokens,
+    and grows with the root of those per step. With --optimizer active_adam it takes 0.006, and
+    three quarters of that for the kind multi_batch_topk; this falls with the root of the features,
+    the third root of the steps and, from its value at 32, the root of topk. The rate rises over the
+    first 5% of the steps, and --lr-decay says when it falls."""
 
     lr_decay: Annotated[float, Limits(exclusive_minimum=0, maximum=1)] = 0.2
     """Share of the steps, the last ones, over which the learning rate falls to zero."""

@@ -56,7 +56,7 @@ from sae_core.trainer.events import EpochRecord, Observer
 from sae_core.trainer.objective import Objective
 from sae_core.trainer.optimizer import adam, clip_gradients, hand_over_gradients, set_learning_rate
 from sae_core.trainer.origin import begin_with
-from sae_core.trainer.schedule import learning_rate, resolved, travel
+from sae_core.trainer.schedule import SAESize, learning_rate, resolved, travel
 from sae_core.trainer.static_step import StaticStep
 from sae_core.trainer.step_memory import StepMemory
 from sae_core.trainer.training_state import Means, Progress, TrainingState, learned, put_back
@@ -94,8 +94,9 @@ class Trainer:
         stepping: Stepping = "auto",
         origin: Origin | None = None,
     ) -> None:
-        spec, lengths = sae.spec, (source.tokens_per_step, source.steps_per_epoch)
-        config = resolved(config, spec.sae_type, spec.d_sae, spec.top_k, *lengths)
+        spec = sae.spec
+        size = SAESize(spec.sae_type, spec.d_in, spec.d_sae, spec.top_k)
+        config = resolved(config, size, source.tokens_per_step, source.steps_per_epoch)
         self.sae, self.source, self.config, self.observer = sae, source, config, observer
         self.compute, self.end_to_end, self.max_skipped = compute, end_to_end, max_skipped
         self.origin = origin

@@ -16,29 +16,42 @@ WARM_UP = 0.05
 AUTO_TOKENS, AUTO_SIZE = 220 * 4096, 256
 """Tokens of a training, over all epochs, and the tokens per step `auto` for it."""
 
-AUTO_LR_WIDTH, AUTO_LR_K, AUTO_LR_SIZE = 4608, 32, 4096
-"""Features, active features per token and tokens per step of the learning rates in `AUTO_LR`."""
+AUTO_LR_WIDTH, AUTO_LR_K, AUTO_LR_D, AUTO_LR_SIZE = 4608, 32, 576, 4096
+"""Features, active features per token, width of the activation and tokens per step of the learning
+rates in `AUTO_LR`."""
+
+
+class SAESize(NamedTuple):
+    """What the learning rate `auto` depends on of an SAE."""
+
+    sae_type: str
+    d_in: int
+    d_sae: int
+    top_k: int
+    """0 of the kinds without one."""
 
 
 class AutoRate(NamedTuple):
     """The learning rate `auto` of an optimizer."""
 
     lr: float
-    """For a training on `AUTO_TOKENS`; an SAE of `AUTO_LR_WIDTH` and `AUTO_LR_K` has never a larger
-    one."""
+    """For a training on `AUTO_TOKENS`; an SAE of `AUTO_LR_WIDTH`, `AUTO_LR_K` and `AUTO_LR_D` has
+    never a larger one."""
     size_power: float
     """It grows with this power of the tokens per step."""
     token_power: float
     """It falls with this power of the tokens of the training."""
     k_power: float
     """It falls with this power of k, if the kind has one."""
+    d_power: float
+    """It falls with this power of the width of the activation."""
     several_k: float
     """What it is times for a `multi_batch_topk` SAE."""
 
 
 AUTO_LR: dict[OptimizerName, AutoRate] = {
-    "adam": AutoRate(4e-3, 1 / 2, 1 / 3, 0.0, several_k=1.0),
-    "active_adam": AutoRate(6e-3, 1 / 3, 1 / 3, 1 / 2, several_k=3 / 4),
+    "adam": AutoRate(4e-3, 1 / 2, 1 / 3, k_power=0.0, d_power=1 / 2, several_k=1.0),
+    "active_adam": AutoRate(6e-3, 1 / 3, 1 / 3, k_power=1 / 2, d_power=0.0, several_k=3 / 4),
 }
 """Fitted with an `lr_decay` of 0.2 for `adam`, and of 0.9 for `active_adam`."""
 
@@ -61,53 +74,41 @@ def step_size(training: TrainingConfig, n_rows: int) -> int:
 
 
 def peak_learning_rate(
-    optimizer: OptimizerName,
-    sae_type: str,
-    d_sae: int,
-    top_k: int,
-    tokens_per_step: int,
-    n_tokens: int,
+    optimizer: OptimizerName, sae: SAESize, tokens_per_step: int, n_tokens: int
 ) -> float:
-    """The learning rate `auto` of an SAE with `d_sae` features, trained on `n_tokens` in all.
+    """The learning rate `auto` of an SAE that is trained on `n_tokens` in all.
 
     It falls with the root of the width (Gao et al., arXiv 2406.04093, section A.3). With Adam it
     grows with the root of the tokens per step (Malladi et al., arXiv 2205.10287), and falls with
-    the third root of the tokens, which the trials have shown. `active_adam` moves a feature only in
+    the third root of the tokens, which the trials have shown; and with the root of the width of the
+    activation, since a step of Adam moves every coordinate by about as much, and so a
+    pre-activation by more, the more coordinates it sums. `active_adam` moves a feature only in
     the steps in which it is active: a rare one as often whatever the size of a step, so that its
     rate would not grow at all. The trials have a third root for both, so that the rate depends on
-    the number of steps alone, and falls with the root of k.
-
-    Args:
-        top_k: 0 of the kinds without one.
+    the number of steps alone, falls with the root of k, and is the same for any activation.
     """
     auto = AUTO_LR[optimizer]
     relative = (tokens_per_step / AUTO_LR_SIZE) ** auto.size_power
     relative *= (AUTO_TOKENS / n_tokens) ** auto.token_power
-    of_kind = auto.lr * (auto.several_k if sae_type == "multi_batch_topk" else 1.0)
-    of_kind *= (AUTO_LR_K / top_k) ** auto.k_power if top_k else 1.0
-    return of_kind * (AUTO_LR_WIDTH / d_sae) ** 0.5 * min(relative, 1.0)
+    of_kind = auto.lr * (auto.several_k if sae.sae_type == "multi_batch_topk" else 1.0)
+    of_kind *= (AUTO_LR_K / sae.top_k) ** auto.k_power if sae.top_k else 1.0
+    of_size = (AUTO_LR_WIDTH / sae.d_sae) ** 0.5 * (AUTO_LR_D / sae.d_in) ** auto.d_power
+    return of_kind * of_size * min(relative, 1.0)
 
 
 def resolved(
-    training: TrainingConfig,
-    sae_type: str,
-    d_sae: int,
-    top_k: int,
-    tokens_per_step: int,
-    steps_per_epoch: int,
+    training: TrainingConfig, sae: SAESize, tokens_per_step: int, steps_per_epoch: int
 ) -> TrainingConfig:
     """The settings with numbers in place of `auto`.
 
     Args:
-        sae_type, d_sae, top_k: kind and features of the SAE, and its k, 0 if it has none.
         tokens_per_step, steps_per_epoch: of the source that it is trained on.
     """
     if training.tokens_per_step == "auto":
         training = replace(training, tokens_per_step=tokens_per_step)
     if training.lr == "auto":
         n_tokens = training.num_epochs * steps_per_epoch * tokens_per_step
-        sae = training.optimizer, sae_type, d_sae, top_k
-        lr = peak_learning_rate(*sae, tokens_per_step, n_tokens)
+        lr = peak_learning_rate(training.optimizer, sae, tokens_per_step, n_tokens)
         training = replace(training, lr=lr)
     return training
 

@@ -16,7 +16,7 @@ from sae_core.pretrained import Origin
 from sae_core.sae.config import SAEConfig, SAESpec
 from sae_core.train_config import DataConfig, EndToEndConfig, RuntimeConfig, TrainingConfig
 from sae_core.trainer.end_to_end import EndToEnd, ModelOrLoad
-from sae_core.trainer.schedule import resolved
+from sae_core.trainer.schedule import SAESize, resolved
 
 
 @dataclass(frozen=True)
@@ -116,10 +116,9 @@ def end_to_end_phase(
 
 def resolved_training(activations: Activations, settings: Settings) -> TrainingConfig:
     """The settings of the training, with numbers in place of `auto`."""
-    source, sae = activations.source, settings.sae
-    d_sae = sae.n_features(activations.d_in)
-    lengths = source.tokens_per_step, source.steps_per_epoch
-    return resolved(settings.training, sae.sae_type, d_sae, sae.k, *lengths)
+    source, sae, d_in = activations.source, settings.sae, activations.d_in
+    size = SAESize(sae.sae_type, d_in, sae.n_features(d_in), sae.k)
+    return resolved(settings.training, size, source.tokens_per_step, source.steps_per_epoch)
 
 
 def resolved_spec(activations: Activations, settings: Settings, device: torch.device) -> SAESpec:

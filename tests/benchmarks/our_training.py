@@ -17,7 +17,7 @@ from sae_core.sae.kinds import build
 from sae_core.sae.precision import pick_precision
 from sae_core.sae.reconstruction import Compute
 from sae_core.train_config import TrainingConfig
-from sae_core.trainer.schedule import resolved, step_size
+from sae_core.trainer.schedule import SAESize, resolved, step_size
 from sae_core.trainer.training_inputs import sae_spec
 from sae_core.training import Batch, Normalisation, Observer, Trainer, learning_rate
 from sae_core.utils.seeding import generator
@@ -63,6 +63,11 @@ class Harvest:
     hook: str
 
     @property
+    def d_in(self) -> int:
+        """The width of the activations."""
+        return Manifest.load(self.shards[0]).d_in
+
+    @property
     def identity(self) -> str:
         """Which windows they are of, and their number format."""
         manifest = Manifest.load(self.shards[0])
@@ -90,13 +95,13 @@ def two_digits(number: float) -> float:
     return float(f"{number:.2g}")
 
 
-def automatic(own: Own, features: int, k: int, tokens: int) -> tuple[int, float]:
+def automatic(own: Own, d_in: int, features: int, k: int, tokens: int) -> tuple[int, float]:
     """Tokens per step and learning rate of a training on about `tokens`, as `auto` has them; the
     rate with two digits, as grids have it."""
     n_tokens = DRAWN * max(1, round(tokens / DRAWN))
     auto = replace(own.settings, num_epochs=1, tokens_per_step="auto", lr="auto")
     size = step_size(auto, n_tokens)
-    found = resolved(auto, own.sae_type, features, k, size, n_tokens // size)
+    found = resolved(auto, SAESize(own.sae_type, d_in, features, k), size, n_tokens // size)
     return size, two_digits(float(found.lr))
 
 

@@ -120,12 +120,13 @@ def grid(options: argparse.Namespace) -> Iterator[Settings]:
     for hook, seed, features, k, contender in product(
         options.hooks, options.seeds, options.features, options.topks, options.contenders
     ):
-        data = Harvest(tuple(options.shards), hook).identity
-        rest = options.tokens, data, our_training.TOKENS_TO_DEAD
+        harvest = Harvest(tuple(options.shards), hook)
+        rest = options.tokens, harvest.identity, our_training.TOKENS_TO_DEAD
         wanted = list(pairs)
         if options.auto and contender in OURS:
             own = OURS[contender]
-            wanted.append(our_training.automatic(own, features, k, options.tokens))
+            sizes = harvest.d_in, features, k, options.tokens
+            wanted.append(our_training.automatic(own, *sizes))
         for size, lr in dict.fromkeys(wanted):
             yield Settings(contender, hook, k, features, size, lr, seed, *rest)
 

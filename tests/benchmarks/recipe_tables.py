@@ -20,6 +20,8 @@ BLOCK = re.compile(r"(?<=<!-- made by make recipe: )(\S+) -->.*?(?=<!-- end -->)
 BASELINE = "recipe"
 """The contender that most ideas are compared with: the default recipe, by the code that they were
 tried with."""
+D_IN = 576
+"""The width of the activations that all records are of."""
 Pair = tuple[int, float]
 """Tokens per step, and the learning rate with two digits."""
 MEANS = "calibration_fvu", "fvu", "dead", "own_fvu", "own_l0"
@@ -180,7 +182,7 @@ def auto_table(records: Iterable[Record]) -> str:
         "|---" + "|--:" * 16 + "|",
     ]
     for (name, task), by_pair in sorted(by_task.items(), key=lambda it: (it[0][0], it[0][1].place)):
-        auto = automatic(OURS[name], task.features, task.k, task.tokens)
+        auto = automatic(OURS[name], D_IN, task.features, task.k, task.tokens)
         others = {pair: found for pair, found in by_pair.items() if pair != auto}
         if auto in by_pair and others:
             lines.append(f"| {name} {_auto_beside(task, auto, by_pair[auto], others)}")

@@ -16,7 +16,7 @@ from sae_core.models.language_model import Hook
 from sae_core.sae_train import SAETrainer, train_sae
 from sae_core.train_config import OptimizerName, TrainingConfig
 from sae_core.trainer.events import Observer
-from sae_core.trainer.schedule import peak_learning_rate, resolved, step_size
+from sae_core.trainer.schedule import SAESize, peak_learning_rate, resolved, step_size
 
 AUTO = TrainingConfig(num_epochs=2, tokens_per_step="auto", lr="auto", early_stopping_patience=0)
 MEASURED = 220 * 4096
@@ -49,45 +49,62 @@ def test_more_tokens_never_have_smaller_steps() -> None:
     assert sizes == sorted(sizes) and set(sizes) == {256, 512, 1024, 2048, 4096}
 
 
+def rate(
+    optimizer: OptimizerName,
+    tokens_per_step: int,
+    n_tokens: int,
+    *,
+    sae_type: str = "batch_topk",
+    d_in: int = 576,
+    d_sae: int = 4608,
+    top_k: int = 32,
+) -> float:
+    """The rate `auto`, of the SAE to which the rules were fitted unless another is given."""
+    sae = SAESize(sae_type, d_in, d_sae, top_k)
+    return peak_learning_rate(optimizer, sae, tokens_per_step, n_tokens)
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "active_adam"])
 @pytest.mark.parametrize("sae_type", ["batch_topk", "multi_batch_topk"])
 def test_the_rate_never_grows_with_tokens_or_features_nor_falls_with_the_step(
     optimizer: OptimizerName, sae_type: str
 ) -> None:
-    rate = partial(peak_learning_rate, optimizer, sae_type)
-    by_tokens = [rate(4608, 32, 1024, 2**n) for n in range(40)]
+    found = partial(rate, optimizer, sae_type=sae_type)
+    by_tokens = [found(1024, 2**n) for n in range(40)]
     assert by_tokens == sorted(by_tokens, reverse=True) and by_tokens[30] < by_tokens[25]
-    by_features = [rate(768 * 2**n, 32, 1024, MEASURED) for n in range(6)]
+    by_features = [found(1024, MEASURED, d_sae=768 * 2**n) for n in range(6)]
     assert by_features == sorted(by_features, reverse=True) and len(set(by_features)) == 6
-    by_step = [rate(4608, 32, 2**n, 4 * MEASURED) for n in range(6, 13)]
+    by_step = [found(2**n, 4 * MEASURED) for n in range(6, 13)]
     assert by_step == sorted(by_step) and len(set(by_step)) == 7
 
 
 def test_the_rate_of_adam_in_closed_form() -> None:
-    rate = partial(peak_learning_rate, "adam", "batch_topk")
-    assert rate(4608, 32, 4096, MEASURED) == 4e-3
-    assert rate(4608, 32, 1024, MEASURED) == 2e-3
-    assert rate(4608, 32, 512, MEASURED) == pytest.approx(1.414e-3, rel=1e-3)
-    assert rate(4 * 4608, 32, 4096, MEASURED) == pytest.approx(2e-3)
-    assert rate(4608, 32, 4096, 1000 * MEASURED) == pytest.approx(4e-4)
-    assert rate(4608, 32, 256, MEASURED // 8) == pytest.approx(2e-3)
-    assert rate(4608, 32, 4096, 4096) == 4e-3  # never larger
-    assert rate(4608, 128, 4096, MEASURED) == 4e-3  # for any k
-    assert peak_learning_rate("adam", "multi_batch_topk", 4608, 32, 1024, MEASURED) == 2e-3
+    adam = partial(rate, "adam")
+    assert adam(4096, MEASURED) == 4e-3
+    assert adam(1024, MEASURED) == 2e-3
+    assert adam(512, MEASURED) == pytest.approx(1.414e-3, rel=1e-3)
+    assert adam(4096, MEASURED, d_sae=4 * 4608) == pytest.approx(2e-3)
+    assert adam(4096, MEASURED, d_in=4 * 576) == pytest.approx(2e-3)
+    assert adam(4096, MEASURED, d_in=256) == pytest.approx(6e-3)
+    assert adam(4096, 1000 * MEASURED) == pytest.approx(4e-4)
+    assert adam(256, MEASURED // 8) == pytest.approx(2e-3)
+    assert adam(4096, 4096) == 4e-3  # never larger
+    assert adam(4096, MEASURED, top_k=128) == 4e-3  # for any k
+    assert adam(1024, MEASURED, sae_type="multi_batch_topk") == 2e-3
 
 
 def test_the_rate_of_active_adam_in_closed_form() -> None:
-    rate = partial(peak_learning_rate, "active_adam", "batch_topk")
-    assert rate(4608, 32, 4096, MEASURED) == 6e-3
-    assert rate(4608, 32, 512, MEASURED) == pytest.approx(3e-3)
-    assert rate(4608, 32, 1024, 2 * MEASURED) == pytest.approx(3e-3)  # as many steps
-    assert rate(4 * 4608, 32, 4096, 8 * MEASURED) == pytest.approx(1.5e-3)
-    assert rate(4608, 128, 4096, MEASURED) == pytest.approx(3e-3)
-    assert rate(4608, 8, 4096, MEASURED) == pytest.approx(12e-3)
-    assert rate(4608, 32, 256, 256) == 6e-3  # never larger
-    several = peak_learning_rate("active_adam", "multi_batch_topk", 4608, 32, 4096, MEASURED)
-    assert several == pytest.approx(4.5e-3)
-    assert peak_learning_rate("active_adam", "gated", 4608, 0, 4096, MEASURED) == 6e-3
+    active = partial(rate, "active_adam")
+    assert active(4096, MEASURED) == 6e-3
+    assert active(512, MEASURED) == pytest.approx(3e-3)
+    assert active(1024, 2 * MEASURED) == pytest.approx(3e-3)  # as many steps
+    assert active(4096, 8 * MEASURED, d_sae=4 * 4608) == pytest.approx(1.5e-3)
+    assert active(4096, MEASURED, top_k=128) == pytest.approx(3e-3)
+    assert active(4096, MEASURED, top_k=8) == pytest.approx(12e-3)
+    assert active(4096, MEASURED, d_in=4096) == 6e-3  # for any activation
+    assert active(256, 256) == 6e-3  # never larger
+    assert active(4096, MEASURED, sae_type="multi_batch_topk") == pytest.approx(4.5e-3)
+    assert active(4096, MEASURED, sae_type="gated", top_k=0) == 6e-3
 
 
 @pytest.mark.parametrize(
@@ -103,13 +120,14 @@ def test_auto_knows_the_optimizer_and_the_kind(
     optimizer: OptimizerName, sae_type: str, lr: float
 ) -> None:
     auto = replace(AUTO, optimizer=optimizer)
-    found = resolved(auto, sae_type, 4608, 32, 4096, 110)
+    found = resolved(auto, SAESize(sae_type, 576, 4608, 32), 4096, 110)
     assert found == replace(auto, tokens_per_step=4096, lr=pytest.approx(lr))
 
 
 def test_numbers_stay_as_they_are() -> None:
     given = TrainingConfig(tokens_per_step=100, lr=0.5)
-    assert resolved(given, "batch_topk", 4608, 32, 30, 7) is given and step_size(given, 10) == 100
+    sae = SAESize("batch_topk", 576, 4608, 32)
+    assert resolved(given, sae, 30, 7) is given and step_size(given, 10) == 100
 
 
 # Where they are recorded
@@ -145,7 +163,8 @@ def test_stored_and_streamed_trainings_have_and_record_the_same(tmp_path: Path) 
     n_tokens = 2 * 256  # an epoch has one whole step
     found = json.loads(made[0]["config.json"])["metadata"]["training"]
     assert found["tokens_per_step"] == 256
-    assert found["lr"] == peak_learning_rate("adam", "batch_topk", 2 * WIDTH, 4, 256, n_tokens)
+    wanted = rate("adam", 256, n_tokens, d_in=WIDTH, d_sae=2 * WIDTH, top_k=4)
+    assert found["lr"] == wanted
 
 
 def test_a_saved_state_is_of_the_numbers(tmp_path: Path) -> None:

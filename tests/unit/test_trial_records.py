@@ -88,7 +88,7 @@ def test_an_idea_stands_beside_the_recipe_on_the_same_seeds() -> None:
 
 @pytest.mark.parametrize("contender", ["ours", "ours, active_adam"])
 def test_auto_stands_beside_the_best_of_the_others(contender: str) -> None:
-    size, lr = automatic(OURS[contender], 4608, 32, 10**6)
+    size, lr = automatic(OURS[contender], 576, 4608, 32, 10**6)
     records = [
         record(0.202, 0.20, tokens_per_step=size, lr=lr, seed=0),
         record(0.300, 0.30, tokens_per_step=size, lr=lr, seed=1),  # no other has this seed
