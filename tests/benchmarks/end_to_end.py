@@ -14,7 +14,7 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -68,8 +68,8 @@ class Options:
     expansion: int = 8
     """Number of features, as a multiple of the activation's width."""
 
-    lr: float = 2e-3
-    """Peak learning rate."""
+    lr: float | Literal["auto"] = 2e-3
+    """Peak learning rate; `auto` as in a training."""
 
     tokens_per_step: int = 4096
     """Tokens in an optimizer step."""

@@ -27,7 +27,7 @@ from sae_core.activations.token_windows import TokenWindows
 from sae_core.models.language_model import Hook, LanguageModel
 from sae_core.sae.config import SAEConfig
 from sae_core.sae.kinds import build
-from sae_core.train_config import DataConfig, EndToEndConfig, TrainingConfig
+from sae_core.train_config import DataConfig, EndToEndConfig, OptimizerName, TrainingConfig
 from sae_core.trainer.end_to_end import EndToEnd
 from sae_core.trainer.events import Observer
 from sae_core.trainer.training_inputs import sae_spec
@@ -50,6 +50,12 @@ class Options(EndToEndOptions):
 
     tokens_per_step: int = 1024
     """Tokens in an optimizer step."""
+
+    optimizer: OptimizerName = TrainingConfig.optimizer
+    """As in a training."""
+
+    lr_decay: float = TrainingConfig.lr_decay
+    """Share of the steps, the last ones, over which the learning rate falls to zero."""
 
     val_fraction: float = 0.15
     """Share of the texts that is held out."""
@@ -169,6 +175,8 @@ class Trainings:
             num_epochs=epochs,
             tokens_per_step=options.tokens_per_step,
             lr=options.lr,
+            lr_decay=options.lr_decay,
+            optimizer=options.optimizer,
             early_stopping_patience=0,
         )
         return Trainer(sae, source, training, observer, end_to_end=phase)
