@@ -302,7 +302,7 @@ def _figures_of(target: Tensor, *logits: Tensor) -> dict[str, Tensor]:
         for of_clean in clean:
             log_clean = F.log_softmax(of_clean, dim=-1, dtype=torch.float32)
             kl.append(torch.linalg.vecdot(log_clean.exp(), log_clean.sub_(log_p)))
-    ce = F.nll_loss(torch.cat(log_likelihood), torch.zeros_like(target), reduction="sum")
+    ce = -torch.cat(log_likelihood).sum()
     return {"ce": ce, "kl": torch.cat(kl).sum()} if kl else {"ce": ce}
 
 

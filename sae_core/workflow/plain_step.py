@@ -29,7 +29,7 @@ from sae_core.sae.dense_start import active_at_start, near_at_start
 
 THINNING = 0.14
 """Pairs beyond k, on average over the steps of a training, as a share of the first step's, as was
-measured: docs/benchmarks.md, "Known features"."""
+measured: docs/benchmarks.md, "Memory of a step"."""
 
 DENSE_PRODUCTS = {"standard": 5, "gated": 7}
 """Products with dense codes, besides the encoder product."""
