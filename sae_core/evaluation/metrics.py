@@ -277,17 +277,15 @@ def _add_predictions(
     """The summed cross-entropies of the logits of hidden states (B, L, D), and of the spliced ones
     the KL from the clean model's. The logits of all tokens never exist at once: with a large
     vocabulary they would take more memory than the model."""
-    target = batch.tokens[:, 1:].flatten()
-    clean_rows = batch.hidden[:, :-1].flatten(0, 1)
+    target, length = batch.tokens[:, 1:].flatten(), batch.tokens.shape[1] - 1
     for part in torch.arange(len(target), device=target.device).split(LOGIT_ROWS):
-        clean, wanted = model.unembed(clean_rows[part]), target[part]
+        at = part // length, part % length
+        clean, wanted = model.unembed(batch.hidden[at]), target[part]
         sums.add(ce_clean=_figures_of(wanted, clean)["ce"])
         for name, hidden in ablated.items():
-            logits = model.unembed(hidden[:, :-1].flatten(0, 1)[part])
-            sums.add(**{f"ce_{name}": _figures_of(wanted, logits)["ce"]})
+            sums.add(**{f"ce_{name}": _figures_of(wanted, model.unembed(hidden[at]))["ce"]})
         for suffixes, hidden in spliced.items():
-            logits = model.unembed(hidden[:, :-1].flatten(0, 1)[part])
-            found = _figures_of(wanted, logits, clean)
+            found = _figures_of(wanted, model.unembed(hidden[at]), clean)
             for suffix in suffixes:
                 sums.add(**{f"{name}_sae{suffix}": value for name, value in found.items()})
 

@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any, get_args
+from typing import get_args
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from synthetic import BATCH_KINDS, DENSE_KINDS, KINDS, SIZES, closed_form, norma
 from torch import Tensor
 
 from sae_core.formats.checkpoint import load_sae, save_sae
-from sae_core.sae import pair_products, sparse_ops
+from sae_core.sae import sparse_ops
 from sae_core.sae.config import TAGS, SAEConfig, SAEType
 from sae_core.sae.kinds import KINDS as REGISTRY
 from sae_core.sae.kinds import build, jumprelu
@@ -251,25 +251,6 @@ def test_jumprelu_starts_with_16_k_features_or_half_of_all(top_k: int, l0: int) 
     x = torch.randn(500, 64, generator=generator(1)) / 8  # E||x||^2 = 1
     assert float((sae.encode(x) > 0).sum(1).float().mean()) == pytest.approx(l0, rel=0.2)
     assert sae.threshold.shape == (512,)
-
-
-def test_pairs_below_a_threshold_are_in_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They are most of a JumpReLU SAE's at the start, and only the threshold's gradient needs them:
-    decoding and both gradients of matrices read the rows of the others."""
-    sae = build(spec("jumprelu", d_in=64, d_sae=512, top_k=4))
-    sae.initialise(generator(0, "weights"))
-    x, read = torch.randn(500, 64, generator=generator(1)) / 8, []
-
-    def bag(rows: Tensor, *given: Any) -> Tensor:
-        read.append(len(rows))
-        return pair_products.bag(rows, *given)
-
-    monkeypatch.setattr(sparse_ops, "bag", bag)
-    made = sae.reconstruct(x)
-    (x - made.x_hat).pow(2).sum().backward()
-    near = (sae.pre_activations(x) > sae.threshold - jumprelu.BANDWIDTH / 2).sum()
-    assert read == 3 * [round(500 * made.l0)] and near > 1.5 * read[0]
-    assert sae.threshold.grad is not None and (sae.threshold.grad != 0).all()
 
 
 def test_earlier_batches_do_not_change_a_training_batch() -> None:

@@ -429,11 +429,11 @@ def test_a_training_needs_the_memory_of_its_step() -> None:
     a top-k are not counted."""
     d, tokens = 2560, 8192
 
-    def memory(kind: str, machine: str, **end_to_end: Any) -> float:
+    def memory(kind: str, machine: str) -> float:
         config = {
             "models": [{"name": "m", "layers": [1], "saes": [{"sae_type": kind, "topk": 64}]}],
             "training": {"tokens_per_step": tokens},
-            "end_to_end": end_to_end or {"use_end_to_end": False},
+            "end_to_end": {"use_end_to_end": False},
         }
         plan = planner(config, 1e7, TABLES.shapes["Qwen/Qwen3-4B"], TABLES.machines[machine])
         return plan.training(next(plan.model.runs(36))).memory

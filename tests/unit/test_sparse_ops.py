@@ -1,14 +1,17 @@
 """The pairwise arithmetic against its dense twin, in float64: values, gradients and memory."""
 
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from largest_tensor import LargestTensor
-from synthetic import normal, random_sae
+from synthetic import normal, random_sae, spec
 from torch import Tensor
 
-from sae_core.sae import largest_entries, pair_products
+from sae_core.sae import largest_entries, pair_products, sparse_ops
+from sae_core.sae.dense_start import BANDWIDTH
+from sae_core.sae.kinds import build
 from sae_core.sae.losses import l1_loss, reconstruction_loss
 from sae_core.sae.sparse_ops import (
     LowerBound,
@@ -20,6 +23,7 @@ from sae_core.sae.sparse_ops import (
     encode,
     select,
 )
+from sae_core.utils.seeding import generator
 
 D, FEATURES = 6, 20
 TOO_HIGH = 1e6
@@ -316,3 +320,22 @@ def test_auxiliary_loss_of_a_perfect_reconstruction_is_0(dtype: torch.dtype) -> 
     )
     aux.add_gradient(sae.weights)
     assert torch.isfinite(sae.W_enc.grad).all()
+
+
+def test_pairs_below_a_threshold_are_in_no_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are most of a JumpReLU SAE's at the start, and only the threshold's gradient needs them:
+    decoding and both gradients of matrices read the rows of the others."""
+    sae = build(spec("jumprelu", d_in=64, d_sae=512, top_k=4))
+    sae.initialise(generator(0, "weights"))
+    x, read = torch.randn(500, 64, generator=generator(1)) / 8, []
+
+    def bag(rows: Tensor, *given: Any) -> Tensor:
+        read.append(len(rows))
+        return pair_products.bag(rows, *given)
+
+    monkeypatch.setattr(sparse_ops, "bag", bag)
+    made = sae.reconstruct(x)
+    (x - made.x_hat).pow(2).sum().backward()
+    near = (sae.pre_activations(x) > sae.threshold - BANDWIDTH / 2).sum()
+    assert read == 3 * [round(500 * made.l0)] and near > 1.5 * read[0]
+    assert sae.threshold.grad is not None and (sae.threshold.grad != 0).all()
